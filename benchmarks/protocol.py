@@ -1,0 +1,150 @@
+"""Train and evaluate the runs of a protocol, several at a time, and collect their results.
+
+    python benchmarks/protocol.py run la_quarter --data DIR/la_quarter --output runs/la_quarter --jobs 2
+    python benchmarks/protocol.py collect la_quarter --output runs/la_quarter --results docs/results/la_quarter
+
+Every run goes through the command line (`monai-ssl train`, `monai-ssl evaluate`), one thread each; a run that is killed
+continues where it was, a finished one is skipped. The last iterate is evaluated, on the validation cases.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fire
+import numpy as np
+import yaml
+
+from monai_ssl.files import write_text
+from monai_ssl.metrics import case_values, environment, read_results
+
+HERE = Path(__file__).parent
+
+
+def jobs(protocol: str) -> tuple[dict, list[tuple[str, list[str]]]]:
+    """The protocol's YAML and its runs as (name, command-line arguments), seeds outermost."""
+    content = yaml.safe_load((HERE / "protocols" / f"{protocol}.yaml").read_text())
+    found = []
+    for seed in content["seeds"]:
+        for name, run in content["runs"].items():
+            if seed not in run.get("seeds", content["seeds"]):
+                continue
+            options = {**content.get("options", {}), **run.get("options", {}), "seed": seed}
+            arguments = [run["bundle"], "--datalist", run.get("datalist", content["datalist"])]
+            for key, value in options.items():
+                arguments += [f"--{key}", str(value).replace("BENCHMARKS", str(HERE))]
+            found.append((f"{name}-seed{seed}", arguments))
+    return content, found
+
+
+def run(protocol: str, data: str, output: str, jobs_at_once: int = 1, only: str = "") -> None:
+    """Train and evaluate; ``only``: comma-separated beginnings of run names."""
+    _, todo = jobs(protocol)
+    chosen = [job for job in todo if not only or job[0].startswith(tuple(only.split(",")))]
+    with ThreadPoolExecutor(jobs_at_once) as pool:
+        list(pool.map(lambda job: _one(job, Path(data).resolve(), Path(output).resolve()), chosen))
+
+
+def _one(job: tuple[str, list[str]], data: Path, output: Path) -> None:
+    name, arguments = job
+    folder = output / name
+    if (folder / "evaluation-validation" / "summary.json").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    environ = {**os.environ, "OMP_NUM_THREADS": threads}
+    command = [sys.executable, "-m", "monai_ssl"]
+    with open(folder / "log.txt", "a") as log:
+        start = time.monotonic()
+        for step in (
+            ["train", *arguments, "--dataset_dir", str(data), "--output", str(folder), "--num_workers", "0"],
+            ["evaluate", str(folder), "--section", "validation"],
+        ):
+            done = subprocess.run([*command, *step], stdout=log, stderr=log, env=environ, check=False)
+            if done.returncode:
+                print(f"{name}: {step[0]} failed with status {done.returncode}; see {folder / 'log.txt'}", flush=True)
+                return
+    print(f"{name}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+
+
+def collect(protocol: str, output: str, results: str) -> None:
+    """Copy every finished run's result files, and write ``README.md`` and ``summary.json`` with a table over seeds."""
+    content, todo = jobs(protocol)
+    source, target = Path(output), Path(results)
+    table: dict[str, dict[str, dict[str, float]]] = {}
+    for name, _ in todo:
+        evaluation = source / name / "evaluation-validation"
+        if not (evaluation / "summary.json").is_file():
+            continue
+        (target / name).mkdir(parents=True, exist_ok=True)
+        for file in ("per_case.csv", "summary.json"):
+            shutil.copyfile(evaluation / file, target / name / file)
+        record = json.loads((source / name / "run.json").read_text())
+        record = {k: _relative(v) for k, v in record.items() if k not in {"dataset_dir", "datalist"}}
+        write_text(target / name / "run.json", json.dumps(record, indent=1) + "\n")
+        _thin(source / name / "training.csv", target / name / "training.csv")
+        group, seed = name.rsplit("-seed", 1)
+        rows = read_results(evaluation).rows
+        dice = np.array(list(case_values(rows, "dice").values()))
+        table.setdefault(group, {})[seed] = {
+            "dice": float(dice.mean()),
+            "sd": float(dice.std(ddof=1)),
+            "median": float(np.median(dice)),
+            "failed": int((dice < 0.5).sum()),
+            "jaccard": float(np.mean(list(case_values(rows, "jaccard").values()))),
+            "hd95_voxel": float(np.mean(list(case_values(rows, "hd95_voxel").values()))),
+            "asd_voxel": float(np.mean(list(case_values(rows, "asd_voxel").values()))),
+        }
+    lines = [f"# {content['title']}", "", content["description"].strip(), "",
+             f"Written by `python benchmarks/protocol.py collect {protocol}`; machine: {environment()['machine']}.", "",
+             "| run | seeds | Dice, mean over seeds (each seed) | median | failed cases (Dice < 0.5) | Jaccard | 95HD voxel | ASD voxel |",  # noqa: E501
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
+    for group, seeds in table.items():
+        values = list(seeds.values())
+        mean = {k: float(np.mean([v[k] for v in values])) for k in values[0]}
+        each = ", ".join(f"{100 * v['dice']:.1f} ± {100 * v['sd']:.1f}" for v in values)
+        failed = ", ".join(str(v["failed"]) for v in values)
+        text = content["runs"][group].get("title", group)
+        lines.append(
+            f"| {text} | {len(values)} | **{100 * mean['dice']:.1f}** ({each}) | {100 * mean['median']:.1f} | {failed} | "
+            f"{100 * mean['jaccard']:.1f} | {mean['hd95_voxel']:.2f} | {mean['asd_voxel']:.2f} |"
+        )
+    findings = target / "FINDINGS.md"
+    if findings.is_file():
+        lines += ["", findings.read_text(encoding="utf-8").strip()]
+    write_text(target / "README.md", "\n".join(lines) + "\n")
+    write_text(target / "summary.json", json.dumps({"protocol": protocol, "runs": table, **environment()}, indent=1) + "\n")
+    print(target / "README.md")
+
+
+def _relative(value: object) -> object:
+    """Without the folders of one machine."""
+    if isinstance(value, str) and "/" in value:
+        return " ".join(Path(word).name if word.startswith("/") else word for word in value.split(" "))
+    return {k: _relative(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _thin(source: Path, target: Path, every: int = 10) -> None:
+    """Means over ``every`` iterations of a training log."""
+    with open(source, newline="") as file:
+        rows = list(csv.DictReader(file))
+    keys = list(rows[0])
+    lines = [",".join(keys)]
+    for first in range(0, len(rows), every):
+        block = rows[first : first + every]
+        lines.append(",".join(
+            block[-1][k] if k == "iteration" else f"{np.mean([float(r[k]) for r in block]):.5g}" for k in keys
+        ))  # fmt: skip
+    write_text(target, "\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    fire.Fire({"run": run, "collect": collect})

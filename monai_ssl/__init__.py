@@ -1,0 +1,17 @@
+"""Semi-supervised medical image segmentation, at home in MONAI."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+__version__ = "0.1.0"
+
+_ROOMS = ("data", "deploy", "engines", "handlers", "losses", "methods", "metrics", "networks", "transforms")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Rooms are imported on first use, so that ``import monai_ssl`` alone (and ``--help``) stays quick."""
+    if name in _ROOMS:
+        return importlib.import_module(f"monai_ssl.{name}")
+    raise AttributeError(f"module 'monai_ssl' has no attribute {name!r}")

@@ -1,0 +1,126 @@
+"""Finding, copying and running the bundles that ship with the package."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import monai_ssl
+from monai_ssl.data.datalist import DataError
+
+
+def bundles_root() -> Path:
+    """Folder of the shipped bundles: inside the installed package, or beside it in a clone."""
+    package = Path(monai_ssl.__file__).parent
+    for folder in (package / "bundles", package.parent / "bundles"):
+        if folder.is_dir():
+            return folder
+    raise DataError(f"bundles: not found beside {package}; reinstall monai_ssl")
+
+
+def available_bundles() -> list[str]:
+    """Names of the shipped bundles."""
+    return sorted(path.parent.parent.name for path in bundles_root().glob("*/configs/metadata.json"))
+
+
+def find_bundle(name: str | Path) -> Path:
+    """Folder of a shipped bundle, or of your own (a path that has ``configs/train.yaml``).
+
+    Raises:
+        DataError: when there is no such bundle.
+    """
+    own = Path(str(name)).expanduser()
+    if (own / "configs" / "train.yaml").is_file():
+        return own.resolve()
+    folder = bundles_root() / str(name)
+    if not (folder / "configs" / "train.yaml").is_file():
+        names = available_bundles()
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"bundle: must be one of {', '.join(names)} or a bundle's folder, got {str(name)!r}{hint}")
+    return folder
+
+
+def copy_bundle(name: str, output: str | Path) -> Path:
+    """Write a shipped bundle to ``output`` for editing; weights are not copied (none are shipped).
+
+    Raises:
+        DataError: when the folder exists and is not empty.
+    """
+    source, target = find_bundle(name), Path(output).expanduser()
+    if target.exists() and any(target.iterdir()):
+        raise DataError(f"output: {target} exists and is not empty; give a new folder")
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.pt", "*.ts", "*.onnx", "eval", "__pycache__"),
+                    dirs_exist_ok=True)  # fmt: skip
+    (target / "models").mkdir(exist_ok=True)
+    return target
+
+
+def run_bundle(bundle: Path, configs: list[str], overrides: dict[str, Any]) -> None:
+    """``python -m monai.bundle run`` with the bundle's own folder as ``bundle_root``.
+
+    Args:
+        bundle: its folder.
+        configs: file names in ``configs/``, later ones override earlier ones.
+        overrides: id -> value; ids are checked against the configs first.
+
+    Raises:
+        DataError: for an id that no config knows.
+    """
+    from monai.bundle import ConfigParser, run
+
+    files = [str(bundle / "configs" / name) for name in configs]
+    parser = ConfigParser()
+    parser.read_config(files)
+    for key in overrides:
+        _check_id(parser, key)
+    logging_file = bundle / "configs" / "logging.conf"
+    run(
+        config_file=files,
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=str(logging_file) if logging_file.is_file() else None,
+        bundle_root=str(bundle),
+        **overrides,
+    )
+
+
+def _check_id(parser: Any, key: str) -> None:
+    """An id must exist; below a ``_target_`` any argument may be added, the class itself checks it."""
+    path = key.replace("#", "::").split("::")
+    config = parser.config
+    for depth, part in enumerate(path):
+        if isinstance(config, dict) and part in config:
+            config = config[part]
+            continue
+        if isinstance(config, dict) and "_target_" in config and depth == len(path) - 1:
+            return
+        if isinstance(config, list) and part.isdigit() and int(part) < len(config):
+            config = config[int(part)]
+            continue
+        flat = "::".join(path[: depth + 1])  # overlays may use whole ids as keys
+        if isinstance(parser.config, dict) and flat.replace("::", "#") in parser.config:
+            return
+        known = [k for k in config if isinstance(k, str) and not k.startswith("_")] if isinstance(config, dict) else []
+        near = difflib.get_close_matches(part, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"--{key}: no such id in the bundle's configs{hint} (known: {', '.join(known)})")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        DataError: when the file is missing or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; a run folder is written by `monai-ssl train`") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is not a readable JSON file ({error})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: must be a JSON object, got {type(content).__name__}")
+    return content

@@ -1,0 +1,389 @@
+"""Dataset presets: every number that belongs to the data, in one YAML file per data set.
+
+A preset gives a bundle its shapes, classes, intensity handling, augmentation, windows and published protocol, so that
+methods x datasets need no copies of configs. ``load_preset("left_atrium")`` reads one that ships with the package,
+``load_preset("my/preset.yaml")`` your own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from monai.transforms import (
+    AsDiscreted,
+    Compose,
+    CopyItemsd,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    Invertd,
+    KeepLargestConnectedComponentd,
+    LoadImaged,
+    NormalizeIntensityd,
+    Orientationd,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandRotate90d,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    RandSpatialCropd,
+    SaveImaged,
+    ScaleIntensityRanged,
+    ScaleIntensityRangePercentilesd,
+    Spacingd,
+    SpatialPadd,
+    Transform,
+)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from monai_ssl.data.datalist import DataError
+from monai_ssl.data.writer import AtomicNibabelWriter
+from monai_ssl.transforms import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd
+
+PRESET_DIR = Path(__file__).parent / "presets"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Intensity(_Strict):
+    """How grey values are normalised, volume by volume.
+
+    ``as_stored``: untouched. ``zscore``: zero mean, unit variance. ``robust``: clipped to the two percentiles, then
+    z-scored. ``window``: ``window`` (for example in Hounsfield units) is mapped to [-1, 1] and clipped.
+    """
+
+    policy: Literal["as_stored", "zscore", "robust", "window"] = "robust"
+    percentiles: tuple[float, float] = (0.5, 99.5)
+    window: tuple[float, float] | None = None
+
+    @model_validator(mode="after")
+    def _window(self) -> Intensity:
+        if self.policy == "window" and self.window is None:
+            raise ValueError("intensity.policy 'window' needs intensity.window: [low, high]")
+        return self
+
+
+class Augmentation(_Strict):
+    """Random transforms of the training patches.
+
+    ``literature``: rotation by k * 90 degrees in the first plane, then a flip that is ALWAYS applied, then the crop
+    (the identity never occurs). ``practical``: small affine, flips along ``flip_axes`` with probability 0.5,
+    quarter turns in ``rotate90_axes`` with probability 0.5, noise, blur, brightness, contrast. ``none``: crop only.
+    """
+
+    policy: Literal["literature", "practical", "none"] = "practical"
+    flip_axes: tuple[int, ...] = ()
+    rotate90_axes: tuple[int, int] | None = None
+    rotation_degrees: float = Field(default=10.0, ge=0)
+    scale: float = Field(default=0.1, ge=0, lt=1)
+    affine_probability: float = Field(default=0.5, ge=0, le=1)
+    intensity_probability: float = Field(default=0.3, ge=0, le=1)
+
+
+class Window(_Strict):
+    """Sliding window at inference: exact ``stride`` in voxels (the literature's way) or ``overlap`` in [0, 1)."""
+
+    stride: tuple[int, ...] | None = None
+    overlap: float = Field(default=0.25, ge=0, lt=1)
+    mode: Literal["constant", "gaussian"] = "gaussian"
+    batch_size: int = Field(default=1, ge=1)
+
+
+class Training(_Strict):
+    """Published or recommended protocol."""
+
+    max_iterations: int = Field(default=6000, ge=1)
+    epoch_length: int = Field(default=100, ge=1)
+    val_interval: int = Field(default=10, ge=1, description="in epochs of epoch_length iterations")
+    labeled_batch_size: int = Field(default=2, ge=1)
+    unlabeled_batch_size: int = Field(default=2, ge=0)
+    learning_rate: float = Field(default=0.01, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: Literal["step", "poly", "cosine", "constant"] = "step"
+    milestones: tuple[float, ...] = (2500 / 6000, 5000 / 6000)
+    warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the iterations with a linear warm-up")
+    clip_gradient_norm: float | None = Field(default=None, gt=0)
+
+
+class Preset(_Strict):
+    """One data set in one flavour, validated; see the module's docstring and ``data/presets/*.yaml`` for examples.
+
+    Attributes:
+        name, description, flavour: what it is.
+        spatial_dims: 2 or 3.
+        channels: one name per image channel.
+        modality: for the bundle's metadata, for example ``MR`` or ``CT``.
+        labels: class index -> name; 0 is the background; indices 0..n-1 without gap.
+        orientation: axis codes to which images are brought (``RAS``), or None for arrays as stored.
+        spacing: millimetres per axis to which images are resampled, or None for the stored grid.
+        patch_size: voxels per axis.
+        intensity, augmentation, window, training: see the classes of these names.
+        largest_component: keep the largest component of each class (changes results: see the literature's tables).
+    """
+
+    name: str
+    description: str = ""
+    flavour: str = "practical"
+    spatial_dims: Literal[2, 3] = 3
+    channels: tuple[str, ...] = ("image",)
+    modality: str = "MR"
+    labels: dict[int, str]
+    orientation: str | None = "RAS"
+    spacing: tuple[float, ...] | None = None
+    patch_size: tuple[int, ...]
+    intensity: Intensity = Intensity()
+    augmentation: Augmentation = Augmentation()
+    window: Window = Window()
+    training: Training = Training()
+    largest_component: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Preset:
+        if sorted(self.labels) != list(range(len(self.labels))) or len(self.labels) < 2:
+            raise ValueError(f"labels must be 0 (background), 1, ... without gap, at least two, got {list(self.labels)}")
+        for key in ("patch_size", "spacing"):
+            value = getattr(self, key)
+            if value is not None and len(value) != self.spatial_dims:
+                raise ValueError(f"{key} must have {self.spatial_dims} entries (spatial_dims), got {list(value)}")
+        if self.window.stride is not None and len(self.window.stride) != self.spatial_dims:
+            raise ValueError(f"window.stride must have {self.spatial_dims} entries, got {list(self.window.stride)}")
+        if any(p < 16 or p % 16 for p in self.patch_size):
+            raise ValueError(
+                f"patch_size must be multiples of 16 (four halvings in the networks), got {list(self.patch_size)}"
+            )
+        return self
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes, background included."""
+        return len(self.labels)
+
+    @property
+    def in_channels(self) -> int:
+        return len(self.channels)
+
+    # --- one preprocessing / inferer / postprocessing definition for validation, inference and evaluation ---
+
+    def preprocessing(self, label: bool = False) -> Compose:
+        """Deterministic transforms of the image and, for training, of the label (cached).
+
+        Args:
+            label: also transform ``label`` along with the image (training). Validation and evaluation keep the
+                label on its original grid: see :meth:`validation_preprocessing`.
+        """
+        return Compose(self._preprocessing(["image", "label"] if label else ["image"]))
+
+    def _preprocessing(self, keys: list[str]) -> list[Transform]:
+        mode = ["bilinear", "nearest"][: len(keys)]
+        steps: list[Transform] = [
+            LoadImaged(keys, image_only=True, dtype=None),
+            EnsureChannelFirstd(keys),
+            EnsureTyped("image", dtype="float32"),
+        ]
+        if self.orientation is not None:
+            steps.append(Orientationd(keys, axcodes=self.orientation[: self.spatial_dims], labels=None))
+        if self.spacing is not None:
+            steps.append(Spacingd(keys, pixdim=self.spacing, mode=mode))
+        return steps + self._intensity()
+
+    def _intensity(self) -> list[Transform]:
+        i = self.intensity
+        if i.policy == "as_stored":
+            return []
+        if i.policy == "window":
+            assert i.window is not None  # validated
+            return [ScaleIntensityRanged("image", *i.window, -1.0, 1.0, clip=True)]
+        steps: list[Transform] = [NormalizeIntensityd("image", channel_wise=True)]
+        if i.policy == "robust":
+            low, high = i.percentiles
+            steps.insert(0, ScaleIntensityRangePercentilesd(
+                "image", low, high, 0.0, 1.0, clip=True, channel_wise=True))  # fmt: skip
+        return steps
+
+    def validation_preprocessing(self) -> Compose:
+        """:meth:`preprocessing` of the image, and the label as it lies on disk: scores are on the original grid."""
+        return Compose(
+            [
+                LoadImaged("label", image_only=True, dtype=None, allow_missing_keys=True),
+                EnsureChannelFirstd("label", allow_missing_keys=True),
+                *self._preprocessing(["image"]),
+            ]
+        )
+
+    def postprocessing(
+        self, preprocessing: Compose, output_dir: str | None = None, probabilities: bool = False, data_root: str = ""
+    ) -> Compose:
+        """Class probabilities on the network's grid -> label map on the grid of the file that was read.
+
+        Args:
+            preprocessing: the very object that prepared the images (its spatial transforms are inverted).
+            output_dir: also write ``<name>_seg.nii.gz`` there (uint8, grid and affine of the image).
+            probabilities: also keep, and with ``output_dir`` write, ``<name>_prob.nii.gz`` (float32, one channel a class).
+            data_root: folder whose layout is repeated below ``output_dir``, so that equal file names do not collide.
+        """
+        steps: list[Transform] = [Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False)]
+        if probabilities:
+            steps.append(CopyItemsd("pred", names=["prob"]))
+        steps.append(AsDiscreted("pred", argmax=True))
+        if self.largest_component:
+            classes = list(range(1, self.n_classes))
+            steps.append(KeepLargestConnectedComponentd("pred", applied_labels=classes, independent=True))
+        if output_dir is not None:
+            for key, postfix, dtype in [("pred", "seg", "uint8"), ("prob", "prob", "float32")][: 1 + probabilities]:
+                steps.append(
+                    SaveImaged(
+                        key,
+                        output_dir=output_dir,
+                        output_postfix=postfix,
+                        output_dtype=dtype,
+                        resample=False,
+                        separate_folder=False,
+                        data_root_dir=data_root,
+                        writer=AtomicNibabelWriter,
+                        print_log=False,
+                    )
+                )
+        return Compose(steps)
+
+    # --- training only ---
+
+    def training_preprocessing(self, label: bool = True) -> Compose:
+        """Everything deterministic of the training chain: preprocessing, padding to the patch, plain tensors."""
+        keys = ["image", "label"] if label else ["image"]
+        steps = self._preprocessing(keys)
+        if self.augmentation.policy == "literature":
+            steps.append(LiteraturePadd(keys, self.patch_size))
+        else:
+            steps.append(SpatialPadd(keys, self.patch_size))
+        steps.append(EnsureTyped("image", dtype="float32", track_meta=False))
+        if label:
+            steps.append(EnsureTyped("label", dtype="uint8", track_meta=False))
+        return Compose(steps)
+
+    def random_transforms(self, label: bool = True) -> list[Transform]:
+        """Random transforms of one training item, ending in a patch of ``patch_size``."""
+        keys = ["image", "label"] if label else ["image"]
+        a = self.augmentation
+        if a.policy == "literature":
+            return [RandRotateFlipd(keys), RandLiteratureCropd(keys, self.patch_size)]
+        crop = RandSpatialCropd(keys, self.patch_size, random_size=False)
+        if a.policy == "none":
+            return [crop]
+        mode = ["bilinear", "nearest"][: len(keys)]
+        steps: list[Transform] = [crop]
+        if a.rotate90_axes is not None:
+            # on the whole volume, before the crop: a turned patch need not be square
+            steps.insert(0, RandRotate90d(keys, prob=0.5, max_k=3, spatial_axes=a.rotate90_axes))
+        steps += [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in a.flip_axes]
+        if a.affine_probability > 0 and (a.rotation_degrees > 0 or a.scale > 0):
+            radians = a.rotation_degrees * 3.141592653589793 / 180
+            steps.append(
+                RandAffined(
+                    keys,
+                    prob=a.affine_probability,
+                    rotate_range=[radians] * (3 if self.spatial_dims == 3 else 1),
+                    scale_range=[a.scale] * self.spatial_dims,
+                    mode=mode,
+                    padding_mode="border",
+                )
+            )
+        p = a.intensity_probability
+        if p > 0:
+            steps += [
+                RandGaussianNoised("image", prob=p, std=0.1),
+                RandGaussianSmoothd("image", prob=p, sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), sigma_z=(0.3, 1.0)),
+                RandScaleIntensityd("image", factors=0.2, prob=p),
+                RandShiftIntensityd("image", offsets=0.2, prob=p),
+                RandAdjustContrastd("image", prob=p, gamma=(0.7, 1.5)),
+            ]
+        return steps
+
+
+def available_presets() -> list[str]:
+    """Names of the presets that ship with the package."""
+    return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
+
+
+def load_preset(name: str | Path, flavour: str | None = None, **overrides: Any) -> Preset:
+    """Read and validate a preset.
+
+    Args:
+        name: a name of :func:`available_presets` or the path of your own YAML.
+        flavour: ``"literature"`` (as published) or ``"practical"`` (what a clinic should use), where the file offers
+            ``flavours``; None takes the file's ``default_flavour``.
+        **overrides: fields to replace; nested mappings are merged.
+
+    Raises:
+        DataError: when the file does not exist, is no YAML mapping, has an unknown key or an invalid value; the message
+            names the file and the key.
+
+    Example:
+        >>> preset = load_preset("left_atrium", flavour="literature")
+        >>> preset.patch_size, preset.n_classes, preset.window.stride
+        ((112, 112, 80), 2, (18, 18, 4))
+    """
+    path = Path(name)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = PRESET_DIR / f"{name}.yaml"
+        if not path.is_file():
+            raise DataError(
+                f"dataset: must be one of {', '.join(available_presets())} or the path of a preset .yaml, got {name!r}"
+            )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the preset ({error.strerror}); check the path") from None
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: a preset must be a mapping of keys to values, got {type(content).__name__}")
+    flavours = content.pop("flavours", {}) or {}
+    default = content.pop("default_flavour", next(iter(flavours), None))
+    chosen = flavour or default
+    if flavours and chosen not in flavours:
+        raise DataError(f"flavour: {path.name} offers {', '.join(flavours)}, got {flavour!r}")
+    if flavours:
+        content = _merge(content, flavours[chosen] or {})
+        content["flavour"] = chosen
+    elif flavour is not None:
+        # one flavour only: the request is met if it is the one that the file says it is
+        stated = content.get("flavour", "practical")
+        if flavour != stated:
+            raise DataError(f"flavour: {path.name} offers only {stated!r}, got {flavour!r}")
+    content.setdefault("name", path.stem)
+    content = _merge(content, overrides)
+    try:
+        return Preset.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "preset"
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = f"unknown key; known keys stand in the docstring of monai_ssl.data.preset.{type_hint(first['loc'])}"
+        raise DataError(f"{path}: {where}: {message} (got {first.get('input')!r})") from None
+
+
+def type_hint(location: tuple[Any, ...]) -> str:
+    """Name of the class that documents the keys at ``location`` of a preset."""
+    names = {"intensity": "Intensity", "augmentation": "Augmentation", "window": "Window", "training": "Training"}
+    return names.get(str(location[0]), "Preset") if len(location) > 1 else "Preset"
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def dump_preset(preset: Preset) -> str:
+    """The preset as YAML, readable by :func:`load_preset` (one flavour)."""
+    return yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

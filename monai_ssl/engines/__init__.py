@@ -1,0 +1,17 @@
+"""Engines: the trainer, the inferer and what they need."""
+
+from .inferer import WindowInferer
+from .precision import autocast, autocast_dtype, channels_last, cpu_has_bfloat16
+from .schedules import lr_schedule
+from .trainer import SemiSupervisedTrainer, TrainingDivergedError
+
+__all__ = [
+    "SemiSupervisedTrainer",
+    "TrainingDivergedError",
+    "WindowInferer",
+    "autocast",
+    "autocast_dtype",
+    "channels_last",
+    "cpu_has_bfloat16",
+    "lr_schedule",
+]

@@ -1,0 +1,204 @@
+"""Full-state checkpoints and exact resume."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+
+from monai_ssl.data.datalist import DataError
+from monai_ssl.files import atomic_path
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT, MODEL = "checkpoint.pt", "model.pt"
+
+
+def save(content: Any, path: str | Path) -> None:
+    """``torch.save`` that never leaves a half-written file.
+
+    Raises:
+        OSError: when the disk is full or the folder not writable, naming the file.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's zip writer reports a full disk as RuntimeError
+            raise OSError(28, " ".join(str(error).split())[:120], str(path)) from error
+
+
+def load(path: str | Path, map_location: Any = "cpu") -> Any:
+    """``torch.load`` of tensors and plain containers; never unpickles objects.
+
+    Raises:
+        DataError: when the file is missing, truncated, or holds anything but tensors and plain containers.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; `monai-ssl train` writes it") from None
+    except Exception as error:  # torch raises many types here: UnpicklingError, RuntimeError, EOFError, ...
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise DataError(f"{path}: not a readable file of weights ({reason})") from None
+
+
+def load_network(network: nn.Module, path: str | Path) -> nn.Module:
+    """Load a deployed network's weights (``model.pt``) strictly.
+
+    Raises:
+        DataError: when the file is missing, unsafe, or does not fit the network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            f"ckpt: {path} does not exist; no weights are shipped: train first (`monai-ssl train` or the bundle's "
+            "train config) or give --ckpt"
+        )
+    state = load(path)
+    if isinstance(state, dict) and "model" in state and not isinstance(state["model"], Tensor):
+        state = state["model"]
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: does not fit the network of this bundle and dataset ({' '.join(str(error).split())[:240]})"
+        ) from None
+    return network
+
+
+class RunCheckpoint:
+    """Saves everything that training depends on, and takes a run up again where the last checkpoint left it.
+
+    The state is: iteration, method (networks, teachers, memories, counters), optimiser, schedule, gradient scaler. With
+    streams and dropout seeded by position, nothing else exists: a resumed run repeats the lost iterations bit for
+    bit. Beside ``checkpoint.pt`` lies ``model.pt``, the flat state dict of the deployed network alone.
+
+    Args:
+        output_dir: folder of the run.
+        interval: iterations between checkpoints, >= 1. The end of the run is always saved.
+        resume: continue from ``checkpoint.pt`` where it belongs to the same run. A checkpoint of another run (other
+            seed, data, batch sizes, method, precision), or any with ``resume=False``, is moved with the run's other
+            files to ``output_dir/previous-1`` (2, 3, ...) and training starts afresh: nothing is lost.
+        identity: what else must be equal for two runs to be the same run, plain values. ``max_iterations`` does not
+            belong here: a run may be prolonged.
+
+    Raises:
+        DataError: when the checkpoint cannot be read.
+    """
+
+    def __init__(
+        self, output_dir: str | Path, interval: int = 100, resume: bool = True, identity: dict[str, Any] | None = None
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f"interval must be >= 1 iteration, got {interval}")
+        self.folder, self.interval, self.resume = Path(output_dir), interval, resume
+        self.identity = {key: _plain(value) for key, value in (identity or {}).items()}
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.restore)
+        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def _identity(self, engine: Any) -> dict[str, Any]:
+        streams = engine.data_loader
+        return {
+            **self.identity,
+            "seed": engine.seed,
+            "labelled cases": fingerprint(streams.labeled.entries),
+            "unlabelled cases": fingerprint(streams.streams["unlabeled"][0].cases.entries if streams.n_unlabeled else []),
+            "labeled_batch_size": streams.labeled_batch_size,
+            "unlabeled_batch_size": streams.unlabeled_batch_size,
+            "precision": str(engine.dtype or torch.float32).removeprefix("torch."),
+            "method": type(engine.plain_method).__name__,
+        }
+
+    def restore(self, engine: Any) -> None:
+        """Called when training starts: move the engine to where the former run stopped."""
+        path = self.folder / CHECKPOINT
+        state = load(path, map_location=engine.state.device) if path.is_file() else None
+        if state is not None:
+            differing = self._difference(engine, state)
+            if differing is None:
+                self._continue(engine, state)
+                logger.info("resumed from %s at iteration %d", path, state["iteration"])
+            elif engine.state.rank == 0:
+                logger.warning("%s: %s; its files are kept in %s", path, differing, self._set_aside())
+        engine.data_loader.start = engine.state.iteration
+
+    def _difference(self, engine: Any, state: dict[str, Any]) -> str | None:
+        if not self.resume:
+            return "resume is off: starting again"
+        for key, value in self._identity(engine).items():
+            former = state["identity"].get(key)
+            if former != value:
+                return f"belongs to a run with {key} = {former!r}, this one has {value!r}: starting again"
+        return None
+
+    def _continue(self, engine: Any, state: dict[str, Any]) -> None:
+        engine.plain_method.load_state_dict(state["method"])
+        engine.optimizer.load_state_dict(state["optimizer"])
+        if engine.lr_scheduler is not None:
+            engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
+        engine.grad_scaler.load_state_dict(state["grad_scaler"])
+        engine.state.iteration = state["iteration"]
+        engine.state.epoch = state["iteration"] // engine.state.epoch_length
+
+    def _set_aside(self) -> Path:
+        k = 1
+        while (self.folder / f"previous-{k}").exists():
+            k += 1
+        aside = self.folder / f"previous-{k}"
+        aside.mkdir()
+        for name in (CHECKPOINT, MODEL, "training.csv", "validation.csv", "tensorboard", "previews", "run.json"):
+            if (self.folder / name).exists():
+                os.replace(self.folder / name, aside / name)
+        return aside
+
+    def save(self, engine: Any) -> None:
+        if engine.state.rank != 0:
+            return
+        method = engine.plain_method
+        content = {
+            "iteration": method.iteration,
+            "identity": self._identity(engine),
+            "method": method.state_dict(),
+            "optimizer": engine.optimizer.state_dict(),
+            "lr_scheduler": _plain_state(engine.lr_scheduler),
+            "grad_scaler": engine.grad_scaler.state_dict(),
+        }
+        save(content, self.folder / CHECKPOINT)
+        save(
+            {key: value.detach().cpu().contiguous() for key, value in method.network.state_dict().items()},
+            self.folder / MODEL,
+        )
+
+
+def fingerprint(entries: list[dict[str, Any]]) -> str:
+    """Short hash of file names and of the contents of label files: an edited label makes another run."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        images = entry["image"] if isinstance(entry["image"], (list, tuple)) else [entry["image"]]
+        digest.update("|".join(Path(str(image)).name for image in images).encode())
+        label = entry.get("label")
+        if label is not None and Path(str(label)).is_file():
+            digest.update(Path(str(label)).read_bytes())
+    return f"{len(entries)} ({digest.hexdigest()[:12]})"
+
+
+def _plain_state(scheduler: Any) -> dict[str, Any] | None:
+    if scheduler is None:
+        return None
+    # the lambdas themselves are rebuilt from the config: only numbers are stored
+    return {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"} | {
+        "lr_lambdas": [None] * len(scheduler.base_lrs)
+    }
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,0 +1,101 @@
+"""From predictions to result files."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from monai_ssl.data.datalist import DataError, case_name
+from monai_ssl.metrics import case_metrics, overlay_figure, write_results
+
+
+def spacing_of(affine: Any, dims: int) -> list[float]:
+    """Voxel size in mm from an affine, one entry per axis."""
+    from nibabel.affines import voxel_sizes
+
+    return [float(s) for s in voxel_sizes(affine)[:dims]]
+
+
+class EvaluationResults:
+    """Scores every case on the grid of its label file and writes ``per_case.csv`` and ``summary.json``.
+
+    Attach to a MONAI evaluator whose post-processing gives ``pred`` on the original grid.
+
+    Args:
+        output_dir: where the files go; both appear only when every case is done.
+        labels: class index -> name.
+        meta: provenance for the summary (bundle, data set, checkpoint, ...).
+
+    Raises:
+        DataError: when a case has no label.
+    """
+
+    def __init__(self, output_dir: str | Path, labels: Mapping[int, str], meta: Mapping[str, Any] | None = None) -> None:
+        self.output_dir, self.labels, self.meta = Path(output_dir), dict(labels), dict(meta or {})
+        self.rows: list[dict[str, Any]] = []
+
+    def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self.start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self.collect)
+        engine.add_event_handler(Events.COMPLETED, self.write)
+
+    def start(self, engine: Engine) -> None:
+        self.rows = []
+
+    def collect(self, engine: Any) -> None:
+        for item in engine.state.output:
+            prediction, label = item["pred"], item["label"]
+            name = case_name({"image": prediction.meta["filename_or_obj"]})
+            if label is None:
+                raise DataError(f"case {name}: has no label; evaluation needs labelled cases")
+            spacing = spacing_of(prediction.affine.cpu().numpy(), prediction.dim() - 1)
+            self.rows += case_metrics(
+                prediction[0].cpu().numpy(), label[0].cpu().numpy(), self.labels, spacing, case=name
+            )
+
+    def write(self, engine: Engine) -> None:
+        meta = {"command": " ".join(sys.argv), **self.meta}
+        write_results(self.output_dir, self.rows, meta)
+
+
+class Preview:
+    """A picture of the first validation case (image, label, prediction) after every validation.
+
+    Pictures go to ``output_dir/previews/iteration-000500.png``.
+
+    Args:
+        output_dir: folder of the run.
+        evaluator: the engine that validates; attach this handler to the TRAINER, whose iteration names the file.
+        labels: class index -> name, for the legend.
+    """
+
+    def __init__(self, output_dir: str | Path, evaluator: Engine, labels: Mapping[int, str]) -> None:
+        self.folder, self.evaluator, self.labels = Path(output_dir) / "previews", evaluator, dict(labels)
+
+    def attach(self, engine: Engine) -> None:
+        self.evaluator.add_event_handler(Events.ITERATION_COMPLETED(once=1), self.draw, engine)
+
+    def draw(self, engine: Any, trainer: Any) -> None:
+        if trainer.state.rank != 0 or not engine.state.output:
+            return
+        item = engine.state.output[0]
+        image = load_original(item["pred"].meta["filename_or_obj"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        overlay_figure(
+            image,
+            item["label"][0].cpu().numpy(),
+            item["pred"][0].cpu().numpy(),
+            path=self.folder / f"iteration-{trainer.state.iteration:06d}.png",
+            labels=self.labels,
+        )
+
+
+def load_original(path: Any) -> Any:
+    """First channel of an image file as stored, array ``(*spatial)``."""
+    from monai.transforms import LoadImage
+
+    return LoadImage(image_only=True, ensure_channel_first=True)(path)[0].numpy()

@@ -1,0 +1,128 @@
+"""DTC: semi-supervised segmentation through dual-task consistency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from monai_ssl.losses import DualTaskConsistencyLoss, SigmoidRampUp, foreground_dice_loss
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.networks import DualTaskNetwork
+from monai_ssl.transforms import SignedDistanceMap
+
+VARIANTS = ("released", "paper")
+
+
+class DualTaskConsistency(SemiSupervisedMethod):
+    r"""Dual-task consistency between a segmentation head and a signed-distance head.
+
+    One forward pass over labelled and unlabelled images together gives logits and a signed distance map ``d``. Labelled
+    images supervise both heads; on all images the mask implied by the distance, :math:`T^{-1}(d) = \sigma(-k d)`, is
+    pulled to the segmentation and the other way round:
+
+    .. math:: L = L_{Dice} + \beta\, L_{SDF} + w(t)\, L_{DTC}
+
+    There is no teacher, no second pass and no noise.
+
+    Args:
+        network: a :class:`~monai_ssl.networks.DualTaskNetwork` (any backbone, ``n_classes - 1`` distance channels).
+        max_iterations: length of the run, for the default ramp-up.
+        ramp_up: weight of the consistency term as a function of the iteration. Default: over the whole run; released
+            code, a staircase of 40 levels (150 iterations each in a run of 6000); paper, continuous.
+        distance_weight: :math:`\beta >= 0`. Default: 0.3 (released) or 1 (paper, Eq. 6 weights both tasks equally).
+        slope: :math:`k > 0` of the smooth Heaviside function, 1500 in the released code.
+        variant: ``"released"`` (default) or ``"paper"``.
+        degenerate: distance targets of empty and full patches, see :class:`monai_ssl.transforms.SignedDistanceMap`.
+        unsupervised_weight: factor on the consistency term; 0 is the matched floor.
+
+    Paper and released code differ; ``variant`` selects
+
+    ============================  ==============================  ================================
+    term                          ``released``                    ``paper``
+    ============================  ==============================  ================================
+    weight of the SDF term        0.3                             1
+    Dice denominator              squared, pooled over the rows   plain sums, per image
+    ramp-up                       staircase of 40 levels          continuous
+    sign in :math:`T^{-1}`        minus                           minus (Eq. 2 has a sign error)
+    SDF, consistency              voxel means                     voxel means (Eq. 4 prints sums,
+                                                                  10^6 times larger)
+    SDF target                    of the crop, normalised         of the crop, normalised
+    ============================  ==============================  ================================
+
+    Loss terms: ``dice``, ``signed_distance``, ``consistency``.
+
+    Raises:
+        ValueError: for an unknown variant or a negative weight.
+        TypeError: when the network has no ``tasks`` method.
+
+    Source: Luo, Chen, Song, Wang, "Semi-supervised Medical Image Segmentation through Dual-task Consistency", AAAI
+        2021, Eq. 1-7.
+
+    Example:
+        >>> from monai_ssl.networks import DualTaskVNet
+        >>> method = DualTaskConsistency(DualTaskVNet(spatial_dims=2, base_channels=2))
+        >>> labeled = {"image": torch.rand(2, 1, 16, 16), "label": torch.zeros(2, 1, 16, 16, dtype=torch.long)}
+        >>> sorted(method(labeled, {"image": torch.rand(2, 1, 16, 16)}))
+        ['consistency', 'dice', 'signed_distance']
+    """
+
+    def __init__(
+        self,
+        network: DualTaskNetwork,
+        max_iterations: int = 6000,
+        ramp_up: Callable[[int], float] | None = None,
+        distance_weight: float | None = None,
+        slope: float = 1500.0,
+        variant: str = "released",
+        degenerate: str = "safe",
+        unsupervised_weight: float = 1.0,
+    ) -> None:
+        super().__init__(network, unsupervised_weight)
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
+        if not hasattr(network, "tasks"):
+            raise TypeError(
+                f"network must offer tasks(image) -> (logits, distance), got {type(network).__name__}; wrap your "
+                "backbone in monai_ssl.networks.DualTaskNetwork"
+            )
+        released = variant == "released"
+        if distance_weight is None:
+            distance_weight = 0.3 if released else 1.0
+        if not distance_weight >= 0:
+            raise ValueError(f"distance_weight must be >= 0, got {distance_weight}")
+        self.distance_weight = float(distance_weight)
+        if max_iterations < 1:
+            raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
+        step = max(round(max_iterations / 40), 1)
+        self.ramp_up = ramp_up or (SigmoidRampUp(40 * step, granularity=step) if released else SigmoidRampUp(max_iterations))
+        self.dice = foreground_dice_loss(squared=released, pooled=released)
+        self.consistency = DualTaskConsistencyLoss(slope)
+        self.signed_distance_map = SignedDistanceMap(network.n_classes, degenerate)
+
+    def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
+        logits, raw_distance = self.network.tasks(joint_images(labeled, unlabeled))
+        return self.terms(logits, raw_distance, labeled)
+
+    def terms(self, logits: Tensor, raw_distance: Tensor, labeled: Batch) -> dict[str, Tensor]:
+        """Loss terms from the outputs of both heads; the labelled rows come first.
+
+        Args:
+            logits: ``(B, n_classes, *spatial)``.
+            raw_distance: ``(B, n_classes - 1, *spatial)``, before tanh.
+            labeled: batch with ``label`` and, optionally, ``signed_distance`` (computed here where missing).
+        """
+        label = labeled["label"]
+        rows = label.shape[0]
+        # float32 from here on: with slope 1500 the rounding of a half-precision tanh would be the signal
+        logits, distance = logits.float(), torch.tanh(raw_distance.float())
+        target = labeled.get("signed_distance")
+        if target is None:
+            target = torch.stack([self.signed_distance_map(item) for item in label])
+        weight = self.unsupervised_weight * self.ramp_up(self.iteration)
+        return {
+            "dice": self.dice(logits[:rows], label),
+            "signed_distance": self.distance_weight * nn.functional.mse_loss(distance[:rows], target.to(distance)),
+            "consistency": weight * self.consistency(distance, logits.softmax(1)[:, 1:]),
+        }

@@ -1,0 +1,36 @@
+"""Training from labels alone: lower bound (the labelled cases) and upper bound (all cases labelled)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from monai_ssl.losses import HalfDiceCELoss
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod
+
+
+class Supervised(SemiSupervisedMethod):
+    """Learns from the labelled batch; the unlabelled batch, if any, is ignored.
+
+    Args:
+        network: image -> logits with background.
+        loss: logits ``(B, n_classes, *spatial)``, label ``(B, 1, *spatial)`` -> scalar. Default:
+            :class:`monai_ssl.losses.HalfDiceCELoss`, the supervised loss of the UA-MT family.
+        unsupervised_weight: accepted for uniformity, without effect.
+
+    Loss terms: ``supervised``.
+
+    Example:
+        >>> from monai_ssl.networks import VNet
+        >>> method = Supervised(VNet(spatial_dims=2, base_channels=2))
+        >>> import torch
+        >>> batch = {"image": torch.rand(1, 1, 16, 16), "label": torch.zeros(1, 1, 16, 16, dtype=torch.long)}
+        >>> sorted(method(batch, None))
+        ['supervised']
+    """
+
+    def __init__(self, network: nn.Module, loss: nn.Module | None = None, unsupervised_weight: float = 1.0) -> None:
+        super().__init__(network, unsupervised_weight)
+        self.loss = HalfDiceCELoss() if loss is None else loss
+
+    def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
+        return {"supervised": self.loss(self.network(labeled["image"]).float(), labeled["label"])}

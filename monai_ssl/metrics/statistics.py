@@ -1,0 +1,279 @@
+"""Statistics over cases: summaries with bootstrap intervals, and paired comparisons."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from .cases import DISTANCE_METRICS, METRICS, OVERLAP_METRICS, Row
+
+__all__ = ["FAILURE_DICE", "bootstrap_interval", "case_values", "compare", "is_failed", "summarize"]
+
+FAILURE_DICE = 0.5
+"""A case fails where exactly one mask is empty, or where Dice is below this value."""
+
+
+def is_failed(row: Row, failure_dice: float = FAILURE_DICE) -> bool:
+    """Tell whether one row is a failed segmentation: exactly one mask empty, or Dice below ``failure_dice``.
+
+    Example:
+        >>> is_failed({"status": "ok", "dice": 0.49})
+        True
+    """
+    return row["status"] in ("empty_prediction", "empty_reference") or row["dice"] < failure_dice
+
+
+def bootstrap_interval(
+    values: Iterable[float], confidence: float = 0.95, n_resamples: int = 10_000, seed: int = 0
+) -> tuple[float | None, float | None]:
+    """Percentile bootstrap interval of the mean.
+
+    Args:
+        values: one finite number per case.
+        confidence: coverage, in (0, 1).
+        n_resamples: number of resamples of the cases, with replacement.
+        seed: seed of the resampling; the same values and seed give the same interval.
+
+    Returns:
+        Lower and upper bound; ``(None, None)`` for fewer than two cases, where there is nothing to resample.
+
+    Raises:
+        ValueError: if ``confidence`` or ``n_resamples`` is out of range.
+
+    Example:
+        >>> bootstrap_interval([0.8, 0.8, 0.8])
+        (0.8, 0.8)
+    """
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
+    array = np.asarray(list(values), dtype=np.float64)
+    if array.size < 2:
+        return None, None
+    if (array == array[0]).all():
+        return float(array[0]), float(array[0])
+    rng = np.random.default_rng(seed)
+    means = [
+        array[rng.integers(0, array.size, size=(min(1000, n_resamples - start), array.size))].mean(axis=1)
+        for start in range(0, n_resamples, 1000)  # in blocks, so memory does not grow with the resamples
+    ]
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def _table(rows: Sequence[Row], name: str = "rows") -> tuple[list[str], list[str], dict[tuple[str, str], Row]]:
+    """Return cases, classes and the rows by (case, class), after checking that the table is complete."""
+    if not rows:
+        raise ValueError(f"{name} must hold at least one row, got none")
+    table: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        key = str(row["case"]), str(row["class"])
+        if key in table:
+            raise ValueError(
+                f"{name} must hold one row per case and class, got case {key[0]!r}, class {key[1]!r} twice"
+            )
+        table[key] = row
+    cases = list(dict.fromkeys(case for case, _ in table))
+    classes = list(dict.fromkeys(label for _, label in table))
+    missing = [(case, label) for case in cases for label in classes if (case, label) not in table]
+    if missing:
+        raise ValueError(f"{name} must hold every class of every case, got no row for {missing[:5]}")
+    return cases, classes, table
+
+
+def _value(row: Row, metric: str) -> float:
+    if metric not in row:
+        raise ValueError(f"metric must be a column of the rows, got {metric!r}")
+    value = float(row[metric])
+    if not math.isfinite(value):
+        raise ValueError(f"{metric} must be finite, got {value} for case {row['case']!r}, class {row['class']!r}")
+    return value
+
+
+def case_values(rows: Sequence[Row], metric: str = "dice", label: str | None = None) -> dict[str, float]:
+    """One value per case: that of class ``label``, or the mean over all classes.
+
+    Args:
+        rows: rows of :func:`~monai_ssl.metrics.case_metrics`.
+        metric: a column of the rows.
+        label: class name; None for the mean over classes.
+
+    Returns:
+        Values by case name, in the order of ``rows``.
+
+    Raises:
+        ValueError: if rows are missing or doubled, the metric or class is unknown, or a value is not finite.
+
+    Example:
+        >>> case_values([{"case": "a", "class": "x", "status": "ok", "dice": 0.9}])
+        {'a': 0.9}
+    """
+    cases, classes, table = _table(rows)
+    if label is not None and label not in classes:
+        raise ValueError(f"label must be one of {classes}, got {label!r}")
+    chosen = classes if label is None else [label]
+    return {case: float(np.mean([_value(table[case, name], metric) for name in chosen])) for case in cases}
+
+
+def _describe(values: Sequence[float], confidence: float, n_resamples: int, seed: int) -> dict[str, Any]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        return {"n": 0, **dict.fromkeys(("mean", "sd", "median", "min", "max", "ci_low", "ci_high"))}
+    low, high = bootstrap_interval(array, confidence, n_resamples, seed)
+    return {
+        "n": int(array.size),
+        "mean": float(array.mean()),
+        "sd": float(array.std(ddof=1)) if array.size > 1 else None,
+        "median": float(np.median(array)),
+        "min": float(array.min()),
+        "max": float(array.max()),
+        "ci_low": low,
+        "ci_high": high,
+    }
+
+
+def summarize(
+    rows: Sequence[Row],
+    metrics: Sequence[str] = METRICS,
+    confidence: float = 0.95,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+    failure_dice: float = FAILURE_DICE,
+    n_worst: int = 3,
+) -> dict[str, Any]:
+    """Summarise a run: every class, and the mean over classes.
+
+    The mean over classes is taken within each case first, so ``n`` is always a number of cases. Distances appear
+    twice: under their own name with the penalty for empty masks, and as ``<name>_nonempty`` over the rows where both
+    masks have foreground (a kinder number, to be read beside ``n_failed``).
+
+    Args:
+        rows: rows of :func:`~monai_ssl.metrics.case_metrics` over all cases.
+        metrics: columns to summarise.
+        confidence: coverage of the bootstrap interval of the mean.
+        n_resamples: bootstrap resamples.
+        seed: seed of the bootstrap.
+        failure_dice: a row with Dice below this value counts as failed.
+        n_worst: how many worst cases (lowest Dice) to name.
+
+    Returns:
+        ``{"n_cases", "confidence", "n_resamples", "bootstrap_seed", "failure_dice", "classes": {name: block},
+        "mean": block}``. A block holds ``n_failed`` (in "mean": cases with at least one failed class), the count of
+        every status, ``worst`` ([{case, dice}], worst first) and per metric ``{n, mean, sd, median, min, max, ci_low,
+        ci_high}``; ``sd`` is the sample deviation (n − 1). Numbers that do not exist (sd of one case) are None.
+
+    Raises:
+        ValueError: if rows are missing or doubled, or a value is not finite.
+
+    Example:
+        >>> rows = [{"case": c, "class": "x", "status": "ok", "dice": d} for c, d in (("a", 0.9), ("b", 0.4))]
+        >>> summarize(rows, metrics=["dice"])["mean"]["n_failed"]
+        1
+    """
+    cases, classes, table = _table(rows)
+
+    def block(chosen: Sequence[str]) -> dict[str, Any]:
+        own = [table[case, name] for case in cases for name in chosen]
+        dice = {case: float(np.mean([_value(table[case, name], "dice") for name in chosen])) for case in cases}
+        worst = sorted(cases, key=lambda case: dice[case])[:n_worst]
+        result: dict[str, Any] = {
+            "n": len(cases),
+            "n_failed": sum(any(is_failed(table[case, name], failure_dice) for name in chosen) for case in cases),
+            "status": {status: sum(row["status"] == status for row in own) for status in _statuses(own)},
+            "worst": [{"case": case, "dice": dice[case]} for case in worst],
+        }
+        for metric in metrics:
+            values = [float(np.mean([_value(table[case, name], metric) for name in chosen])) for case in cases]
+            result[metric] = _describe(values, confidence, n_resamples, seed)
+            if metric in DISTANCE_METRICS:
+                filled = [[row for name in chosen if (row := table[case, name])["status"] == "ok"] for case in cases]
+                kept = [float(np.mean([_value(row, metric) for row in group])) for group in filled if group]
+                result[f"{metric}_nonempty"] = _describe(kept, confidence, n_resamples, seed)
+        return result
+
+    return {
+        "n_cases": len(cases),
+        "confidence": confidence,
+        "n_resamples": n_resamples,
+        "bootstrap_seed": seed,
+        "failure_dice": failure_dice,
+        "classes": {name: block([name]) for name in classes},
+        "mean": block(classes),
+    }
+
+
+def _statuses(rows: Sequence[Row]) -> list[str]:
+    return sorted({row["status"] for row in rows})
+
+
+def compare(
+    rows_a: Sequence[Row],
+    rows_b: Sequence[Row],
+    metric: str = "dice",
+    label: str | None = None,
+    confidence: float = 0.95,
+    n_resamples: int = 10_000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare two runs case by case (a minus b).
+
+    Args:
+        rows_a: rows of the first run.
+        rows_b: rows of the second run, of the same cases and classes (in any order).
+        metric: column to compare.
+        label: class name; None for the mean over classes.
+        confidence: coverage of the bootstrap interval.
+        n_resamples: bootstrap resamples of the paired differences.
+        seed: seed of the bootstrap.
+
+    Returns:
+        ``metric``, ``label``, ``n``, ``mean_a``, ``mean_b``, ``mean_difference``, ``median_difference``, ``ci_low``,
+        ``ci_high`` (of the mean difference), ``p_value`` (two-sided Wilcoxon signed-rank test; 1 where all
+        differences are zero), ``higher_is_better``, ``wins`` (cases where a is better), ``losses`` and ``ties``.
+
+    Raises:
+        ValueError: if the runs hold different cases or classes (the message names them), or values are missing.
+
+    Example:
+        >>> a = [{"case": c, "class": "x", "status": "ok", "dice": d} for c, d in (("p", 0.9), ("q", 0.8))]
+        >>> b = [{"case": c, "class": "x", "status": "ok", "dice": d} for c, d in (("p", 0.7), ("q", 0.9))]
+        >>> result = compare(a, b)
+        >>> result["wins"], result["losses"]
+        (1, 1)
+    """
+    cases_a, classes_a, _ = _table(rows_a, "rows_a")
+    cases_b, classes_b, _ = _table(rows_b, "rows_b")
+    for kind, first, second in (("cases", cases_a, cases_b), ("classes", classes_a, classes_b)):
+        only_a, only_b = sorted(set(first) - set(second)), sorted(set(second) - set(first))
+        if only_a or only_b:
+            raise ValueError(
+                f"rows_a and rows_b must hold the same {kind}, got only in rows_a: {only_a}, only in rows_b: {only_b}"
+            )
+    values_a, values_b = case_values(rows_a, metric, label), case_values(rows_b, metric, label)
+    a = np.array(list(values_a.values()))
+    b = np.array([values_b[case] for case in values_a])
+    difference = np.round(a - b, 12)  # a tie must not turn into a rank through floating-point noise
+    higher_is_better = metric in OVERLAP_METRICS
+    signed = difference if higher_is_better else -difference
+    low, high = bootstrap_interval(difference, confidence, n_resamples, seed)
+    return {
+        "metric": metric,
+        "label": label,
+        "n": int(difference.size),
+        "mean_a": float(a.mean()),
+        "mean_b": float(b.mean()),
+        "mean_difference": float(difference.mean()),
+        "median_difference": float(np.median(difference)),
+        "ci_low": low,
+        "ci_high": high,
+        "p_value": float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0,
+        "higher_is_better": higher_is_better,
+        "wins": int((signed > 0).sum()),
+        "losses": int((signed < 0).sum()),
+        "ties": int((signed == 0).sum()),
+    }

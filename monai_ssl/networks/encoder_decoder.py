@@ -1,0 +1,267 @@
+"""What V-Net and U-Net share: an encoder, one or more decoders on top of it, and a head per decoder."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from monai.networks.layers.factories import Conv, Dropout
+from monai.networks.layers.utils import get_act_layer, get_norm_layer
+from torch import Tensor, nn
+
+__all__ = ["EncoderDecoder"]
+
+NormType = str | tuple | list | None
+ActType = str | tuple | list
+UPSAMPLING = ("transpose", "linear", "nearest")
+
+
+class EncoderDecoder(nn.Module):
+    """A fully convolutional network with one encoder, one or more decoders and a head per decoder.
+
+    The base of :class:`~monai_ssl.networks.VNet` and :class:`~monai_ssl.networks.UNet`, which only differ in the
+    modules that they hand over. The first decoder is the deployed one: ``forward`` runs nothing else. The others are
+    there for methods that train decoders against each other.
+
+    A variant that changes the encoder (attention behind one stage, for instance) subclasses the network and overrides
+    :meth:`encode`: it loops over ``self.stages`` and ends with ``self.bottleneck_dropout``.
+
+    Args:
+        spatial_dims: 2 or 3.
+        out_channels: channels of each head. None: no head, ``forward`` returns the full resolution feature map.
+        feature_channels: channels of the full resolution feature map.
+        stages: the encoder, finest scale first. Every stage but the first halves the sides.
+        decoders: one sequence of :class:`DecoderLevel` per decoder, coarsest level first.
+        bottleneck_dropout: applied to the coarsest encoder features.
+        decoder_dropouts: one per decoder, applied to its full resolution feature map.
+        head_kernel_size: kernel size of the heads.
+
+    Attributes:
+        feature_channels: channels of the full resolution feature map.
+        divisor: every spatial side of the image must be a multiple of it.
+        stages: the encoder's stages (``nn.ModuleList``), finest scale first.
+        heads: one convolution per decoder (``nn.ModuleList``); identities where ``out_channels`` is None.
+    """
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        out_channels: int | None,
+        feature_channels: int,
+        stages: Sequence[nn.Module],
+        decoders: Sequence[Sequence[nn.Module]],
+        bottleneck_dropout: nn.Module,
+        decoder_dropouts: Sequence[nn.Module],
+        head_kernel_size: int = 1,
+    ) -> None:
+        super().__init__()
+        self.spatial_dims = spatial_dims
+        self.out_channels = out_channels
+        self.feature_channels = feature_channels
+        self.divisor = 2 ** (len(stages) - 1)
+        self.stages = nn.ModuleList(stages)
+        self.bottleneck_dropout = bottleneck_dropout
+        self.decoders = nn.ModuleList(
+            Decoder(levels, dropout) for levels, dropout in zip(decoders, decoder_dropouts, strict=True)
+        )
+        self.heads = nn.ModuleList(
+            nn.Identity()
+            if out_channels is None
+            else Conv[Conv.CONV, spatial_dims](
+                feature_channels, out_channels, kernel_size=head_kernel_size, padding=head_kernel_size // 2
+            )
+            for _ in decoders
+        )
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """Features of every scale, fine to coarse; the last one after dropout.
+
+        Args:
+            x: image ``(B, C_in, *spatial)``, every side a multiple of :attr:`divisor`.
+
+        Returns:
+            One tensor per scale; entry ``i`` has sides ``spatial / 2**i``.
+
+        Raises:
+            ValueError: when ``x`` has the wrong number of dimensions, or a side that is no multiple of the divisor.
+        """
+        if not torch.jit.is_scripting():
+            check_image_shape(x, self.spatial_dims, self.divisor)
+        encoded: list[Tensor] = []
+        for stage in self.stages:
+            x = stage(x)
+            encoded.append(x)
+        encoded[-1] = self.bottleneck_dropout(encoded[-1])
+        return encoded
+
+    def decode(
+        self, encoded: list[Tensor], decoder: int = 0, return_gated: bool = False
+    ) -> list[Tensor] | tuple[list[Tensor], list[Tensor]]:
+        """Features of every decoder level, coarse to fine; the last one is the full resolution feature map.
+
+        Args:
+            encoded: what :meth:`encode` returned.
+            decoder: which decoder.
+            return_gated: also return the skip connections as they were merged, that is after the attention gates
+                (equal to the encoder's features in a network without gates).
+
+        Returns:
+            One tensor per level (one fewer than scales), the last one after dropout; with ``return_gated`` the pair
+            (features, gated skips), both coarse to fine.
+        """
+        features, gated = self.decoders[decoder](encoded)
+        return (features, gated) if return_gated else features
+
+    def features(self, x: Tensor) -> Tensor:
+        """The full resolution feature map of the first decoder, after dropout.
+
+        Args:
+            x: image ``(B, C_in, *spatial)``.
+
+        Returns:
+            ``(B, feature_channels, *spatial)``.
+        """
+        # not decode(): TorchScript indexes a ModuleList with constants only
+        return self.decoders[0](self.encode(x))[0][-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of the first decoder (its feature map if the network has no head), in training and evaluation alike.
+
+        Args:
+            x: image ``(B, C_in, *spatial)``, every side a multiple of :attr:`divisor`.
+
+        Returns:
+            ``(B, out_channels, *spatial)``.
+        """
+        return self.heads[0](self.features(x))
+
+
+class Decoder(nn.Module):
+    """Runs its levels from the coarsest encoder features to full resolution.
+
+    Args:
+        levels: modules ``(features, skip) -> (features, gated skip)``, coarsest first.
+        dropout: applied to the last level's features.
+    """
+
+    def __init__(self, levels: Sequence[nn.Module], dropout: nn.Module) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(levels)
+        self.dropout = dropout
+
+    def forward(self, encoded: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        features: list[Tensor] = []
+        gated: list[Tensor] = []
+        x = encoded[-1]
+        for i, level in enumerate(self.levels):
+            x, skip = level(x, encoded[-2 - i])
+            features.append(x)
+            gated.append(skip)
+        features[-1] = self.dropout(features[-1])
+        return features, gated
+
+
+class DecoderLevel(nn.Module):
+    """Doubles the resolution, merges the (gated) skip connection and convolves.
+
+    Args:
+        up: doubles the sides of its input.
+        block: applied to what was merged.
+        gate: module ``(upsampled, skip) -> gated skip``, or None.
+        concatenate: merge by concatenation ``[skip, upsampled]``; False: by addition.
+    """
+
+    def __init__(self, up: nn.Module, block: nn.Module, gate: nn.Module | None = None, concatenate: bool = False):
+        super().__init__()
+        self.up = up
+        self.gate = gate
+        self.block = block
+        self.concatenate = concatenate
+
+    def forward(self, x: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.up(x)
+        if self.gate is not None:
+            skip = self.gate(x, skip)
+        # out of place: the backward pass of the in-place ReLU before it needs x
+        x = torch.cat([skip, x], dim=1) if self.concatenate else skip + x
+        return self.block(x), skip
+
+
+def check_image_shape(x: Tensor, spatial_dims: int, divisor: int) -> None:
+    """Raise a ValueError for an image that the network cannot take.
+
+    Silent while tracing, exporting or compiling: there the sides may be symbols, and a comparison would freeze them.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return
+    if x.ndim != spatial_dims + 2:
+        raise ValueError(
+            f"the image must have {spatial_dims + 2} dimensions (batch, channel and {spatial_dims} spatial ones), "
+            f"got shape {tuple(x.shape)}"
+        )
+    if any(side % divisor for side in x.shape[2:]):
+        raise ValueError(
+            f"every spatial side of the image must be a multiple of {divisor}, got shape {tuple(x.shape)}: pad it, for "
+            f"example with monai.transforms.DivisiblePad(k={divisor}), or use a sliding window with such sides"
+        )
+
+
+def check_options(
+    spatial_dims: int, channels: Sequence[int], decoders: Sequence[str], gates: bool | Sequence[int]
+) -> None:
+    """Raise a ValueError for options that V-Net and U-Net refuse alike; ``channels`` per scale, fine to coarse."""
+    if spatial_dims not in (2, 3):
+        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
+    if len(channels) < 2 or min(channels) < 1:
+        raise ValueError(f"channels must be positive at two scales or more, got {tuple(channels)}")
+    if isinstance(decoders, str) or not decoders or any(mode not in UPSAMPLING for mode in decoders):
+        raise ValueError(f"decoders must be a non-empty sequence of {UPSAMPLING}, got {decoders!r}")
+    if not isinstance(gates, bool) and len(gates) != len(channels) - 1:
+        raise ValueError(f"gates must be a bool or {len(channels) - 1} numbers of channels, got {gates!r}")
+
+
+def check_dropout(dropout: float) -> float:
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+    return dropout
+
+
+def channel_dropout(spatial_dims: int, p: float) -> nn.Module:
+    """Dropout of whole channels, nothing at ``p = 0``."""
+    return Dropout[Dropout.DROPOUT, spatial_dims](p) if check_dropout(p) > 0 else nn.Identity()
+
+
+def element_dropout(p: float) -> nn.Module:
+    """Dropout of single elements, nothing at ``p = 0``."""
+    return nn.Dropout(p) if check_dropout(p) > 0 else nn.Identity()
+
+
+def unit(spatial_dims: int, conv: Any, norm: NormType, act: ActType) -> nn.Sequential:
+    """Convolution, normalization (left out when None), activation; named, so that no option renames a parameter."""
+    layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
+    if norm is not None:
+        norm = tuple(norm) if isinstance(norm, list) else norm  # a YAML file has no tuples
+        layers["norm"] = get_norm_layer(norm, spatial_dims=spatial_dims, channels=conv.out_channels)
+    layers["act"] = get_act_layer(tuple(act) if isinstance(act, list) else act)
+    return nn.Sequential(layers)
+
+
+def conv3(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:
+    """A convolution with kernel 3 that keeps the sides."""
+    return Conv[Conv.CONV, spatial_dims](in_channels, out_channels, kernel_size=3, padding=1)
+
+
+def upsampling(spatial_dims: int, mode: str, align_corners: bool) -> nn.Module:
+    """Parameter-free doubling of the sides: ``mode`` is "linear" (bi- or trilinear) or "nearest"."""
+    if mode == "nearest":
+        return nn.Upsample(scale_factor=2.0, mode="nearest")
+    return nn.Upsample(
+        scale_factor=2.0, mode="bilinear" if spatial_dims == 2 else "trilinear", align_corners=align_corners
+    )
+
+
+def kaiming_normal(module: nn.Module) -> None:
+    """He initialization (fan in, gain of ReLU) of the convolutions' weights; biases stay as PyTorch drew them."""
+    for child in module.modules():
+        if isinstance(child, nn.modules.conv._ConvNd):
+            nn.init.kaiming_normal_(child.weight, mode="fan_in", nonlinearity="relu")

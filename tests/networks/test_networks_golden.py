@@ -1,0 +1,212 @@
+"""Every network against numbers that the released code of the methods produced, with weights from the same generator.
+
+``golden_networks.npz`` holds the network outputs of UG-MCL, SS-Net (2D) and CAML (auxiliary branch, whose attention is
+the identity in evaluation mode; first sample); ``golden_dtc.npz`` those of DTC.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from monai_ssl.networks import DualTaskVNet, UNet, VNet
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """The reference numbers were computed with several threads; one thread sums in another order (1.4e-6 off)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def load(name):
+    with np.load(GOLDEN / f"golden_{name}.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+def float_state(network):
+    """The state dict without batch counters."""
+    return {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
+
+
+def fill_in_order(network, official_keys, our_keys):
+    """Weights drawn in the order of the official keys ("name|shape") from one generator, loaded under our keys."""
+    random = np.random.RandomState(0)
+    state = {}
+    for official, key in zip(official_keys, our_keys, strict=True):
+        name, shape = official.split("|")
+        shape = tuple(int(side) for side in shape.split("x"))
+        if len(shape) > 1:
+            value = random.randn(*shape) * np.sqrt(2 / np.prod(shape[1:]))
+        elif name.endswith(("running_var", "weight")):
+            value = 0.5 + random.rand(*shape)
+        else:
+            value = 0.1 * random.randn(*shape)
+        assert tuple(network.state_dict()[key].shape) == shape, f"{official} is not {key}"
+        state[key] = torch.from_numpy(value.astype(np.float32))
+    missing = network.load_state_dict(state, strict=False)
+    assert not missing.unexpected_keys
+    assert all(key.endswith("num_batches_tracked") for key in missing.missing_keys)
+
+
+def fill_by_index(network, indices, base):
+    """Weights from one generator per entry: entry i of the official state dict has the seed base + i."""
+    state = {}
+    for (key, value), index in zip(float_state(network).items(), indices, strict=True):
+        shape = tuple(value.shape)
+        r = np.random.RandomState(base + index).standard_normal(shape)
+        if len(shape) > 1:
+            r = r * np.sqrt(2 / np.prod(shape[1:]))
+        elif key.endswith("running_var"):
+            r = 0.5 + np.abs(r)
+        elif key.endswith(("running_mean", "bias")):
+            r = 0.1 * r
+        else:
+            r = 1 + 0.1 * r
+        state[key] = torch.from_numpy(r.astype(np.float32))
+    network.load_state_dict(state, strict=False)
+
+
+def n_parameters(*modules):
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def check(actual, expected, rtol=0.0, atol=1e-6):
+    np.testing.assert_allclose(actual.detach().numpy(), expected, rtol=rtol, atol=atol)
+
+
+def dtc_network(golden, base_channels, dropout=0.5):
+    network = DualTaskVNet(base_channels=base_channels, dropout=dropout)
+    trunk = [key for key in float_state(network) if key.startswith("backbone.")]
+    # the released state dict lists the distance head (out_conv) before the segmentation head (out_conv2)
+    heads = [f"{head}_head.{kind}" for head in ("distance", "segmentation") for kind in ("weight", "bias")]
+    fill_in_order(network, golden[f"net_nf{base_channels}_keys"], trunk + heads)
+    return network
+
+
+@pytest.mark.parametrize("base_channels", [16, 4])
+@torch.no_grad()
+def test_golden_dtc_network_evaluation(base_channels):
+    golden = load("dtc")
+    network = dtc_network(golden, base_channels).eval()
+    x = torch.from_numpy(golden["net_x"])
+    logits, raw_distance = network.tasks(x)
+    check(raw_distance.tanh(), golden[f"net_nf{base_channels}_eval_tanh"])
+    check(logits[:, 1:] - logits[:, :1], golden[f"net_nf{base_channels}_eval_seg"])
+    assert torch.equal(network(x), logits)
+
+
+@torch.no_grad()
+def test_golden_dtc_network_batch_statistics():
+    golden = load("dtc")
+    logits, raw_distance = dtc_network(golden, 4, dropout=0.0).train().tasks(torch.from_numpy(golden["net_x"]))
+    check(raw_distance.tanh(), golden["net_nf4_trainBN_nodrop_tanh"])
+    check(logits[:, 1:] - logits[:, :1], golden["net_nf4_trainBN_nodrop_seg"])
+
+
+def test_golden_dtc_parameter_counts():
+    golden = load("dtc")
+    assert n_parameters(DualTaskVNet(base_channels=4)) == golden["net_nf4_params"] == 592218
+    trunk = n_parameters(VNet(out_channels=None))
+    assert trunk == 9448832
+    # the released code gives both heads the same number of channels
+    for channels, expected in zip((1, 2, 3, 4), golden["param_count_nclasses_1_2_3_4"], strict=True):
+        assert trunk + 2 * 17 * channels == expected
+    for n_classes, binary, expected in (
+        (2, "sigmoid", 9448866),
+        (2, "softmax", 9448832 + 17 * 3),
+        (3, "sigmoid", 9448832 + 17 * 5),
+        (4, "softmax", 9448832 + 17 * 7),
+    ):
+        assert n_parameters(DualTaskVNet(n_classes=n_classes, binary=binary)) == expected
+
+
+@pytest.mark.parametrize("scale", [4, 16])
+@torch.no_grad()
+def test_golden_ug_mcl_network(scale):
+    golden = load("networks")
+    network = UNet.literature_3d(channels=[64 * 2**i // scale for i in range(5)]).eval()
+    fill_in_order(network, golden[f"ug_mcl_net_fs{scale}_keys"], float_state(network))
+    logits = network(torch.from_numpy(golden["ug_mcl_net_x"]))
+    check(logits[:, :, ::2, ::2, ::2], golden[f"ug_mcl_net_fs{scale}_logits"])
+
+
+@torch.no_grad()
+def test_golden_ss_net_unet_2d():
+    golden = load("networks")
+    network = UNet.literature_2d().eval()
+    fill_by_index(network, range(len(float_state(network))), base=1000)
+    features = network.features(torch.from_numpy(golden["ss_net_unet_x"]))
+    check(features[:, :, ::2, ::2], golden["ss_net_unet_eval_emb_s2"], rtol=1e-4, atol=1e-5)
+    check(network.heads[0](features), golden["ss_net_unet_eval_logits"], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_golden_caml_linear_decoder():
+    golden = load("networks")
+    network = VNet(decoders=("linear",)).eval()
+    fill_by_index(network, golden["caml_auxiliary_state_index"], base=2000)
+    features = network.features(torch.from_numpy(golden["caml_x"]))
+    check(features[:, :, ::4, ::4, ::4], golden["caml_auxiliary_eval_emb_s4"], rtol=1e-4, atol=1e-5)
+    check(network.heads[0](features), golden["caml_auxiliary_eval_logits"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not (GOLDEN / "golden_tac.npz").exists(), reason="TAC's reference numbers are not here")
+@torch.no_grad()
+def test_golden_tac_gated_vnet():
+    golden = load("tac")
+    network = VNet(base_channels=2, gates=True).eval()
+    official = {key[5:]: value for key, value in golden.items() if key.startswith("A/sd/")}
+    # the gates stand elsewhere within a level, so gates and trunk are matched separately, both in order
+    keys = [key for key in official if not key.endswith("num_batches_tracked")]
+    groups = {kind: [key for key in keys if key.startswith("Att") == (kind == "gate")] for kind in ("gate", "trunk")}
+    ours = {kind: [key for key in float_state(network) if (".gate." in key) == (kind == "gate")] for kind in groups}
+    state = {
+        key: torch.from_numpy(official[theirs])
+        for kind in groups
+        for key, theirs in zip(ours[kind], groups[kind], strict=True)
+    }
+    network.load_state_dict(state, strict=False)
+    encoded = network.encode(torch.from_numpy(golden["A/image"][:1]))
+    features, gated = network.decode(encoded, return_gated=True)
+    check(network.heads[0](features[-1]), golden["A/eval/out"][:1], rtol=1e-5, atol=1e-5)
+    for scale, x in enumerate(encoded, start=1):
+        check(x, golden[f"A/eval/x{scale}"][:1], rtol=1e-5, atol=1e-5)
+    for scale, x in zip((4, 3, 2, 1), gated, strict=True):
+        check(x, golden[f"A/eval/x{scale}_att"][:1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (lambda: VNet(), 9448866),
+        (lambda: VNet(out_channels=1), 9448849),
+        (lambda: VNet(norm=None), 9443266),
+        (lambda: VNet(gates=True), 9472414),
+        (lambda: VNet(gates=True, out_channels=3), 9472431),
+        (lambda: VNet(gates=[32, 16, 32, 64]), 9472414),
+        (lambda: VNet(spatial_dims=2, out_channels=None), 3271298 - 34),
+        (lambda: UNet.literature_2d(), 1813764),
+        (lambda: UNet.literature_2d(out_channels=2), 1813474),
+        (lambda: UNet.literature_3d(), 5884050),
+        (lambda: UNet.literature_3d(out_channels=4), 5884084),
+        (lambda: UNet.literature_3d(spatial_dims=2), 1962320 + 17 * 2),
+    ],
+)
+def test_parameter_counts(network, expected):
+    assert n_parameters(network()) == expected
+
+
+def test_parameter_counts_of_parts():
+    network = VNet(decoders=("transpose", "linear"))
+    assert n_parameters(network.stages) == 7376896
+    assert n_parameters(network.decoders[0], network.heads[0]) == 2071970
+    assert n_parameters(network.decoders[1], network.heads[1]) == 2898850
+    unet = UNet.literature_2d()
+    assert n_parameters(unet.stages) == 1180464
+    assert not list(UNet.literature_3d().buffers())
