@@ -114,14 +114,17 @@ def collect(protocol: str, output: str, results: str) -> None:
         failed = ", ".join(str(v["failed"]) for v in values)
         text = content["runs"][group].get("title", group)
         lines.append(
-            f"| {text} | {len(values)} | **{100 * mean['dice']:.1f}** ({each}) | {100 * mean['median']:.1f} | {failed} | "
+            f"| {text} | {len(values)} | **{100 * mean['dice']:.1f}** ({each}) | {100 * mean['median']:.1f} | "
+            f"{failed} | "
             f"{100 * mean['jaccard']:.1f} | {mean['hd95_voxel']:.2f} | {mean['asd_voxel']:.2f} |"
         )
     findings = target / "FINDINGS.md"
     if findings.is_file():
         lines += ["", findings.read_text(encoding="utf-8").strip()]
     write_text(target / "README.md", "\n".join(lines) + "\n")
-    write_text(target / "summary.json", json.dumps({"protocol": protocol, "runs": table, **environment()}, indent=1) + "\n")
+    write_text(
+        target / "summary.json", json.dumps({"protocol": protocol, "runs": table, **environment()}, indent=1) + "\n"
+    )
     print(target / "README.md")
 
 

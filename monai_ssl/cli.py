@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import difflib
+import errno
+import inspect
 import json
+import logging
 import os
+import re
+import shlex
 import sys
+import textwrap
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-import fire
-
+import monai_ssl
 from monai_ssl.data.datalist import DataError
+
+PROGRAM = "monai-ssl"
+RUN, PRESET = "run.json", "preset.yaml"
+WARNINGS_SHOWN = 5
+
+
+class UsageError(DataError):
+    """The command was typed wrongly."""
 
 
 class Commands:
     """Semi-supervised medical image segmentation.
 
-    A first look:    monai-ssl demo
-    Your own data:   monai-ssl split, check, train, evaluate, predict
+    Train on a few annotated scans and many that are not, with published methods, as MONAI bundles.
     """
 
     def demo(self, output: str = "demo", seeds: int = 1, seed: int = 0, iterations: int | None = None) -> None:
@@ -33,6 +50,107 @@ class Commands:
 
         run_demo(Path(output), seeds=seeds, first_seed=seed, iterations=iterations)
 
+    def split(
+        self,
+        source: str,
+        output: str | None = None,
+        labels: str | None = None,
+        n_labeled: int | None = None,
+        n_validation: int | None = None,
+        n_testing: int = 0,
+        seed: int = 0,
+        patient_pattern: str | None = None,
+        label_names: dict[int, str] | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        """Choose which cases of a folder are labelled, unlabelled, for validation and testing; write a datalist.
+
+        Args:
+            source: folder with images (and labels), or a Decathlon dataset.json.
+            output: the datalist to write; default: datalist.json beside the images.
+            labels: folder of the labels, where it is not found by its name.
+            n_labeled: labelled training cases; the other labelled cases become unlabelled.
+            n_validation: validation cases; default: a fifth of the labelled ones.
+            n_testing: test cases.
+            seed: the same seed gives the same split on every machine.
+            patient_pattern: regular expression that finds the patient in a case's name, so that no patient is on two
+                sides; the numbers then count patients.
+            label_names: names of the classes: "{1: left atrium}"; default: as in dataset.json, else from the labels.
+            overwrite: replace an existing datalist.
+        """
+        from monai_ssl.data.split import make_split
+
+        path = make_split(
+            source,
+            labels=labels,
+            output=output,
+            n_labeled=n_labeled,
+            n_validation=n_validation,
+            n_testing=n_testing,
+            seed=seed,
+            patient_pattern=patient_pattern,
+            label_names=label_names,
+            overwrite=overwrite,
+        )
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        counts = {key: len(content.get(key, [])) for key in ("training", "unlabeled", "validation", "testing")}
+        print(f"{path}: {_counts(counts)}")
+
+    def preset(self, name: str, output: str, flavour: str | None = None) -> None:
+        """Write a dataset preset to a YAML file, to adapt it to your data.
+
+        Args:
+            name: left_atrium, hippocampus, ... (`monai-ssl list`): the one whose data are most like yours.
+            output: new YAML file; give it to check and train as --dataset FILE.
+            flavour: literature (as published) or practical (for your own scans).
+        """
+        import yaml
+
+        from monai_ssl.data import dump_preset, load_preset
+        from monai_ssl.files import write_text
+
+        chosen = load_preset(name, flavour)
+        target = Path(output).expanduser()
+        if target.suffix.lower() not in {".yaml", ".yml"}:
+            raise DataError(f"output: must be a .yaml file, got {output!r}")
+        if target.exists():
+            raise DataError(f"output: {target} exists already; choose another name")
+        content = yaml.safe_load(dump_preset(chosen))
+        del content["name"]  # the file's own name counts
+        content["labels"] = {int(value): label for value, label in content["labels"].items()}
+        text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
+        write_text(target, f"# A copy of {chosen.name} ({chosen.flavour}); see docs/datasets.md for the keys.\n{text}")
+        print(f"{target}: edit channels, labels, patch_size, spacing; then: {PROGRAM} check DIR --dataset {output}")
+
+    def check(
+        self,
+        dataset_dir: str,
+        datalist: str | None = None,
+        dataset: str = "left_atrium",
+        flavour: str | None = None,
+    ) -> None:
+        """Verify datalist and files before a long run: one line per problem, exit status 1 when there is an error.
+
+        Args:
+            dataset_dir: folder of the data.
+            datalist: JSON inside it or path; default: the datalist found there.
+            dataset: preset that says what the data must be: a name, or the path of your own YAML.
+            flavour: of the preset: literature or practical.
+        """
+        from monai_ssl.data import load_datalist, load_preset
+        from monai_ssl.data.verify import verify
+
+        preset = load_preset(dataset, flavour)
+        cases = load_datalist(datalist, dataset_dir)
+        problems = verify(cases, preset)
+        for problem in problems:
+            print(problem)
+        errors = sum(problem.severity == "error" for problem in problems)
+        print(f"{cases.path}: {_counts(cases.counts())}; {_plural(errors, 'error')}, "
+              f"{_plural(len(problems) - errors, 'warning')}")  # fmt: skip
+        if errors:
+            raise SystemExit(1)
+
     def train(
         self,
         bundle: str,
@@ -40,25 +158,29 @@ class Commands:
         datalist: str = "datalist.json",
         dataset: str = "left_atrium",
         output: str | None = None,
+        check: bool = True,
         **overrides: Any,
     ) -> None:
-        """Train a bundle; a thin face of `python -m monai.bundle run`. Run again to resume.
+        """Train a bundle; a thin face of `python -m monai.bundle run`. Type it again to resume an interrupted run.
 
         Args:
-            bundle: dtc, supervised, ... or the folder of your own bundle.
+            bundle: dtc, supervised, ... (`monai-ssl list`), or the folder of your own bundle.
             dataset_dir: folder of the data.
-            datalist: Decathlon-style JSON inside it (or a path); `monai-ssl split` writes one.
-            dataset: preset: left_atrium, hippocampus, phantom or the path of your own YAML.
-            output: folder of the run; default runs/BUNDLE-DATASET-seedSEED.
-            **overrides: any id of the bundle's configs, for example --flavour practical --max_iterations 3000
-                --seed 1 --labeled_batch_size 4 --amp off --method#unsupervised_weight 0
+            datalist: JSON inside it (or a path); `monai-ssl split` writes one.
+            dataset: preset: left_atrium, hippocampus, phantom, ..., or the path of your own YAML.
+            output: folder of the run; default: runs/BUNDLE-DATASET-seedSEED.
+            check: read all scans first and stop at bad data (seconds); --check False skips it.
+            **overrides: any id of the bundle's configs/train.yaml, for example --flavour practical --seed 1
+                --max_iterations 3000 --labeled_batch_size 4 --amp off --device cpu --method#unsupervised_weight 0
         """
-        from monai_ssl import bundles
         from monai_ssl.data import dump_preset, load_datalist, load_preset
+        from monai_ssl.deploy import bundles
         from monai_ssl.files import write_text
+        from monai_ssl.handlers.checkpoint import pending, promote
         from monai_ssl.metrics import environment
 
         folder = bundles.find_bundle(bundle)
+        bundles.check_ids(folder, ["train.yaml"], overrides)
         preset = load_preset(dataset, overrides.get("flavour"))
         cases = load_datalist(datalist, dataset_dir)
         cases.require("training")
@@ -69,38 +191,31 @@ class Commands:
             "dataset_dir": str(Path(dataset_dir).expanduser().resolve()),
             "datalist": str(cases.path),
             "output_dir": str(run),
-            **overrides,
         }
-        summary = f"{bundle}: {preset.name} ({preset.flavour}), {cases.counts()}, output {run}"
-        print(summary, flush=True)
-        record = {"bundle": str(bundle), "overrides": overrides, "dataset": preset.name, "flavour": preset.flavour,
-                  "dataset_dir": settings["dataset_dir"], "datalist": settings["datalist"],
-                  "command": " ".join(sys.argv), **environment()}  # fmt: skip
-        bundles.run_bundle(folder, ["train.yaml"], settings)
-        write_text(run / "preset.yaml", dump_preset(preset))
-        write_text(run / "run.json", json.dumps(record, indent=2) + "\n")
-        print(f"weights: {run / 'model.pt'}\nnext: monai-ssl evaluate {run} --section validation")
-
-    def predict(self, run: str, images: str, output: str, ckpt: str | None = None, **overrides: Any) -> None:
-        """Segment every image of a folder with a trained run; results lie on the grid of the images.
-
-        Args:
-            run: folder that `monai-ssl train` wrote.
-            images: folder of images, or one image.
-            output: folder for <name>_seg.nii.gz.
-            ckpt: other weights than RUN/model.pt.
-            **overrides: ids of the bundle's inference config: --probabilities True, --amp off, --device cpu ...
-        """
-        from monai_ssl import bundles
-        from monai_ssl.data import images_to_segment
-
-        folder, settings = self._of_run(run, ckpt, "inference.yaml")
-        source = Path(images).expanduser()
-        if not images_to_segment(source, overrides.get("datalist"), overrides.get("section", "testing")):
-            raise DataError(f"images: no image below {source}; give a folder with NIfTI files (or one file)")
-        settings |= {"dataset_dir": str(source.resolve()), "output_dir": str(Path(output).expanduser().resolve())}
-        bundles.run_bundle(folder, ["inference.yaml"], settings | overrides)
-        print(f"segmentations: {output}")
+        for key in settings.keys() & overrides.keys():
+            raise DataError(f"--{key}: give it as --output" if key == "output_dir" else f"--{key}: given twice")
+        _check_run_folder(run, Path(settings["dataset_dir"]))
+        shown = f"{folder.name}: {preset.name} ({preset.flavour}), {_counts(cases.counts())}, output {run}"
+        print(shown, flush=True)
+        if check:
+            _check_data(cases, preset)
+        record = {"bundle": folder.name if bundles.is_shipped(folder) else str(folder), "overrides": overrides,
+                  "dataset": preset.name, "flavour": preset.flavour, "dataset_dir": settings["dataset_dir"],
+                  "datalist": settings["datalist"], "max_iterations": _iterations(folder, settings | overrides),
+                  "status": "started", "command": shlex.join(sys.argv), **environment()}  # fmt: skip
+        run.mkdir(parents=True, exist_ok=True)
+        with _only_writer(run):
+            # in waiting: a former run in this folder is set aside, with ITS record, when the training starts
+            write_text(pending(run / PRESET), dump_preset(preset))
+            write_text(pending(run / RUN), json.dumps(record, indent=2, default=str) + "\n")
+            try:
+                bundles.run_bundle(folder, ["train.yaml"], settings | overrides)
+            finally:
+                if (run / "checkpoint.pt").exists() or not (run / RUN).exists():
+                    promote(run)
+            write_text(run / RUN, json.dumps({**record, "status": "complete"}, indent=2, default=str) + "\n")
+        section = "testing" if not cases.validation else "validation"
+        print(f"weights: {run / 'model.pt'}\nnext: {PROGRAM} evaluate {run} --section {section}")
 
     def evaluate(
         self,
@@ -120,37 +235,72 @@ class Commands:
         Writes per_case.csv, summary.json and report.html; with --against also interval and paired Wilcoxon test.
 
         Args:
-            run: folder that `monai-ssl train` wrote.
+            run: folder that `monai-ssl train` wrote (or give --predictions).
             section: list of the datalist that is scored: testing or validation.
-            output: folder for results; default RUN/evaluation-SECTION.
+            output: folder for results; default: RUN/evaluation-SECTION.
             dataset_dir: folder of the data; default: the training's.
             datalist: default: the training's.
-            predictions: score these files (named <case>_seg.nii.gz or like the images) instead of running a network.
-            dataset: preset that names the classes, with --predictions.
+            predictions: score these files (named CASE_seg.nii.gz or like the images) instead of running a network.
+            dataset: preset that names the classes, with --predictions; default: left_atrium.
             against: results folder of another run on the same cases.
             ckpt: other weights than RUN/model.pt.
-            **overrides: ids of the bundle's configs, with RUN.
+            **overrides: ids of the bundle's configs, with RUN, for example --device cpu --amp off
         """
         from monai_ssl.evaluation import evaluate_predictions, evaluate_run, print_summary, report_evaluation
+        from monai_ssl.metrics import read_results
 
         if (run is None) == (predictions is None):
-            raise DataError("evaluate: give either RUN or --predictions")
+            raise UsageError("evaluate: give either RUN or --predictions DIR")
+        if section not in ("testing", "validation", "training"):
+            raise UsageError(f"section: must be testing, validation or training, got {section!r}")
+        if against is not None:
+            read_results(Path(against).expanduser())  # before the work, not after it
         if predictions is not None:
-            results = evaluate_predictions(predictions, dataset or "left_atrium", dataset_dir, datalist, section, output)
+            if overrides:
+                raise UsageError(f"evaluate: unknown option --{next(iter(overrides))} (with --predictions)")
+            results = evaluate_predictions(
+                predictions, dataset or "left_atrium", dataset_dir, datalist, section, output
+            )
         else:
-            folder, settings = self._of_run(run, ckpt, "train.yaml")
-            record = _record(run)
+            folder, settings, record = self._of_run(run, ckpt, ["train.yaml", "evaluate.yaml"], overrides)
             settings |= {
                 "dataset_dir": str(Path(dataset_dir or record["dataset_dir"]).expanduser().resolve()),
                 "datalist": str(datalist or record["datalist"]),
                 "section": section,
             }
-            results = evaluate_run(
-                folder, Path(str(run)), settings | overrides, Path(output) if output else None, record
-            )
+            results = evaluate_run(folder, Path(str(run)), settings, Path(output) if output else None, record)
         page = report_evaluation(results, against)
         print_summary(results, against)
         print(f"report: {page}")
+
+    def predict(self, run: str, images: str, output: str, ckpt: str | None = None, **overrides: Any) -> None:
+        """Segment every image of a folder with a trained run; results lie on the grid of the images.
+
+        Args:
+            run: folder that `monai-ssl train` wrote.
+            images: folder of images, or one image.
+            output: folder for NAME_seg.nii.gz.
+            ckpt: other weights than RUN/model.pt.
+            **overrides: ids of the bundle's configs/inference.yaml: --probabilities True, --amp off, --device cpu ...
+        """
+        from monai_ssl.data import images_to_segment
+        from monai_ssl.deploy import bundles
+
+        folder, settings, _ = self._of_run(run, ckpt, ["inference.yaml"], overrides)
+        source, target = Path(images).expanduser(), Path(output).expanduser().resolve()
+        if not source.exists():
+            raise DataError(f"images: {source} does not exist; check the path")
+        found = images_to_segment(source, overrides.get("datalist"), overrides.get("section", "testing"))
+        if not found:
+            raise DataError(f"images: no image below {source}; give a folder with NIfTI files (or one file)")
+        if target.exists() and not target.is_dir():
+            raise DataError(f"output: must be a folder, got the file {target}")
+        root = source if source.is_dir() else source.parent
+        if target == root.resolve():
+            raise DataError(f"output: must not be the folder of the images, {target}: results would be read as images")
+        settings |= {"dataset_dir": str(source.resolve()), "output_dir": str(target)}
+        bundles.run_bundle(folder, ["inference.yaml"], settings)
+        print(f"{_plural(len(found), 'segmentation')}: {target}")
 
     def report(
         self,
@@ -174,135 +324,445 @@ class Commands:
         from monai_ssl.evaluation import comparison_report
 
         given = {"floor": floor, "matched_floor": matched_floor, "method": method, "ceiling": ceiling}
-        print(comparison_report(Path(output), title, {role: Path(p) for role, p in given.items() if p is not None}))
-
-    def check(
-        self,
-        dataset_dir: str,
-        datalist: str | None = None,
-        dataset: str = "left_atrium",
-        flavour: str | None = None,
-    ) -> None:
-        """Verify datalist and files before a long run: one line per problem, exit status 1 when there is an error.
-
-        Args:
-            dataset_dir: folder of the data.
-            datalist: JSON inside it or path; default: the datalist found there.
-            dataset: preset that says what the data must be.
-            flavour: of the preset.
-        """
-        from monai_ssl.data import load_datalist, load_preset
-        from monai_ssl.data.verify import verify
-
-        preset = load_preset(dataset, flavour)
-        cases = load_datalist(datalist, dataset_dir)
-        problems = verify(cases, preset)
-        for problem in problems:
-            print(problem)
-        errors = sum(problem.severity == "error" for problem in problems)
-        print(f"{cases.path}: {cases.counts()}; {errors} errors, {len(problems) - errors} warnings")
-        if errors:
-            raise SystemExit(1)
-
-    def split(self, source: str, output: str | None = None, **options: Any) -> None:
-        """Folder or MSD dataset.json -> datalist, reproducible by its seed.
-
-        Args:
-            source: folder with images (and labels), or a dataset.json.
-            output: the datalist to write; default datalist.json beside the images.
-            **options: --n_labeled 8 --n_validation 16 --n_testing 20 --seed 0 --labels DIR --patient_pattern REGEX
-                --overwrite True
-        """
-        from monai_ssl.data.split import make_split
-
-        path = make_split(source, output=output, **options)
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        counts = {key: len(content.get(key, [])) for key in ("training", "unlabeled", "validation", "testing")}
-        print(f"{path}: {counts}")
+        if Path(output).suffix.lower() not in {".html", ".htm"}:
+            raise DataError(f"output: must be an .html file, got {output!r}")
+        results = {role: Path(p).expanduser() for role, p in given.items() if p is not None}
+        print(comparison_report(Path(output).expanduser(), title, results))
 
     def bundle(self, name: str, output: str) -> None:
-        """Write a shipped bundle to a folder, to edit it.
+        """Write a shipped bundle to a folder, to edit it or to load it in MONAI Label.
 
         Args:
-            name: dtc, supervised, ...
+            name: dtc, supervised, ... (`monai-ssl list`).
             output: new folder.
         """
-        from monai_ssl.bundles import copy_bundle
+        from monai_ssl.deploy.bundles import copy_bundle
 
         print(copy_bundle(name, output))
 
     def list(self) -> None:
-        """Shipped bundles and dataset presets."""
-        from monai_ssl.bundles import available_bundles
+        """Show the shipped bundles and dataset presets."""
         from monai_ssl.data import available_presets
+        from monai_ssl.deploy.bundles import available_bundles
 
         print("bundles: ", *available_bundles())
         print("datasets:", *available_presets())
 
     @staticmethod
-    def _of_run(run: Any, ckpt: str | None, config: str) -> tuple[Path, dict[str, Any]]:
-        """Bundle folder and settings with which a run was trained, as far as ``config`` knows them."""
+    def _of_run(
+        run: Any, ckpt: str | None, configs: Sequence[str], overrides: dict[str, Any]
+    ) -> tuple[Path, dict[str, Any], dict[str, Any]]:
+        """Bundle folder, settings with which a run was trained (as far as ``configs`` know them), and its record."""
         from monai.bundle import ConfigParser
 
-        from monai_ssl import bundles
+        from monai_ssl.deploy import bundles
 
+        run = Path(str(run)).expanduser()
         record = _record(run)
         folder = bundles.find_bundle(record["bundle"])
-        known = ConfigParser.load_config_file(str(folder / "configs" / config))
-        settings = {key: value for key, value in record["overrides"].items() if key.split("#")[0] in known}
-        for key in ("flavour", "output_dir", "num_workers", "resume"):
+        bundles.check_ids(folder, configs, overrides)
+        known = ConfigParser.load_config_files([str(folder / "configs" / config) for config in configs])
+        settings = {key: value for key, value in record["overrides"].items() if re.split("#|::", key)[0] in known}
+        for key in ("flavour", "output_dir", "num_workers", "resume", "device", "ckpt"):
             settings.pop(key, None)
-        preset = Path(str(run)) / "preset.yaml"
-        settings |= {"dataset": str(preset.resolve()), "ckpt": str(Path(ckpt or Path(str(run)) / "model.pt").resolve())}
-        return folder, settings
+        settings |= {"dataset": str((run / PRESET).resolve()), **overrides}
+        settings["ckpt"] = str(_weights(run, record, ckpt))
+        return folder, settings, record
 
 
-def _record(run: Any) -> dict[str, Any]:
-    from monai_ssl.bundles import read_json
+# ------------------------------------------------------------------------------------------------------ the run folder
 
-    folder = Path(str(run)).expanduser()
+
+def _record(folder: Path) -> dict[str, Any]:
+    from monai_ssl.deploy.bundles import read_json
+
     if not folder.is_dir():
-        raise DataError(f"run: {folder} is no folder; train first: monai-ssl train ...")
-    return read_json(folder / "run.json")
+        raise DataError(f"run: {folder} is no folder; train first: {PROGRAM} train BUNDLE DATASET_DIR")
+    for name in (RUN, PRESET):
+        if not (folder / name).is_file():
+            raise DataError(
+                f"run: {folder} holds no {name}, so it is no run of `{PROGRAM} train`; name its output folder"
+            )
+    record = read_json(folder / RUN)
+    if missing := [key for key in ("bundle", "overrides", "dataset_dir", "datalist") if key not in record]:
+        raise DataError(f"{folder / RUN}: must hold {', '.join(missing)}; was it written by `{PROGRAM} train`?")
+    return record
 
 
-def users_mistake(error: BaseException | None) -> BaseException | None:
-    """The error in a chain of causes that a user can act on, if there is one."""
+def _weights(run: Path, record: dict[str, Any], ckpt: str | None) -> Path:
+    """The weights to use; says so when they are of an unfinished run."""
+    from monai_ssl.handlers import load
+
+    if ckpt is not None:
+        path = Path(ckpt).expanduser().resolve()
+        if not path.is_file():
+            raise DataError(f"ckpt: {path} does not exist; check the path")
+        return path
+    path, checkpoint = run / "model.pt", run / "checkpoint.pt"
+    again = f"type its command again to go on: {record.get('command', PROGRAM + ' train ...')}"
+    if not path.is_file():
+        raise DataError(f"run: {run} has no weights yet (stopped before the first checkpoint); {again}")
+    if record.get("status") != "complete" and checkpoint.is_file():
+        done, total = load(checkpoint).get("iteration"), record.get("max_iterations")
+        if done != total:
+            print(f"note: this run is unfinished, weights of iteration {done} of {total}; {again}", file=sys.stderr)
+    return path.resolve()
+
+
+def _check_run_folder(run: Path, dataset_dir: Path) -> None:
+    """Refuse a folder in which training would overwrite what is not its own."""
+    if run.exists() and not run.is_dir():
+        raise DataError(f"output: must be a folder, got the file {run}")
+    if run == dataset_dir:
+        raise DataError(f"output: must not be the folder of the data, {run}; give a folder for the run")
+    ours = any((run / name).exists() for name in (RUN, "checkpoint.pt", f".{RUN}.pending"))
+    foreign = [name for name in ("model.pt", "training.csv", "validation.csv") if (run / name).exists()]
+    if foreign and not ours:
+        raise DataError(
+            f"output: {run} holds a {foreign[0]} that no run of `{PROGRAM} train` wrote; give another folder"
+        )
+
+
+@contextmanager
+def _only_writer(run: Path) -> Iterator[None]:
+    """Hold the run's lock; the system lets it go when the process ends, however it ends."""
+    import fcntl
+
+    with open(run / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise DataError(f"output: another training writes to {run} just now; give another folder") from None
+            # file systems without locks
+        yield
+
+
+def _check_data(cases: Any, preset: Any) -> None:
+    """Stop at data that cannot be trained on, before the long run."""
+    from monai_ssl.data.verify import verify
+
+    problems = verify(cases, preset, sections=("training", "unlabeled", "validation"))
+    groups: dict[str, list[Any]] = {}
+    for problem in problems:
+        if problem.severity == "warning":
+            groups.setdefault(problem.rule, []).append(problem)
+    for group in list(groups.values())[:WARNINGS_SHOWN]:
+        # verify() has merged long lists of equal warnings already
+        merged = [re.search(r" \(and (\d+) more cases of this list\)$", str(problem)) for problem in group]
+        n = len(group) - 1 + sum(int(match[1]) for match in merged if match)
+        text = str(group[0])[: merged[0].start()] if merged[0] else str(group[0])
+        print(f"{text} (and {n} more like this)" if n else text, file=sys.stderr)
+    if len(groups) > WARNINGS_SHOWN:
+        rest = len(groups) - WARNINGS_SHOWN
+        print(f"warning: {rest} more kinds of warning; `{PROGRAM} check` shows all", file=sys.stderr)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    for problem in errors:
+        print(problem, file=sys.stderr)
+    if errors:
+        raise DataError(f"data: {_plural(len(errors), 'error')}, nothing was trained; correct them, then train again")
+
+
+def _iterations(bundle: Path, settings: dict[str, Any]) -> int | None:
+    """How many iterations the bundle's config asks for."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser()
+    parser.read_config(str(bundle / "configs" / "train.yaml"))
+    parser.update(settings)
+    return int(parser.get_parsed_content("max_iterations")) if "max_iterations" in parser else None
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in counts.items())
+
+
+def _plural(n: int, noun: str) -> str:
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+# ----------------------------------------------------------------------------------------------- reading a command line
+
+
+def _commands() -> dict[str, Callable[..., None]]:
+    commands = Commands()
+    return {name: getattr(commands, name) for name in vars(Commands) if not name.startswith("_")}
+
+
+def _is_option(token: str) -> bool:
+    return token.startswith("-") and len(token) > 1 and not re.fullmatch(r"-(\d|\.\d).*", token)
+
+
+def parse(name: str, command: Callable[..., None], tokens: list[str]) -> dict[str, Any]:
+    """Arguments of a command from the words behind it: ``VALUE``, ``--key VALUE``, ``--key=VALUE``, ``--key`` (True).
+
+    Values are read as the parameter's annotation says, so that a folder called ``2024`` stays text. What goes to a
+    bundle is read as ``python -m monai.bundle run`` reads it.
+
+    Args:
+        name: of the command, for messages.
+        command: the function.
+        tokens: the words.
+
+    Raises:
+        UsageError: for a missing, unknown, repeated or unreadable argument.
+    """
+    from fire.parser import DefaultParseValue
+
+    signature = inspect.signature(command)
+    hints = get_type_hints(command)
+    named = {k: p for k, p in signature.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    free = len(named) < len(signature.parameters)
+    given: dict[str, Any] = {}
+    positions: list[str] = []
+    rest = list(tokens)
+    while rest:
+        token = rest.pop(0)
+        if not _is_option(token):
+            positions.append(token)
+            continue
+        key, equals, text = token.lstrip("-").partition("=")
+        # MONAI's ids may hold any character; our own parameters may be typed with hyphens
+        key = key.replace("-", "_") if key.replace("-", "_") in named else key
+        if not equals:
+            text = rest.pop(0) if rest and not _is_option(rest[0]) else "True"
+        if key in given:
+            raise UsageError(f"--{key}: given twice")
+        if key in named:
+            given[key] = _value(key, text, hints[key])
+        elif free and key:
+            near = difflib.get_close_matches(key, named, n=1, cutoff=0.85)
+            if near:
+                raise UsageError(f"{name}: unknown option --{key}; did you mean --{near[0]}?")
+            given[key] = DefaultParseValue(text)
+        else:
+            near = difflib.get_close_matches(key, named, n=1)
+            hint = f"; did you mean --{near[0]}?" if near else ""
+            raise UsageError(f"{name}: unknown option {token.partition('=')[0]}{hint} (see {PROGRAM} {name} --help)")
+    places = [key for key in named if key not in given]
+    if len(positions) > len(places):
+        raise UsageError(
+            f"{name}: too many arguments, from {positions[len(places)]!r} on; usage: {_usage(name, command)}"
+        )
+    for key, text in zip(places, positions, strict=False):
+        given[key] = _value(key, text, hints[key])
+    missing = [key for key, p in named.items() if p.default is p.empty and key not in given]
+    if missing:
+        raise UsageError(f"{name}: missing {missing[0].upper()}; usage: {_usage(name, command)}")
+    return given
+
+
+def _value(key: str, text: str, hint: Any) -> Any:
+    """``text`` as the annotation ``hint`` wants it."""
+    kinds = {kind.strip().split("[")[0] for kind in str(getattr(hint, "__name__", hint) if isinstance(hint, type)
+                                                        else hint).split("|")}  # fmt: skip
+    if "None" in kinds and text in ("None", "null", ""):
+        return None
+    if "str" in kinds:
+        if text == "":
+            raise UsageError(f"--{key}: must not be empty")
+        return text
+    if "bool" in kinds:
+        words = {
+            "true": True,
+            "yes": True,
+            "on": True,
+            "1": True,
+            "false": False,
+            "no": False,
+            "off": False,
+            "0": False,
+        }
+        if text.lower() not in words:
+            raise UsageError(f"--{key}: must be True or False, got {text!r}")
+        return words[text.lower()]
+    if "int" in kinds:
+        if not re.fullmatch(r"[+-]?\d+", text):
+            raise UsageError(f"--{key}: must be an integer, got {text!r}")
+        return int(text)
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        content = None
+    if not isinstance(content, dict):
+        raise UsageError(f'--{key}: must look like "{{1: organ}}", got {text!r}')
+    return content
+
+
+# ------------------------------------------------------------------------------------------------------------ help
+
+
+def _usage(name: str, command: Callable[..., None]) -> str:
+    words = [PROGRAM, name]
+    parameters = inspect.signature(command).parameters.values()
+    words += [p.name.upper() for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if name == "evaluate":
+        words.append("[RUN]")
+    if len(words) < len(parameters) + 2:
+        words.append("[OPTIONS]")
+    return " ".join(words)
+
+
+def _help() -> str:
+    documentation = inspect.cleandoc(Commands.__doc__ or "").splitlines()
+    lines = [f"{documentation[0]} {' '.join(documentation[2:])}", "", f"usage: {PROGRAM} COMMAND ...", ""]
+    for name, command in _commands().items():
+        summary = (inspect.getdoc(command) or "").splitlines()[0]
+        lines += textwrap.wrap(summary, 100, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+    lines += ["", f"  {PROGRAM} COMMAND --help    arguments of a command",
+              f"  {PROGRAM} --version", "",
+              f"A first look:    {PROGRAM} demo",
+              f"Your own data:   {PROGRAM} split, check, train, evaluate, predict"]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _command_help(name: str, command: Callable[..., None]) -> str:
+    text, _, arguments = (inspect.getdoc(command) or "").partition("\nArgs:\n")
+    lines = [f"usage: {_usage(name, command)}", "", text.strip()]
+    parameters = inspect.signature(command).parameters
+    if not parameters:
+        return "\n".join(lines)
+    lines += ["", "arguments:"]
+    # an entry begins at the docstring's own indentation; deeper lines continue it
+    entries = re.sub(r"\n\s{5,}", " ", textwrap.indent(textwrap.dedent(arguments), "    ").rstrip()).split("\n")
+    for entry in entries:
+        key, _, about = entry.strip().partition(": ")
+        if key.startswith("**"):
+            shown = "--ID VALUE"
+        else:
+            default = parameters[key].default
+            shown = key.upper() if default is inspect.Parameter.empty else f"--{key}"
+            if default is not inspect.Parameter.empty and default is not None and not isinstance(default, bool):
+                about += f" (default: {default})"
+        lines += textwrap.wrap(about, 110, initial_indent=f"  {shown:<17} ", subsequent_indent=" " * 20)
+    return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------------------------- main
+
+
+def users_mistake(error: BaseException) -> str | None:
+    """One line for an error that a user can act on; None for a bug of ours, which deserves its traceback.
+
+    MONAI wraps what goes wrong inside a config into RuntimeErrors: the chain of causes is searched.
+    """
+    import torch
+
     from monai_ssl.engines import TrainingDivergedError
 
-    while error is not None:
-        if isinstance(error, (DataError, TrainingDivergedError)) or type(error) is OSError or isinstance(
-            error, (FileNotFoundError, PermissionError)
-        ):
-            return error
-        error = error.__cause__ or error.__context__
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    for link in chain:
+        if isinstance(link, (DataError, TrainingDivergedError)):
+            return _line(link)
+        if isinstance(link, torch.OutOfMemoryError):
+            return (
+                f"out of GPU memory ({_line(link)[:80]}...); try --accumulation_steps 2, smaller --labeled_batch_size "
+                "and --unlabeled_batch_size, or a smaller patch_size in the preset"
+            )
+    for link in chain:
+        if isinstance(link, OSError):
+            return f"{link.filename}: {link.strerror}" if link.filename and link.strerror else _line(link)
+    root = chain[-1]
+    frames = traceback.extract_tb(root.__traceback__)
+    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(monai_ssl.__file__).parent)
+    if isinstance(root, (ValueError, TypeError)) and ours:
+        return _line(root)
+    wrapped = any(
+        type(link) is RuntimeError and re.match(r"Failed to (instantiate|evaluate)", str(link)) for link in chain
+    )
+    if wrapped:
+        return f"{_line(root)} ({type(root).__name__} in the bundle's config; MONAI_SSL_DEBUG=1 shows the traceback)"
     return None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show what the user asked for: our own records as plain lines, MONAI's and Ignite's only where something fails."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    ours = logging.getLogger("monai_ssl")
+    others = list(logging.root.handlers)
+    levels = {name: logging.getLogger(name).level for name in ("monai_ssl", "monai", "ignite")}
+    noisy = [name for name in logging.root.manager.loggerDict if name.startswith(("monai.", "ignite."))]
+    noisy += ["monai.bundle.scripts", "monai.bundle.workflows", "monai_ssl.engines.trainer.SemiSupervisedTrainer",
+              "monai.engines.evaluator.SupervisedEvaluator"]  # fmt: skip
+    levels |= {name: logging.getLogger(name).level for name in noisy}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    ours.setLevel(logging.INFO)
+    # on the root, so that the logging.conf of a user's own bundle takes its place
+    logging.root.addHandler(handler)
+    seen: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *args: Any, **kwargs: Any) -> None:
+        text = " ".join(str(message).split())
+        if text not in seen:
+            seen.add(text)
+            print(f"warning: {text}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+            warnings.filterwarnings("default", module=r"monai_ssl(\.|$)", category=UserWarning)
+        warnings.showwarning = show
+        try:
+            yield
+        finally:
+            logging.root.handlers[:] = others
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point; a user's mistake ends in one line and exit status 2, not in a traceback."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     os.environ.setdefault("PYTHONWARNINGS", "ignore")  # loader processes
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"monai|ignite|torch")
-    for name in ("ignite", "monai_ssl.engines.trainer.SemiSupervisedTrainer"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("PAGER", "cat")  # fire pages its help otherwise
     try:
-        fire.Fire(Commands, command=arguments, name="monai-ssl")
+        with _quiet():
+            _dispatch(words)
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to resume", file=sys.stderr)
+        hint = "; run the same command again to resume" if words[:1] in (["train"], ["demo"]) else ""
+        print(f"\ninterrupted{hint}", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except Exception as error:
-        mistake = users_mistake(error)
-        if mistake is None and not isinstance(error, (ValueError, TypeError)):
+        mistake = None if os.environ.get("MONAI_SSL_DEBUG") else users_mistake(error)
+        if mistake is None:
             raise
-        if mistake is None and os.environ.get("MONAI_SSL_DEBUG"):
-            raise
-        print(f"monai-ssl: error: {mistake or error}", file=sys.stderr)
+        print(f"{PROGRAM}: error: {mistake}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _dispatch(words: list[str]) -> None:
+    commands = _commands()
+    if not words or words[0] in ("-h", "--help", "help"):
+        chosen = words[1] if len(words) > 1 and words[0] == "help" else None
+        print(_command_help(chosen, commands[chosen]) if chosen in commands else _help())
+        return
+    if words[0] in ("--version", "version"):
+        print(f"{PROGRAM} {monai_ssl.__version__}")
+        return
+    name, *rest = words
+    if name not in commands:
+        near = difflib.get_close_matches(name, commands, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(commands)}"
+        raise UsageError(f"unknown command {name!r}: {hint} (see {PROGRAM} --help)")
+    if any(word in ("-h", "--help") for word in rest):
+        print(_command_help(name, commands[name]))
+        return
+    commands[name](**parse(name, commands[name], rest))
 
 
 if __name__ == "__main__":

@@ -27,10 +27,14 @@ TITLES = {
 
 
 def evaluate_run(
-    bundle: Path, run: Path, settings: Mapping[str, Any], output: Path | None = None, record: Mapping[str, Any] | None = None
+    bundle: Path,
+    run: Path,
+    settings: Mapping[str, Any],
+    output: Path | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run the bundle's evaluation; returns the results folder with ``predictions/`` in it."""
-    from monai_ssl.bundles import run_bundle
+    from monai_ssl.deploy.bundles import run_bundle
 
     results = (output or run / f"evaluation-{settings['section']}").expanduser().resolve()
     load_datalist(settings["datalist"], settings["dataset_dir"]).require(settings["section"])
@@ -56,7 +60,6 @@ def evaluate_predictions(
     import numpy as np
 
     from monai_ssl.data import load_preset
-    from monai_ssl.data.verify import read_volume
     from monai_ssl.handlers import spacing_of
 
     if dataset_dir is None and datalist is None:
@@ -74,18 +77,40 @@ def evaluate_predictions(
         path = files.get(f"{stem}_seg") or files.get(stem)
         if path is None:
             raise DataError(f"{folder}: no {stem}_seg.nii.gz or {stem}.nii.gz for case {name}")
-        label, affine = read_volume(entry["label"])
-        prediction, other = read_volume(path)
+        label, affine = _label_map(entry["label"])
+        prediction, other = _label_map(path)
         if prediction.shape != label.shape:
             raise DataError(f"{path}: shape must be the label's {label.shape}, got {prediction.shape}")
+        if unknown := sorted(set(np.unique(prediction).tolist()) - set(preset.labels)):
+            raise DataError(
+                f"{path}: values must be classes of {preset.name}, {sorted(preset.labels)}, got {unknown[:5]}"
+            )
         if affine is not None and other is not None and not np.allclose(affine, other, atol=1e-3):
             raise DataError(f"{path}: affine must be the label's; was the file resampled or reoriented?")
         spacing = spacing_of(affine, label.ndim) if affine is not None else [1.0] * label.ndim
         rows += case_metrics(prediction, label, preset.labels, spacing, case=name)
     results = Path(output).expanduser() if output else folder / "evaluation"
-    write_results(results, rows, {"dataset": preset.name, "section": section, "datalist": str(cases.path),
-                                  "predictions": str(folder)})  # fmt: skip
+    meta = {"dataset": preset.name, "section": section, "datalist": str(cases.path),
+            "dataset_dir": str(cases.dataset_dir), "predictions": str(folder.resolve())}  # fmt: skip
+    write_results(results, rows, meta)
     return results
+
+
+def _label_map(file: str | Path) -> tuple[Any, Any]:
+    """Voxels (*spatial) and affine of a label file; errors name the file."""
+    import numpy as np
+
+    from monai_ssl.data.verify import read_volume
+
+    try:
+        volume, affine = read_volume(file)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from error
+    if volume.shape[0] != 1:
+        raise DataError(f"{file}: must hold one value per voxel, got {volume.shape[0]} channels; merge them")
+    if volume.dtype.kind == "f" and not np.array_equal(volume, np.round(volume)):
+        raise DataError(f"{file}: must hold integers (classes), got other values; is it a probability map?")
+    return volume[0].astype(np.int64), affine
 
 
 def overlays_of(results: Path) -> dict[str, Overlay]:
@@ -142,13 +167,14 @@ def print_summary(results: Path, against: str | Path | None = None) -> None:
     """A few lines for the terminal."""
     read = read_results(results)
     mean = read.summary["mean"]
-    for name, block in {**read.summary["classes"], "mean": mean}.items():
+    classes = read.summary["classes"]
+    for name, block in (classes if len(classes) == 1 else {**classes, "mean": mean}).items():
         dice, hd = block["dice"], block["hd95_mm"]
-        print(
-            f"{name}: Dice {dice['mean']:.4f} +- {dice['sd']:.4f} [median {dice['median']:.4f}; 95 % interval "
-            f"{dice['ci_low']:.4f} to {dice['ci_high']:.4f}], 95HD {hd['mean']:.2f} mm, n = {dice['n']}, "
-            f"failed {block['n_failed']}"
-        )
+        line = f"{name}: Dice {dice['mean']:.4f}"
+        if dice["sd"] is not None:  # more than one case
+            line += f" +- {dice['sd']:.4f} [median {dice['median']:.4f}; 95 % interval {dice['ci_low']:.4f} to"
+            line += f" {dice['ci_high']:.4f}]"
+        print(f"{line}, 95HD {hd['mean']:.2f} mm, n = {dice['n']}, failed {block['n_failed']}")
     if against is not None:
         other = read_results(against)
         print(comparison_sentence(compare(read.rows, other.rows), results.parent.name, Path(against).parent.name))

@@ -34,7 +34,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write ({error.strerror}); the former file, if any, is intact", str(target)) from error
+        raise OSError(
+            error.errno, f"cannot write ({error.strerror}); the former file, if any, is intact", str(target)
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -7,6 +7,7 @@ methods x datasets need no copies of configs. ``load_preset("left_atrium")`` rea
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,7 @@ from monai.transforms import (
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from monai_ssl.data.datalist import DataError
+from monai_ssl.data.guard import CheckCased
 from monai_ssl.data.writer import AtomicNibabelWriter
 from monai_ssl.transforms import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd
 
@@ -147,7 +149,9 @@ class Preset(_Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Preset:
         if sorted(self.labels) != list(range(len(self.labels))) or len(self.labels) < 2:
-            raise ValueError(f"labels must be 0 (background), 1, ... without gap, at least two, got {list(self.labels)}")
+            raise ValueError(
+                f"labels must be 0 (background), 1, ... without gap, at least two, got {list(self.labels)}"
+            )
         for key in ("patch_size", "spacing"):
             value = getattr(self, key)
             if value is not None and len(value) != self.spatial_dims:
@@ -157,6 +161,12 @@ class Preset(_Strict):
         if any(p < 16 or p % 16 for p in self.patch_size):
             raise ValueError(
                 f"patch_size must be multiples of 16 (four halvings in the networks), got {list(self.patch_size)}"
+            )
+        turned = (0, 1) if self.augmentation.policy == "literature" else self.augmentation.rotate90_axes
+        if turned is not None and self.patch_size[turned[0]] != self.patch_size[turned[1]]:
+            raise ValueError(
+                f"patch_size must be equal along axes {list(turned)}, which the augmentation turns by 90 degrees, got "
+                f"{list(self.patch_size)}"
             )
         return self
 
@@ -186,6 +196,7 @@ class Preset(_Strict):
             LoadImaged(keys, image_only=True, dtype=None),
             EnsureChannelFirstd(keys),
             EnsureTyped("image", dtype="float32"),
+            CheckCased(self),
         ]
         if self.orientation is not None:
             steps.append(Orientationd(keys, axcodes=self.orientation[: self.spatial_dims], labels=None))
@@ -225,9 +236,11 @@ class Preset(_Strict):
         Args:
             preprocessing: the very object that prepared the images (its spatial transforms are inverted).
             output_dir: also write ``<name>_seg.nii.gz`` there (uint8, grid and affine of the image).
-            probabilities: also keep, and with ``output_dir`` write, ``<name>_prob.nii.gz`` (float32, one channel a class).
+            probabilities: also keep, and with ``output_dir`` write, ``<name>_prob.nii.gz`` (float32, channel = class).
             data_root: folder whose layout is repeated below ``output_dir``, so that equal file names do not collide.
         """
+        if Path(data_root).is_file():  # one image: its folder, or the result would land beside output_dir
+            data_root = str(Path(data_root).parent)
         steps: list[Transform] = [Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False)]
         if probabilities:
             steps.append(CopyItemsd("pred", names=["prob"]))
@@ -278,22 +291,24 @@ class Preset(_Strict):
             return [crop]
         mode = ["bilinear", "nearest"][: len(keys)]
         steps: list[Transform] = [crop]
+        if a.affine_probability > 0 and (a.rotation_degrees > 0 or a.scale > 0):
+            # a larger crop is turned and its centre kept: no made-up border enters the patch
+            margin = [p + 2 * math.ceil(p / 8) for p in self.patch_size]
+            radians = math.radians(a.rotation_degrees)
+            affine = RandAffined(
+                keys,
+                spatial_size=self.patch_size,
+                prob=a.affine_probability,
+                rotate_range=[radians] * (3 if self.spatial_dims == 3 else 1),
+                scale_range=[a.scale] * self.spatial_dims,
+                mode=mode,
+                padding_mode="border",
+            )
+            steps = [RandSpatialCropd(keys, margin, random_size=False), affine]
         if a.rotate90_axes is not None:
             # on the whole volume, before the crop: a turned patch need not be square
             steps.insert(0, RandRotate90d(keys, prob=0.5, max_k=3, spatial_axes=a.rotate90_axes))
         steps += [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in a.flip_axes]
-        if a.affine_probability > 0 and (a.rotation_degrees > 0 or a.scale > 0):
-            radians = a.rotation_degrees * 3.141592653589793 / 180
-            steps.append(
-                RandAffined(
-                    keys,
-                    prob=a.affine_probability,
-                    rotate_range=[radians] * (3 if self.spatial_dims == 3 else 1),
-                    scale_range=[a.scale] * self.spatial_dims,
-                    mode=mode,
-                    padding_mode="border",
-                )
-            )
         p = a.intensity_probability
         if p > 0:
             steps += [
@@ -366,7 +381,9 @@ def load_preset(name: str | Path, flavour: str | None = None, **overrides: Any) 
         where = ".".join(str(part) for part in first["loc"]) or "preset"
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = f"unknown key; known keys stand in the docstring of monai_ssl.data.preset.{type_hint(first['loc'])}"
+            message = (
+                f"unknown key; known keys stand in the docstring of monai_ssl.data.preset.{type_hint(first['loc'])}"
+            )
         raise DataError(f"{path}: {where}: {message} (got {first.get('input')!r})") from None
 
 

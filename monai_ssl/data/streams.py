@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset, list_data_collate
+from monai.data import CacheDataset, get_track_meta, list_data_collate, set_track_meta
 from monai.transforms import Compose, Transform
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -95,7 +95,13 @@ class _Stream:
         epoch, offset = divmod(position, n)
         index = int(_permutation(self.seed, self.stream, epoch, n)[offset])
         self.transform.set_random_state(position_seed(self.seed, self.stream, position, 1))
-        item: Any = self.transform(self.cases[index])
+        item: Any = self.cases[index]
+        tracked = get_track_meta()
+        set_track_meta(False)  # patches need no affine: plain tensors pass the transforms in two thirds of the time
+        try:
+            item = self.transform(item)
+        finally:
+            set_track_meta(tracked)
         item = {key: value for key, value in item.items() if isinstance(value, torch.Tensor)}
         if "label" in item:
             item["label"] = torch.as_tensor(item["label"]).long()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor, nn
 
-from monai_ssl.engines.precision import autocast, autocast_dtype, channels_last, layout
+from monai_ssl.engines.precision import autocast, autocast_dtype, layout, temporarily_channels_last
 
 
 class WindowInferer(SlidingWindowInferer):
@@ -57,14 +58,12 @@ class WindowInferer(SlidingWindowInferer):
                 )
             # MONAI takes int(roi * (1 - overlap)) as stride: half a voxel keeps rounding from losing one
             overlaps = [1.0 - (s + 0.5) / r if s < r else 0.0 for s, r in zip(stride, roi_size, strict=True)]
-        super().__init__(
-            roi_size=tuple(roi_size), sw_batch_size=sw_batch_size, overlap=overlaps, mode=mode, **kwargs
-        )
+        super().__init__(roi_size=tuple(roi_size), sw_batch_size=sw_batch_size, overlap=overlaps, mode=mode, **kwargs)
         self.amp = amp
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        if isinstance(network, nn.Module) and not isinstance(network, torch.jit.ScriptModule):
-            channels_last(network)
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        plain = isinstance(network, nn.Module) and not isinstance(network, torch.jit.ScriptModule)
+        weights = temporarily_channels_last(network) if plain else nullcontext()  # type: ignore[arg-type]
         dtype = autocast_dtype(self.amp, inputs.device)
 
         def probabilities(window: Tensor, *a: Any, **k: Any) -> Tensor:
@@ -73,4 +72,5 @@ class WindowInferer(SlidingWindowInferer):
                 logits = network(window, *a, **k)
             return logits.float().softmax(dim=1)
 
-        return super().__call__(inputs, probabilities, *args, **kwargs)
+        with weights:
+            return super().__call__(inputs, probabilities, *args, **kwargs)  # type: ignore[return-value]

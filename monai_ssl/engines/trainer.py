@@ -17,7 +17,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from monai_ssl.data.streams import TwoStreamLoader, position_seed
-from monai_ssl.engines.precision import autocast, autocast_dtype, channels_last, layout, shield_bfloat16_convolutions
+from monai_ssl.engines.precision import (
+    autocast,
+    autocast_dtype,
+    channels_last,
+    layout,
+    prefers_channels_last,
+    shield_bfloat16_convolutions,
+)
 from monai_ssl.methods import SemiSupervisedMethod
 
 logger = logging.getLogger(__name__)
@@ -50,11 +57,13 @@ class SemiSupervisedTrainer(Trainer):
             same effective batch (batch norm and pooled losses then see one part at a time). Both batch sizes must be
             divisible by it.
         clip_gradient_norm: L2 norm to which gradients are clipped, or None.
-        channels_last_weights: convolution weights in channels-last layout (same mathematics, faster).
+        channels_last_weights: images and convolution weights in channels-last layout (same mathematics). None: where
+            it is faster, see :func:`monai_ssl.engines.precision.prefers_channels_last`. Lay out the weights of a method
+            before you wrap it in ``DistributedDataParallel``: afterwards they stay as they are.
         handlers: Ignite handlers.
         **kwargs: further arguments of :class:`monai.engines.Trainer`.
 
-    After each iteration ``engine.state.output`` holds ``loss``, ``terms`` (dict of floats), ``grad_norm`` (before
+    After each iteration ``engine.state.output[0]`` holds ``loss``, ``terms`` (dict of floats), ``grad_norm`` (before
     clipping), ``lr`` and ``image``, ``label`` of the labelled batch.
 
     Raises:
@@ -77,7 +86,7 @@ class SemiSupervisedTrainer(Trainer):
         amp: str | bool | None = "auto",
         accumulation_steps: int = 1,
         clip_gradient_norm: float | None = None,
-        channels_last_weights: bool = True,
+        channels_last_weights: bool | None = None,
         handlers: Sequence[Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -97,14 +106,15 @@ class SemiSupervisedTrainer(Trainer):
         self.accumulation_steps, self.clip_gradient_norm = accumulation_steps, clip_gradient_norm
         self.dtype = autocast_dtype(amp, device)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if channels_last_weights:
-            channels_last(plain)
+        if channels_last_weights is None:
+            channels_last_weights = prefers_channels_last(device, self.dtype)
         self.channels_last = channels_last_weights
+        # a wrapped method keeps the layout that it was wrapped with: else it mixes up its gradients (torch 2.13)
+        if channels_last_weights and plain is method:
+            channels_last(plain)
         if torch.device(device).type == "cpu" and self.dtype is torch.bfloat16:
             shield_bfloat16_convolutions(plain)
-        self.grad_scaler = torch.amp.GradScaler(
-            torch.device(device).type, enabled=self.dtype is torch.float16
-        )
+        self.grad_scaler = torch.amp.GradScaler(torch.device(device).type, enabled=self.dtype is torch.float16)
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -128,26 +138,27 @@ class SemiSupervisedTrainer(Trainer):
         by_epochs = int(self.state.max_epochs) * int(self.state.epoch_length)
         return by_epochs if self.max_iterations is None else min(by_epochs, self.max_iterations)
 
-    def run(self) -> None:
+    def run(self) -> None:  # type: ignore[override]
         """Train to the end; handlers such as ``RunCheckpoint`` may move the start to where a former run stopped."""
-        self.data_loader.prepare()
+        streams: Any = self.data_loader
+        streams.prepare()
         logger.info(
             "%d labelled and %d unlabelled cases, %d iterations, %s",
-            self.data_loader.n_labeled,
-            self.data_loader.n_unlabeled,
+            streams.n_labeled,
+            streams.n_unlabeled,
             self.total_iterations,
             "float32" if self.dtype is None else str(self.dtype).removeprefix("torch."),
         )
         # Trainer.run would make a CUDA-only scaler: ours exists already and is part of the checkpoint
         super(Trainer, self).run()
 
-    def _iteration(self, engine: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    def _iteration(self, engine: Any, batch: dict[str, Any]) -> list[dict[str, Any]]:
         if batch is None:
             raise ValueError("Must provide batch data for current iteration.")
         iteration = engine.state.iteration - 1  # Ignite counts from 1
         if iteration >= self.total_iterations:  # a finished run that is started again
             engine.terminate()
-            return engine.state.output or {}
+            return engine.state.output or []
         torch.manual_seed(position_seed(self.seed, 2, iteration, engine.state.rank))
         self.method.train()
         batch = {stream: self._to_device(items) for stream, items in batch.items()}
@@ -183,7 +194,7 @@ class SemiSupervisedTrainer(Trainer):
         values = torch.stack(list(totals.values())).tolist()
         if iteration + 1 >= self.total_iterations and (iteration + 1) % engine.state.epoch_length:
             engine.terminate()  # inside an epoch; at its end Ignite stops by itself, and its epoch handlers run
-        return {
+        step = {
             "loss": sum(values),
             "terms": dict(zip(totals, values, strict=True)),
             "grad_norm": float(norm),
@@ -191,6 +202,7 @@ class SemiSupervisedTrainer(Trainer):
             "image": batch["labeled"]["image"],
             "label": batch["labeled"]["label"],
         }
+        return [step]  # MONAI's convention: its handlers read the loss of the first item
 
     def _to_device(self, items: dict[str, Any]) -> dict[str, Any]:
         moved = {}

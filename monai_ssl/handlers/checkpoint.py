@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from monai_ssl.data.datalist import DataError
 from monai_ssl.files import atomic_path
@@ -18,6 +19,20 @@ from monai_ssl.files import atomic_path
 logger = logging.getLogger(__name__)
 
 CHECKPOINT, MODEL = "checkpoint.pt", "model.pt"
+# what `monai-ssl train` notes about a run, before the first iteration
+RECORD = ("run.json", "preset.yaml")
+
+
+def pending(path: Path) -> Path:
+    """Where a file of :data:`RECORD` waits until a former run's is out of its way."""
+    return path.with_name(f".{path.name}.pending")
+
+
+def promote(folder: Path) -> None:
+    """Give waiting files of :data:`RECORD` their names."""
+    for name in RECORD:
+        if pending(folder / name).is_file():
+            os.replace(pending(folder / name), folder / name)
 
 
 def save(content: Any, path: str | Path) -> None:
@@ -83,8 +98,9 @@ class RunCheckpoint:
         output_dir: folder of the run.
         interval: iterations between checkpoints, >= 1. The end of the run is always saved.
         resume: continue from ``checkpoint.pt`` where it belongs to the same run. A checkpoint of another run (other
-            seed, data, batch sizes, method, precision), or any with ``resume=False``, is moved with the run's other
-            files to ``output_dir/previous-1`` (2, 3, ...) and training starts afresh: nothing is lost.
+            seed, data, batch sizes, method, unsupervised weight, precision), or any with ``resume=False``, is moved
+            with the run's other files to ``output_dir/previous-1`` (2, 3, ...) and training starts afresh: nothing is
+            lost.
         identity: what else must be equal for two runs to be the same run, plain values. ``max_iterations`` does not
             belong here: a run may be prolonged.
 
@@ -102,8 +118,22 @@ class RunCheckpoint:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.restore)
-        engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.interval), self.save)
+        engine.add_event_handler(Events.STARTED, self._attach_last)
         engine.add_event_handler(Events.COMPLETED, self.save)
+
+    def _attach_last(self, engine: Any) -> None:
+        """Save behind all other handlers: what a checkpoint counts as done stands in the logs, also after a kill."""
+        if engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
+            return
+
+        def due(engine: Any, _: int) -> bool:
+            return engine.state.iteration % self.interval == 0
+
+        def inside_an_epoch(engine: Any, _: int) -> bool:  # at its end validation comes first
+            return due(engine, _) and engine.state.iteration % engine.state.epoch_length != 0
+
+        engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=inside_an_epoch), self.save)
+        engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self.save)
 
     def _identity(self, engine: Any) -> dict[str, Any]:
         streams = engine.data_loader
@@ -111,31 +141,46 @@ class RunCheckpoint:
             **self.identity,
             "seed": engine.seed,
             "labelled cases": fingerprint(streams.labeled.entries),
-            "unlabelled cases": fingerprint(streams.streams["unlabeled"][0].cases.entries if streams.n_unlabeled else []),
+            "unlabelled cases": fingerprint(
+                streams.streams["unlabeled"][0].cases.entries if streams.n_unlabeled else []
+            ),
             "labeled_batch_size": streams.labeled_batch_size,
             "unlabeled_batch_size": streams.unlabeled_batch_size,
             "precision": str(engine.dtype or torch.float32).removeprefix("torch."),
             "method": type(engine.plain_method).__name__,
+            "unsupervised_weight": engine.plain_method.unsupervised_weight,
         }
 
     def restore(self, engine: Any) -> None:
         """Called when training starts: move the engine to where the former run stopped."""
         path = self.folder / CHECKPOINT
         state = load(path, map_location=engine.state.device) if path.is_file() else None
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()  # nobody moves the file while another process still reads it
         if state is not None:
             differing = self._difference(engine, state)
             if differing is None:
-                self._continue(engine, state)
+                try:
+                    self._continue(engine, state)
+                except (RuntimeError, KeyError, ValueError, TypeError) as error:
+                    raise DataError(
+                        f"{path}: does not fit this method and network ({' '.join(str(error).split())[:240]}); give "
+                        "another output_dir, or --resume false to start again"
+                    ) from error
                 logger.info("resumed from %s at iteration %d", path, state["iteration"])
             elif engine.state.rank == 0:
                 logger.warning("%s: %s; its files are kept in %s", path, differing, self._set_aside())
         engine.data_loader.start = engine.state.iteration
+        if engine.state.rank == 0:
+            promote(self.folder)
 
     def _difference(self, engine: Any, state: dict[str, Any]) -> str | None:
         if not self.resume:
             return "resume is off: starting again"
+        if not isinstance(state, dict) or not isinstance(identity := state.get("identity"), dict):
+            raise DataError(f"{self.folder / CHECKPOINT}: is no checkpoint of a run; move it away")
         for key, value in self._identity(engine).items():
-            former = state["identity"].get(key)
+            former = identity.get(key, value)
             if former != value:
                 return f"belongs to a run with {key} = {former!r}, this one has {value!r}: starting again"
         return None
@@ -145,6 +190,10 @@ class RunCheckpoint:
         engine.optimizer.load_state_dict(state["optimizer"])
         if engine.lr_scheduler is not None:
             engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
+            if isinstance(engine.lr_scheduler, LambdaLR):  # a prolonged run follows its own schedule from here on
+                schedule = zip(engine.lr_scheduler.base_lrs, engine.lr_scheduler.lr_lambdas, strict=True)
+                for group, (rate, factor) in zip(engine.optimizer.param_groups, schedule, strict=True):
+                    group["lr"] = rate * factor(engine.lr_scheduler.last_epoch)
         engine.grad_scaler.load_state_dict(state["grad_scaler"])
         engine.state.iteration = state["iteration"]
         engine.state.epoch = state["iteration"] // engine.state.epoch_length
@@ -155,7 +204,7 @@ class RunCheckpoint:
             k += 1
         aside = self.folder / f"previous-{k}"
         aside.mkdir()
-        for name in (CHECKPOINT, MODEL, "training.csv", "validation.csv", "tensorboard", "previews", "run.json"):
+        for name in (CHECKPOINT, MODEL, "training.csv", "validation.csv", "tensorboard", "previews", *RECORD):
             if (self.folder / name).exists():
                 os.replace(self.folder / name, aside / name)
         return aside

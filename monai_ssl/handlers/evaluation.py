@@ -34,7 +34,9 @@ class EvaluationResults:
         DataError: when a case has no label.
     """
 
-    def __init__(self, output_dir: str | Path, labels: Mapping[int, str], meta: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, output_dir: str | Path, labels: Mapping[int, str], meta: Mapping[str, Any] | None = None
+    ) -> None:
         self.output_dir, self.labels, self.meta = Path(output_dir), dict(labels), dict(meta or {})
         self.rows: list[dict[str, Any]] = []
 

@@ -54,7 +54,7 @@ class TrainingLog:
     def write(self, engine: Any) -> None:
         if engine.state.rank != 0 or not engine.state.output:
             return
-        output, iteration = engine.state.output, engine.state.iteration
+        output, iteration = engine.state.output[0], engine.state.iteration
         row = {"loss": output["loss"], **output["terms"], "lr": output["lr"], "grad_norm": output["grad_norm"]}
         if self._file is None:
             self._open(["iteration", *row], iteration)
@@ -132,7 +132,7 @@ class Progress:
     def update(self, engine: Any) -> None:
         if engine.state.rank != 0 or not engine.state.output:
             return
-        output, iteration, total = engine.state.output, engine.state.iteration, engine.total_iterations
+        output, iteration, total = engine.state.output[0], engine.state.iteration, engine.total_iterations
         loss = output["loss"]
         self._average = loss if self._average is None else 0.95 * self._average + 0.05 * loss
         terms = " ".join(f"{name} {value:.3f}" for name, value in output["terms"].items())
@@ -158,7 +158,7 @@ class Progress:
 
 
 class CaseProgress:
-    """The same for an evaluator that goes through cases: a bar on a terminal, one quiet line every ``seconds`` elsewhere.
+    """The same for an evaluator that goes through cases: a bar on a terminal, else one quiet line every ``seconds``.
 
     Args:
         total: number of cases.

@@ -2,12 +2,12 @@
 
 from .dual_task import DualTaskConsistencyLoss, SmoothHeaviside
 from .ramp_up import SigmoidRampUp
-from .supervised import HalfDiceCELoss, foreground_dice_loss
+from .supervised import ForegroundDiceLoss, HalfDiceCELoss
 
 __all__ = [
     "DualTaskConsistencyLoss",
+    "ForegroundDiceLoss",
     "HalfDiceCELoss",
     "SigmoidRampUp",
     "SmoothHeaviside",
-    "foreground_dice_loss",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from monai_ssl.losses import DualTaskConsistencyLoss, SigmoidRampUp, foreground_dice_loss
+from monai_ssl.losses import DualTaskConsistencyLoss, ForegroundDiceLoss, SigmoidRampUp
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
 from monai_ssl.networks import DualTaskNetwork
 from monai_ssl.transforms import SignedDistanceMap
@@ -96,13 +96,14 @@ class DualTaskConsistency(SemiSupervisedMethod):
         if max_iterations < 1:
             raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
         step = max(round(max_iterations / 40), 1)
-        self.ramp_up = ramp_up or (SigmoidRampUp(40 * step, granularity=step) if released else SigmoidRampUp(max_iterations))
-        self.dice = foreground_dice_loss(squared=released, pooled=released)
+        staircase = SigmoidRampUp(40 * step, granularity=step)
+        self.ramp_up = ramp_up or (staircase if released else SigmoidRampUp(max_iterations))
+        self.dice = ForegroundDiceLoss(squared=released, pooled=released)
         self.consistency = DualTaskConsistencyLoss(slope)
         self.signed_distance_map = SignedDistanceMap(network.n_classes, degenerate)
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
-        logits, raw_distance = self.network.tasks(joint_images(labeled, unlabeled))
+        logits, raw_distance = self.network.tasks(joint_images(labeled, unlabeled))  # type: ignore[operator]
         return self.terms(logits, raw_distance, labeled)
 
     def terms(self, logits: Tensor, raw_distance: Tensor, labeled: Batch) -> dict[str, Tensor]:

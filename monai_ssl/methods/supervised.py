@@ -23,7 +23,7 @@ class Supervised(SemiSupervisedMethod):
         >>> from monai_ssl.networks import VNet
         >>> method = Supervised(VNet(spatial_dims=2, base_channels=2))
         >>> import torch
-        >>> batch = {"image": torch.rand(1, 1, 16, 16), "label": torch.zeros(1, 1, 16, 16, dtype=torch.long)}
+        >>> batch = {"image": torch.rand(2, 1, 16, 16), "label": torch.zeros(2, 1, 16, 16, dtype=torch.long)}
         >>> sorted(method(batch, None))
         ['supervised']
     """

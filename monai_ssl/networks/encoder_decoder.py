@@ -9,6 +9,8 @@ from monai.networks.layers.factories import Conv, Dropout
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from torch import Tensor, nn
 
+from monai_ssl.networks import lean
+
 __all__ = ["EncoderDecoder"]
 
 NormType = str | tuple | list | None
@@ -182,8 +184,12 @@ class DecoderLevel(nn.Module):
         x = self.up(x)
         if self.gate is not None:
             skip = self.gate(x, skip)
-        # out of place: the backward pass of the in-place ReLU before it needs x
-        x = torch.cat([skip, x], dim=1) if self.concatenate else skip + x
+        if self.concatenate:
+            x = torch.cat([skip, x], dim=1)
+        elif torch.jit.is_scripting():
+            x = skip + x  # out of place: the backward pass of the in-place ReLU before it needs x
+        else:
+            x = lean.add(skip, x)
         return self.block(x), skip
 
 
@@ -236,14 +242,30 @@ def element_dropout(p: float) -> nn.Module:
     return nn.Dropout(p) if check_dropout(p) > 0 else nn.Identity()
 
 
-def unit(spatial_dims: int, conv: Any, norm: NormType, act: ActType) -> nn.Sequential:
+class Unit(nn.Sequential):
+    """``conv``, ``norm`` (may be missing), ``act``; in training without keeping what can be computed again."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            x = lean.reading(self.conv, x)
+            if hasattr(self, "norm"):
+                if lean.can_recompute(self.norm, self.act, x):
+                    return lean.norm_act(self.norm, self.act, x)
+                x = self.norm(x)
+            return self.act(x)
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+def unit(spatial_dims: int, conv: Any, norm: NormType, act: ActType) -> Unit:
     """Convolution, normalization (left out when None), activation; named, so that no option renames a parameter."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
     if norm is not None:
         norm = tuple(norm) if isinstance(norm, list) else norm  # a YAML file has no tuples
         layers["norm"] = get_norm_layer(norm, spatial_dims=spatial_dims, channels=conv.out_channels)
     layers["act"] = get_act_layer(tuple(act) if isinstance(act, list) else act)
-    return nn.Sequential(layers)
+    return Unit(layers)
 
 
 def conv3(spatial_dims: int, in_channels: int, out_channels: int) -> nn.Module:

@@ -7,6 +7,7 @@ from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_ssl.networks.encoder_decoder import NormType
+from monai_ssl.networks.lean import pointwise
 from monai_ssl.networks.vnet import VNet
 
 __all__ = ["DualTaskNetwork", "DualTaskVNet"]
@@ -91,7 +92,9 @@ class DualTaskNetwork(nn.Module):
         Returns:
             ``(B, n_classes, *spatial)``, float32, background included.
         """
-        logits = self.segmentation_head(features).float()
+        return self._all_classes(self.segmentation_head(features).float())
+
+    def _all_classes(self, logits: Tensor) -> Tensor:
         if self.one_channel:
             logits = torch.cat([torch.zeros_like(logits), logits], dim=1)
         return logits
@@ -122,7 +125,13 @@ class DualTaskNetwork(nn.Module):
             ``(B, n_classes - 1, *spatial)``, both float32.
         """
         features = self.backbone(x)
-        return self.logits(features), self.raw_distance(features)
+        if not (torch.is_grad_enabled() and features.requires_grad):
+            return self.logits(features), self.raw_distance(features)
+        # in training both heads at once: one gradient of the features instead of two and their sum
+        heads = (self.segmentation_head, self.distance_head)
+        weight, bias = (torch.cat([getattr(head, name) for head in heads]) for name in ("weight", "bias"))
+        logits, raw_distance = pointwise(features, weight, bias).split([len(head.weight) for head in heads], dim=1)
+        return self._all_classes(logits), raw_distance
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the segmentation head, in training and evaluation alike.

@@ -50,8 +50,10 @@ def rotate_flip(image: torch.Tensor, k: int, axis: int) -> torch.Tensor:
 
 
 class LiteraturePadd(MapTransform):
-    """Zero-padding of the released loaders: if ANY side is <= the patch, every side gets ``max((patch - side) // 2 + 3, 0)``
-    voxels on both ends (so 112 becomes 118, 110 becomes 118 and 113 becomes 117 for a patch of 112).
+    """Zero-padding of the released loaders.
+
+    If ANY side is <= the patch, every side gets ``max((patch - side) // 2 + 3, 0)`` voxels on both ends: for a patch of
+    112, a side of 112 becomes 118, 110 becomes 118 and 113 becomes 117.
 
     Args:
         keys: items ``(C, *spatial)``.
@@ -70,9 +72,7 @@ class LiteraturePadd(MapTransform):
         for key in self.key_iterator(item):
             sides = item[key].shape[1:]
             if any(side <= patch for side, patch in zip(sides, self.patch_size, strict=True)):
-                target = [
-                    s + 2 * max((p - s) // 2 + 3, 0) for s, p in zip(sides, self.patch_size, strict=True)
-                ]
+                target = [s + 2 * max((p - s) // 2 + 3, 0) for s, p in zip(sides, self.patch_size, strict=True)]
                 item = SpatialPadd(key, target, method="symmetric")(item)
         return item
 
@@ -112,4 +112,3 @@ class RandLiteratureCropd(RandomizableTransform, MapTransform):
         for key in self.key_iterator(item):
             item[key] = item[key][window]
         return item
-

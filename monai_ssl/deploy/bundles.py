@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,11 @@ def find_bundle(name: str | Path) -> Path:
     return folder
 
 
+def is_shipped(folder: Path) -> bool:
+    """Whether a bundle's folder is the package's own, which nobody edits."""
+    return folder.parent == bundles_root()
+
+
 def copy_bundle(name: str, output: str | Path) -> Path:
     """Write a shipped bundle to ``output`` for editing; weights are not copied (none are shipped).
 
@@ -51,16 +57,19 @@ def copy_bundle(name: str, output: str | Path) -> Path:
         DataError: when the folder exists and is not empty.
     """
     source, target = find_bundle(name), Path(output).expanduser()
-    if target.exists() and any(target.iterdir()):
-        raise DataError(f"output: {target} exists and is not empty; give a new folder")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"output: {target} exists and is not an empty folder; give a new one")
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.pt", "*.ts", "*.onnx", "eval", "__pycache__"),
                     dirs_exist_ok=True)  # fmt: skip
     (target / "models").mkdir(exist_ok=True)
     return target
 
 
-def run_bundle(bundle: Path, configs: list[str], overrides: dict[str, Any]) -> None:
+def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) -> None:
     """``python -m monai.bundle run`` with the bundle's own folder as ``bundle_root``.
+
+    The ``logging.conf`` of your own bundle is applied. For a shipped bundle, log records go wherever the calling
+    program sends them.
 
     Args:
         bundle: its folder.
@@ -70,21 +79,42 @@ def run_bundle(bundle: Path, configs: list[str], overrides: dict[str, Any]) -> N
     Raises:
         DataError: for an id that no config knows.
     """
-    from monai.bundle import ConfigParser, run
+    from monai.bundle import run
 
+    check_ids(bundle, configs, overrides)
     files = [str(bundle / "configs" / name) for name in configs]
-    parser = ConfigParser()
-    parser.read_config(files)
-    for key in overrides:
-        _check_id(parser, key)
     logging_file = bundle / "configs" / "logging.conf"
+    log: Any = str(logging_file) if logging_file.is_file() and not is_shipped(bundle) else False
     run(
         config_file=files,
         meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=str(logging_file) if logging_file.is_file() else None,
+        logging_file=log,
         bundle_root=str(bundle),
         **overrides,
     )
+
+
+def check_ids(bundle: Path, configs: Sequence[str], ids: Iterable[str]) -> None:
+    """Every id must stand in the bundle's configs, so that a misspelt override never passes in silence.
+
+    Args:
+        bundle: its folder.
+        configs: file names in ``configs/``.
+        ids: ``max_iterations``, ``method#unsupervised_weight``, ``train::trainer::amp``, ...
+
+    Raises:
+        DataError: for an id that no config knows, or a config that is missing.
+    """
+    from monai.bundle import ConfigParser
+
+    files = [bundle / "configs" / name for name in configs]
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"bundle: {bundle} has no configs/{file.name}; is it a whole bundle?")
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    for key in ids:
+        _check_id(parser, key)
 
 
 def _check_id(parser: Any, key: str) -> None:

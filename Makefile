@@ -1,0 +1,65 @@
+# Everything that people do with a clone. `make` alone lists it.
+PYTHON ?= python3
+VENV ?= .venv
+# A build of torch for your machine (CUDA version, CPU only) can be named here; skipped where torch is importable.
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Two stamps: what the demo needs, and what developers need on top.
+BASE := $(VENV)/.base
+DEV := $(VENV)/.dev
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test coverage lint format bench docs build clean
+
+help:  ## This list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(BASE): pyproject.toml | $(BIN)/python
+	$(BIN)/python -c "import torch" 2>/dev/null || $(PIP) install "$(TORCH)"
+	$(PIP) install -e .
+	@touch $@
+
+$(DEV): $(BASE)
+	$(PIP) install -e ".[dev]"
+	@touch $@
+
+setup: $(DEV)  ## Virtual environment in .venv with everything for development
+
+demo: $(BASE)  ## Synthetic data -> four trainings -> report, on any laptop
+	$(BIN)/monai-ssl demo $(DEMO_ARGS)
+
+test: $(DEV)  ## All tests but the slow ones
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+coverage: $(DEV)  ## The same with coverage and its gate
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term $(PYTEST_ARGS)
+
+lint: $(DEV)  ## Style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy monai_ssl
+
+format: $(DEV)  ## Let ruff rewrite the files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(DEV)  ## Seconds per training step, against a plain reading of the published loop
+	$(BIN)/python benchmarks/step.py
+
+docs: $(DEV)  ## Examples in docstrings, links and commands in the documentation
+	$(BIN)/python -m pytest --doctest-modules monai_ssl -q -p no:cacheprovider
+	$(BIN)/python -m pytest tests/test_docs.py -q -p no:cacheprovider
+
+build: $(DEV)  ## Wheel and source archive in dist/
+	$(BIN)/python -m build
+
+clean:  ## Remove caches and build products; .venv, runs and data stay
+	rm -rf build dist htmlcov .coverage .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	find . -name __pycache__ -type d -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

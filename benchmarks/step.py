@@ -1,0 +1,248 @@
+"""Seconds and peak memory of one DTC training step: the plain loop, ours in float32, ours in bfloat16.
+
+    python benchmarks/step.py [--sizes 64x64x32,112x112x80] [--threads 2] [--repeats 3]
+
+Each configuration lives in a process of its own and makes its steps in turn with the others (plain, ours, ours, plain,
+...), so that other load on the machine hits all alike; medians after one warm-up step. Memory is the highest resident
+set of that process, everything included. Ours runs inside ``SemiSupervisedTrainer`` and finds the distance maps in the
+batch, where the loader's workers put them; what waiting for these costs is in ``loading.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import fire
+import torch
+
+from monai_ssl.files import write_text
+from monai_ssl.metrics import environment
+
+OUTPUT = Path(__file__).parents[1] / "docs" / "results" / "benchmarks"
+CONFIGURATIONS = {"plain": "plain loop", "float32": "ours, float32", "bfloat16": "ours, bfloat16"}
+TARGETS = {"time": {"float32": 0.7, "bfloat16": 0.45}, "memory": {"float32": 0.8, "bfloat16": 0.8}}
+GB = 1e9
+
+
+def main(
+    sizes: str = "64x64x32,112x112x80",
+    threads: int = 2,
+    repeats: int = 3,
+    configurations: str = "plain,float32,bfloat16",
+    output: str = str(OUTPUT),
+) -> None:
+    """Measure and write ``step.json`` and ``step.md`` into ``output``.
+
+    Args:
+        sizes: patches, comma-separated.
+        threads: of PyTorch.
+        repeats: timed steps per configuration.
+        configurations: which ones, comma-separated.
+        output: folder.
+    """
+    sizes, configurations = (",".join(v) if isinstance(v, (tuple, list)) else v for v in (sizes, configurations))
+    chosen = configurations.split(",")
+    results: dict[str, Any] = {}
+    for size in sizes.split(","):
+        results[size] = measure(size, chosen, threads, repeats)
+    record = {
+        "what": "one DTC training step, batch of 2 labelled and 2 unlabelled patches, batch and weights in memory",
+        "threads": threads,
+        "repeats": repeats,
+        "targets": TARGETS,
+        "results": results,
+    }
+    write(Path(output) / "step", record, table(results), "Cost of a DTC training step")
+
+
+def measure(size: str, configurations: list[str], threads: int, repeats: int) -> dict[str, dict[str, Any]]:
+    """Steps in turn; per configuration the times, their median, the peak, and the ratios to the plain loop."""
+    load = os.getloadavg()[0]
+    workers = {name: Worker(name, size, threads) for name in configurations}
+    times: dict[str, list[float]] = {name: [] for name in configurations}
+    for round_ in range(repeats + 1):
+        for name, worker in workers.items():
+            seconds = worker.step()
+            print(f"{size} {name:9s} {'warm-up' if round_ == 0 else round_}: {seconds:.3f} s", flush=True)
+            if round_:
+                times[name].append(seconds)
+    rows = {}
+    for name, worker in workers.items():
+        rows[name] = {"seconds": statistics.median(times[name]), "gigabytes": worker.close(), "times": times[name]}
+    for row in rows.values():
+        if "plain" in rows:
+            row["time_ratio"] = row["seconds"] / rows["plain"]["seconds"]
+            row["memory_ratio"] = row["gigabytes"] / rows["plain"]["gigabytes"]
+        row["load_average_before"] = load
+    return rows
+
+
+class Worker:
+    """A process that makes one step per line it reads."""
+
+    def __init__(self, name: str, size: str, threads: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--worker", name, size, str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+        )
+
+    def _ask(self, command: str) -> float:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(command + "\n")
+        self.process.stdin.flush()
+        for line in self.process.stdout:
+            if line.startswith("RESULT "):
+                return float(line.split()[1])
+        raise SystemExit(f"the process ended with status {self.process.wait()}")
+
+    def step(self) -> float:
+        return self._ask("step")
+
+    def close(self) -> float:
+        peak = self._ask("memory")
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        return peak / GB
+
+
+def peak_memory() -> int:
+    """Highest resident set of this process in bytes."""
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource  # the kernel may count what the parent held before exec
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def commands() -> Iterator[None]:
+    """Yields once per step that is asked for, and answers with the seconds that the step took."""
+    for line in sys.stdin:
+        if line.strip() == "memory":
+            print(f"RESULT {peak_memory()}", flush=True)
+            continue
+        start = time.perf_counter()
+        yield
+        print(f"RESULT {time.perf_counter() - start}", flush=True)
+
+
+def run_worker(name: str, size: str, threads: str) -> None:
+    """Body of the processes: steps on random images with a ball as label."""
+    torch.set_num_threads(int(threads))
+    torch.manual_seed(0)
+    patch = tuple(int(side) for side in size.split("x"))
+    image = torch.randn(4, 1, *patch)
+    grid = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in patch), indexing="ij")
+    label = (sum(g.square() for g in grid) < 0.36)[None].repeat(2, *[1] * len(patch)).long()
+    if name == "plain":
+        from plain import PlainLoop
+
+        loop = PlainLoop()
+        for _ in commands():
+            loop.step(image, label)
+        return
+    trainer(InTurn(image, label), "off" if name == "float32" else "bf16").run()
+
+
+def trainer(loader: Any, amp: str) -> Any:
+    """The trainer of the DTC bundle with its defaults."""
+    from monai_ssl.engines import SemiSupervisedTrainer, lr_schedule
+    from monai_ssl.methods import DualTaskConsistency
+    from monai_ssl.networks import DualTaskVNet
+
+    method = DualTaskConsistency(DualTaskVNet())
+    optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    return SemiSupervisedTrainer(
+        device="cpu",
+        max_epochs=1,
+        train_data_loader=loader,
+        method=method,
+        optimizer=optimizer,
+        lr_scheduler=lr_schedule(optimizer, "step", 6000),
+        amp=amp,
+    )
+
+
+class InTurn:
+    """A loader that hands out the same batch whenever a step is asked for."""
+
+    streams = {"labeled": (None, 2), "unlabeled": (None, 2)}  # noqa: RUF012
+    n_labeled = n_unlabeled = 2
+
+    def __init__(self, image: torch.Tensor, label: torch.Tensor) -> None:
+        from monai_ssl.transforms import SignedDistanceMap
+
+        label = label[:, None]
+        target = torch.stack([SignedDistanceMap()(item) for item in label])
+        self.batch = {
+            "labeled": {"image": image[:2], "label": label, "signed_distance": target, "name": ["a", "b"]},
+            "unlabeled": {"image": image[2:], "name": ["c", "d"]},
+        }
+
+    def prepare(self) -> None:
+        """Nothing to load."""
+
+    def __len__(self) -> int:
+        return 1_000_000
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for _ in commands():
+            yield self.batch
+        os._exit(0)  # asked for no more: the trainer would wait for the rest of its epoch
+
+
+def table(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    lines = ["| patch | loop | s/step | ratio | target | peak GB | ratio | target |", "|---|---|---|---|---|---|---|---|"]
+    for size, rows in results.items():
+        for name, row in rows.items():
+            time_target, memory_target = (TARGETS[kind].get(name) for kind in ("time", "memory"))
+            lines.append(
+                f"| {size} | {CONFIGURATIONS[name]} | {row['seconds']:.3f} | {row.get('time_ratio', float('nan')):.2f} | "
+                f"{f'≤ {time_target}' if time_target else ''} | {row['gigabytes']:.2f} | "
+                f"{row.get('memory_ratio', float('nan')):.2f} | {f'≤ {memory_target}' if memory_target else ''} |"
+            )
+    return lines
+
+
+def write(path: Path, record: dict[str, Any], lines: list[str], title: str) -> None:
+    """``path``.json and ``path``.md, with the command, the versions and the machine."""
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    record = {"command": command, "date": date, **environment(), **record}
+    machine, versions = record["machine"], record["versions"]
+    text = [
+        f"# {title}",
+        "",
+        f"Written by `{command}` on {date[:10]}: {machine['cpu']}, {machine['cores']} cores, PyTorch {versions['torch']}, "
+        f"MONAI {versions['monai']}. {record['what'][0].upper()}{record['what'][1:]}. GB = 10^9 bytes.",
+        "",
+        *lines,
+    ]
+    write_text(path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
+    write_text(path.with_suffix(".md"), "\n".join(text) + "\n")
+    print("\n".join(lines), path.with_suffix(".md"), sep="\n")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        run_worker(*sys.argv[2:5])
+    else:
+        fire.Fire(main)

@@ -1,0 +1,31 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+# loader processes of a test inherit it
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real scans, named by ``MONAI_SSL_DATA``; tests that ask for it are skipped where there are none."""
+    folder = os.environ.get("MONAI_SSL_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("MONAI_SSL_DATA names no folder of real scans")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A phantom that trains in seconds: 2 labelled, 3 unlabelled, 1 validation, 2 test cases. Do not write to it."""
+    from monai_ssl.data.phantom import write_phantom
+
+    folder = tmp_path_factory.mktemp("phantom")
+    write_phantom(folder, n_labeled=2, n_unlabeled=3, n_validation=1, n_testing=2, spacing=5.0, progress=False)
+    return folder

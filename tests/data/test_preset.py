@@ -1,0 +1,334 @@
+"""Presets: what they say, what they refuse, and what their transforms do to an image."""
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+import yaml
+from monai.data import MetaTensor
+
+from monai_ssl.data import DataError, Preset, available_presets, dump_preset, load_preset
+
+SMALL = {"patch_size": [16, 16, 16], "labels": {0: "background", 1: "organ"}}
+
+
+def write_preset(folder, **content):
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, **content}))
+    return path
+
+
+def write_case(folder, sides=(20, 18, 17), codes="RAS", spacing=(1.0, 1.0, 1.0), seed=0, array=None):
+    """An image and a label (bright voxels) in the given orientation; returns the arrays as stored."""
+    random = np.random.RandomState(seed)
+    image = (random.rand(*sides) * 100 if array is None else array).astype(np.float32)
+    orientation = nib.orientations.axcodes2ornt(tuple((codes + "S")[:3]))
+    affine = nib.orientations.inv_ornt_aff(orientation, (sides + (1,))[:3]) @ np.diag([*spacing, 1.0])
+    label = (image > np.percentile(image, 70)).astype(np.uint8)
+    nib.save(nib.Nifti1Image(image, affine), folder / "image.nii.gz")
+    nib.save(nib.Nifti1Image(label, affine), folder / "label.nii.gz")
+    return {"image": str(folder / "image.nii.gz"), "label": str(folder / "label.nii.gz")}, image, label
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("name", available_presets())
+def test_shipped_presets_are_valid_in_every_flavour(name):
+    default = load_preset(name)
+    assert default.name == name
+    assert default.labels[0] == "background"
+    flavours = []
+    for flavour in ("literature", "practical"):
+        try:
+            flavours.append(load_preset(name, flavour))
+        except DataError:
+            continue
+        assert flavours[-1].flavour == flavour
+    assert default in flavours
+
+
+def test_published_numbers_of_the_left_atrium():
+    preset = load_preset("left_atrium")
+    assert preset.flavour == "literature"
+    assert preset.patch_size == (112, 112, 80)
+    assert preset.window.stride == (18, 18, 4)
+    assert preset.window.mode == "constant"
+    assert (preset.n_classes, preset.in_channels, preset.spatial_dims) == (2, 1, 3)
+    training = preset.training
+    assert (training.max_iterations, training.learning_rate, training.momentum) == (6000, 0.01, 0.9)
+    assert (training.weight_decay, training.labeled_batch_size, training.unlabeled_batch_size) == (1e-4, 2, 2)
+    assert training.schedule == "step"
+    assert [round(m * 6000) for m in training.milestones] == [2500, 5000]
+    assert preset.augmentation.policy == "literature"
+    assert preset.intensity.policy == "as_stored"
+    assert not preset.largest_component
+
+
+def test_flavours_differ_where_they_say_so():
+    literature, practical = load_preset("left_atrium", "literature"), load_preset("left_atrium", "practical")
+    assert practical.intensity.policy == "robust"
+    assert practical.augmentation.policy == "practical"
+    assert practical.patch_size == literature.patch_size
+
+
+def test_own_file(tmp_path):
+    preset = load_preset(write_preset(tmp_path, channels=["T1", "T2"], modality="MR"))
+    assert preset.name == "mine"
+    assert preset.in_channels == 2
+    assert preset.flavour == "practical"
+
+
+def test_overrides_are_merged():
+    preset = load_preset("left_atrium", training={"max_iterations": 7}, modality="CT")
+    assert preset.training.max_iterations == 7
+    assert preset.training.schedule == "step"
+    assert preset.modality == "CT"
+
+
+@pytest.mark.parametrize("name", available_presets())
+def test_written_and_read_again(tmp_path, name):
+    preset = load_preset(name)
+    (tmp_path / "copy.yaml").write_text(dump_preset(preset))
+    assert load_preset(tmp_path / "copy.yaml") == preset
+
+
+def test_a_preset_cannot_be_changed():
+    with pytest.raises(ValueError, match="frozen"):
+        load_preset("phantom").patch_size = (1, 1, 1)
+
+
+# ------------------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"patch_sise": [1]}, r"mine\.yaml: patch_sise: unknown key; .*Preset"),
+        ({"intensity": {"polisy": 1}}, r"intensity\.polisy: unknown key; .*preset\.Intensity"),
+        ({"labels": {0: "a", 2: "b"}}, r"labels must be 0 \(background\), 1, .* without gap.*got \[0, 2\]"),
+        ({"labels": {0: "a"}}, r"at least two, got \[0\]"),
+        ({"patch_size": [16, 16]}, r"patch_size must have 3 entries \(spatial_dims\), got \[16, 16\]"),
+        ({"patch_size": [16, 16, 20]}, r"patch_size must be multiples of 16 .* got \[16, 16, 20\]"),
+        ({"patch_size": [16, 16, 0]}, r"patch_size must be multiples of 16 .* got \[16, 16, 0\]"),
+        ({"spacing": [1.0]}, r"spacing must have 3 entries"),
+        ({"window": {"stride": [8, 8]}}, r"window\.stride must have 3 entries, got \[8, 8\]"),
+        ({"window": {"overlap": 1.0}}, r"window\.overlap: .*less than 1 \(got 1\.0\)"),
+        ({"intensity": {"policy": "window"}}, r"intensity: .*needs intensity\.window: \[low, high\]"),
+        ({"intensity": {"policy": "hu"}}, r"intensity\.policy: .*'as_stored', 'zscore', 'robust' or 'window' \(got 'hu'\)"),
+        ({"spatial_dims": 4}, r"spatial_dims: .*got 4"),
+        ({"training": {"max_iterations": 0}}, r"training\.max_iterations: .*got 0"),
+        ({"augmentation": {"policy": "literature"}, "patch_size": [16, 32, 16]},
+         r"patch_size must be equal along axes \[0, 1\].*got \[16, 32, 16\]"),
+        ({"augmentation": {"rotate90_axes": [1, 2]}, "patch_size": [16, 16, 32]},
+         r"patch_size must be equal along axes \[1, 2\].*got \[16, 16, 32\]"),
+    ],
+)  # fmt: skip
+def test_rejects(tmp_path, content, message):
+    with pytest.raises(DataError, match=message):
+        load_preset(write_preset(tmp_path, **content))
+
+
+def test_rejects_names_and_files(tmp_path):
+    with pytest.raises(DataError, match=r"dataset: must be one of .*left_atrium.* or the path .* got 'left_atrum'"):
+        load_preset("left_atrum")
+    with pytest.raises(DataError, match=r"none\.yaml: cannot read the preset \(No such file"):
+        load_preset(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(DataError, match=r"bad\.yaml: is not valid YAML"):
+        load_preset(tmp_path / "bad.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(DataError, match=r"list\.yaml: a preset must be a mapping of keys to values, got list"):
+        load_preset(tmp_path / "list.yaml")
+    with pytest.raises(DataError, match=r"flavour: left_atrium\.yaml offers literature, practical, got 'other'"):
+        load_preset("left_atrium", "other")
+    with pytest.raises(DataError, match=r"flavour: hippocampus\.yaml offers only 'practical', got 'literature'"):
+        load_preset("hippocampus", "literature")
+
+
+# ------------------------------------------------------------------------------------------------- preprocessing
+
+
+def preset(**options):
+    return Preset.model_validate({"name": "test", **SMALL, **options})
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SAL"])
+def test_orientation(tmp_path, codes):
+    case, stored, _ = write_case(tmp_path, codes=codes)
+    out = preset(intensity={"policy": "as_stored"}).preprocessing()({"image": case["image"]})["image"]
+    expected = nib.as_closest_canonical(nib.load(case["image"])).get_fdata(dtype=np.float32)
+    np.testing.assert_array_equal(out[0], expected)
+    untouched = preset(intensity={"policy": "as_stored"}, orientation=None).preprocessing()({"image": case["image"]})["image"]
+    np.testing.assert_array_equal(untouched[0], stored)
+
+
+def test_spacing(tmp_path):
+    case, _, _ = write_case(tmp_path, sides=(20, 10, 17), spacing=(1.0, 2.0, 0.5))
+    out = preset(spacing=[1.0, 1.0, 1.0]).preprocessing(label=True)(dict(case))
+    assert out["image"].shape == out["label"].shape
+    assert all(abs(a - b) <= 1 for a, b in zip(out["image"].shape[1:], (20, 20, 9), strict=True))
+    assert set(np.unique(out["label"])) == {0, 1}
+
+
+def test_intensity_policies(tmp_path):
+    case, stored, _ = write_case(tmp_path)
+
+    def run(**intensity):
+        return preset(intensity=intensity).preprocessing()({"image": case["image"]})["image"][0].numpy()
+
+    np.testing.assert_array_equal(run(policy="as_stored"), stored)
+    np.testing.assert_allclose(run(policy="zscore"), (stored - stored.mean()) / stored.std(), atol=1e-4)
+    low, high = np.percentile(stored, [5, 90])
+    clipped = np.clip(stored, low, high)
+    expected = (clipped - clipped.mean()) / clipped.std()
+    np.testing.assert_allclose(run(policy="robust", percentiles=[5, 90]), expected, atol=1e-3)
+    window = np.clip((stored - 20) / 40 * 2 - 1, -1, 1)
+    np.testing.assert_allclose(run(policy="window", window=[20, 60]), window, atol=1e-5)
+
+
+def test_channels_are_normalised_one_by_one(tmp_path):
+    case, image, _ = write_case(tmp_path)
+    second = tmp_path / "second.nii.gz"
+    nib.save(nib.Nifti1Image(image * 1000 + 5, nib.load(case["image"]).affine), second)
+    both = preset(channels=["a", "b"]).preprocessing()({"image": [case["image"], str(second)]})["image"]
+    assert both.shape[0] == 2
+    torch.testing.assert_close(both[0], both[1], rtol=0, atol=1e-3)
+
+
+def test_label_is_not_scaled(tmp_path):
+    case, _, stored = write_case(tmp_path)
+    out = preset().preprocessing(label=True)(dict(case))["label"]
+    np.testing.assert_array_equal(out[0], stored)
+
+
+def test_training_pads_and_gives_plain_tensors(tmp_path):
+    case, _, _ = write_case(tmp_path, sides=(20, 9, 17))
+    for policy, sides in (("practical", (20, 16, 17)), ("literature", (22, 28, 22))):
+        out = preset(augmentation={"policy": policy}).training_preprocessing()(dict(case))
+        assert type(out["image"]) is type(out["label"]) is torch.Tensor
+        assert not isinstance(out["image"], MetaTensor)
+        assert (out["image"].dtype, out["label"].dtype) == (torch.float32, torch.uint8)
+        assert out["image"].shape == out["label"].shape == (1, *sides)
+    without = preset().training_preprocessing(label=False)({"image": case["image"]})
+    assert set(without) == {"image"}
+
+
+def test_validation_leaves_the_label_as_stored(tmp_path):
+    case, _, stored = write_case(tmp_path, codes="LPS")
+    out = preset(spacing=[2.0, 2.0, 2.0]).validation_preprocessing()(dict(case))
+    np.testing.assert_array_equal(out["label"][0], stored)
+    assert out["image"].shape != out["label"].shape
+    assert set(preset().validation_preprocessing()({"image": case["image"]})) == {"image"}
+
+
+# ------------------------------------------------------------------------------------------------- postprocessing
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SAL", "PIR"])
+def test_predictions_return_to_the_grid_of_the_file(tmp_path, codes):
+    case, _, stored = write_case(tmp_path, codes=codes)
+    p = preset(intensity={"policy": "as_stored"})
+    chain = p.preprocessing()
+    item = chain({"image": case["image"]})
+    # a network that finds the label exactly, on its own grid
+    foreground = (item["image"] > np.percentile(item["image"], 70)).float()
+    item["pred"] = torch.cat([1 - foreground, foreground])
+    out = p.postprocessing(chain, output_dir=str(tmp_path / "out"))(item)["pred"]
+    np.testing.assert_array_equal(out[0], stored)
+    written = nib.load(tmp_path / "out" / "image_seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(written.dataobj), stored)
+    assert written.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(written.affine, nib.load(case["image"]).affine)
+
+
+def test_predictions_are_resampled_to_the_grid_of_the_file(tmp_path):
+    sides = (24, 12, 30)
+    ball = -sum((g - s // 2) ** 2 / (s / 3) ** 2 for g, s in zip(np.indices(sides), sides, strict=True))
+    case, _, stored = write_case(tmp_path, sides=sides, spacing=(1.0, 2.0, 0.8), codes="LPS", array=ball)
+    p = preset(spacing=[1.0, 1.0, 1.0], intensity={"policy": "as_stored"})
+    chain = p.preprocessing()
+    item = chain({"image": case["image"]})
+    threshold = np.percentile(ball, 70)
+    foreground = torch.sigmoid(40 * (item["image"] - float(threshold)))
+    item["pred"] = torch.cat([1 - foreground, foreground])
+    out = p.postprocessing(chain)(item)["pred"][0].numpy()
+    assert out.shape == sides
+    assert 2 * (out * stored).sum() / (out.sum() + stored.sum()) > 0.95
+
+
+def test_probabilities(tmp_path):
+    case, _, _ = write_case(tmp_path, codes="LPS")
+    p = preset()
+    chain = p.preprocessing()
+    item = chain({"image": case["image"]})
+    item["pred"] = torch.rand(2, *item["image"].shape[1:]).softmax(0)
+    expected = item["pred"].clone()
+    out = p.postprocessing(chain, output_dir=str(tmp_path / "out"), probabilities=True)(item)
+    np.testing.assert_allclose(out["prob"].numpy(), np.flip(expected.numpy(), (1, 2)), atol=1e-6)
+    written = nib.load(tmp_path / "out" / "image_prob.nii.gz")
+    assert written.get_data_dtype() == np.float32
+    np.testing.assert_allclose(np.moveaxis(written.get_fdata(), -1, 0), out["prob"].numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_largest_component(tmp_path, keep):
+    case, _, _ = write_case(tmp_path)
+    p = preset(largest_component=keep)
+    chain = p.preprocessing()
+    item = chain({"image": case["image"]})
+    foreground = torch.zeros(1, *item["image"].shape[1:])
+    foreground[0, :5, :5, :5] = 1
+    foreground[0, 10:12, 10:12, 10:12] = 1
+    item["pred"] = torch.cat([1 - foreground, foreground])
+    out = p.postprocessing(chain)(item)["pred"]
+    assert out.sum() == (125 if keep else 133)
+
+
+# ------------------------------------------------------------------------------------------------- augmentation
+
+
+AUGMENTATIONS = [
+    {"policy": "none"},
+    {"policy": "literature"},
+    {"policy": "practical", "flip_axes": [0, 1]},
+    {"policy": "practical", "rotate90_axes": [0, 1], "affine_probability": 1.0, "intensity_probability": 1.0},
+    {"policy": "practical", "affine_probability": 0.0, "intensity_probability": 0.0, "rotate90_axes": [0, 1]},
+]
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("augmentation", AUGMENTATIONS)
+def test_patches(augmentation, dims):
+    from monai.transforms import Compose
+
+    p = preset(augmentation=augmentation, spatial_dims=dims, patch_size=[16] * dims)
+    random = Compose(p.random_transforms())
+    random.set_random_state(0)
+    label = torch.zeros(1, *(24, 20, 18)[:dims], dtype=torch.uint8)
+    label[(0, *(slice(3, 17),) * dims)] = 1
+    item = {"image": label.float() * 10 + 1, "label": label}
+    seen = set()
+    for _ in range(12):
+        out = random(item)
+        assert out["image"].shape == out["label"].shape == (1, *p.patch_size)
+        assert torch.isfinite(torch.as_tensor(out["image"])).all()
+        assert set(torch.as_tensor(out["label"]).unique().tolist()) <= {0, 1}
+        # image and label moved together: where the label is set the image is bright
+        bright = torch.as_tensor(out["image"])[torch.as_tensor(out["label"]) > 0].float().mean()
+        dark = torch.as_tensor(out["image"])[torch.as_tensor(out["label"]) == 0].float().mean()
+        assert bright > dark + 3 or not (torch.as_tensor(out["label"]) == 0).any()
+        seen.add(tuple(torch.as_tensor(out["image"]).flatten().tolist()))
+    assert len(seen) > 1
+    assert torch.equal(item["label"], label)
+
+
+def test_the_practical_policy_includes_the_original(tmp_path):
+    from monai.transforms import Compose
+
+    p = preset(augmentation={"policy": "practical", "flip_axes": [0, 1, 2]})
+    random = Compose(p.random_transforms())
+    random.set_random_state(0)
+    image = torch.randn(1, 16, 16, 16)
+    same = sum(torch.equal(torch.as_tensor(random({"image": image, "label": image})["label"]), image) for _ in range(200))
+    assert same > 0

@@ -1,0 +1,129 @@
+"""Sliding windows against a loop over windows, in every shape that the data may have."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from monai_ssl.engines import WindowInferer
+from monai_ssl.networks import DualTaskVNet, VNet
+
+
+def network(dims, n_classes=3):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d if dims == 2 else nn.Conv3d
+    return convolution(1, n_classes, 3, padding=1)
+
+
+def by_hand(image, net, roi, stride):
+    """Uniform mean of class probabilities; the last window is clamped to the border."""
+    sides = image.shape[2:]
+    starts = [sorted({min(s, side - r) for s in range(0, side - r + step, step)})
+              for side, r, step in zip(sides, roi, stride, strict=True)]  # fmt: skip
+    total, count = 0.0, torch.zeros(sides)
+    for corner in itertools.product(*starts):
+        window = tuple(slice(c, c + r) for c, r in zip(corner, roi, strict=True))
+        canvas = torch.zeros(image.shape[0], 3, *sides)
+        canvas[(..., *window)] = net(image[(..., *window)]).softmax(1)
+        total = total + canvas
+        count[window] += 1
+    return total / count
+
+
+@pytest.mark.parametrize(
+    ("sides", "roi", "stride"),
+    [
+        ((20, 30), (16, 16), (8, 5)),
+        ((16, 16), (16, 16), (16, 16)),
+        ((17, 33), (16, 16), (15, 16)),
+        ((40, 16), (16, 16), (1, 16)),
+        ((20, 18, 17), (8, 16, 16), (5, 7, 1)),
+        ((96, 97), (96, 96), (6, 6)),  # int(96 * (1 - 90 / 96)) is 5
+    ],
+)
+@torch.no_grad()
+def test_equals_a_loop_with_exact_strides(sides, roi, stride):
+    net = network(len(sides))
+    image = torch.randn(1, 1, *sides)
+    inferer = WindowInferer(roi, stride=stride, mode="constant", amp="off")
+    torch.testing.assert_close(inferer(image, net), by_hand(image, net, roi, stride), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["constant", "gaussian"])
+@pytest.mark.parametrize("sides", [(5, 7), (16, 16), (50, 9), (5, 40, 17)])
+@torch.no_grad()
+def test_any_size_gives_probabilities_of_that_size(sides, mode):
+    inferer = WindowInferer((16,) * len(sides), overlap=0.5, mode=mode, amp="off")
+    probabilities = inferer(torch.randn(2, 1, *sides), network(len(sides)))
+    assert probabilities.shape == (2, 3, *sides)
+    assert probabilities.dtype == torch.float32
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(2, *sides))
+    assert (probabilities >= 0).all()
+
+
+@torch.no_grad()
+def test_number_of_windows_per_pass_and_layout_do_not_matter():
+    net, image = network(3).eval(), torch.randn(1, 1, 20, 24, 18)
+    results = [WindowInferer((16, 16, 16), stride=(4, 8, 2), sw_batch_size=n, amp="off")(image, net) for n in (1, 5)]
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_small_volumes_are_padded_on_both_sides():
+    net, image = network(2), torch.randn(1, 1, 9, 16)
+    padded = nn.functional.pad(image, (0, 0, 3, 4))  # 7 rows: 3 before, 4 after
+    expected = net(padded).softmax(1)[:, :, 3:12]
+    result = WindowInferer((16, 16), stride=(8, 8), mode="constant", amp="off")(image, net)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("net", [VNet(3, base_channels=2), DualTaskVNet(3, base_channels=2)])
+@torch.no_grad()
+def test_bfloat16_stays_near_float32(net):
+    net, image = net.eval(), torch.randn(1, 1, 32, 32, 16)
+    exact = WindowInferer((32, 32, 16), amp="off")(image, net)
+    near = WindowInferer((32, 32, 16), amp="bf16")(image, net)
+    assert near.dtype == torch.float32
+    assert not torch.equal(near, exact)
+    torch.testing.assert_close(near, exact, rtol=0, atol=0.05)
+
+
+@torch.no_grad()
+def test_scripted_networks():
+    net = VNet(2, base_channels=2).eval()
+    image = torch.randn(1, 1, 40, 40)
+    inferer = WindowInferer((32, 32), stride=(16, 16), amp="off")
+    traced = torch.jit.trace(net, torch.randn(1, 1, 32, 32))
+    torch.testing.assert_close(inferer(image, traced), inferer(image, net), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+@torch.no_grad()
+def test_a_network_in_training_keeps_its_memory(failing):
+    # DistributedDataParallel and exact resume rest on it
+    net = VNet(2, base_channels=4).eval()
+    before = [(p.data_ptr(), p.stride()) for p in net.parameters()]
+    inside = []
+
+    def look(module, inputs):
+        inside.extend(p.is_contiguous(memory_format=torch.channels_last) for p in net.parameters() if p.dim() == 4)
+        if failing:
+            raise KeyboardInterrupt
+
+    net.register_forward_pre_hook(look)
+    inferer, image = WindowInferer((32, 32), amp="off"), torch.randn(1, 1, 32, 32)
+    if failing:
+        with pytest.raises(KeyboardInterrupt):
+            inferer(image, net)
+    else:
+        inferer(image, net)
+    assert inside
+    assert all(inside)
+    assert [(p.data_ptr(), p.stride()) for p in net.parameters()] == before
+
+
+@pytest.mark.parametrize("stride", [(8,), (8, 17), (0, 8), (8, 8, 8)])
+def test_rejects_stride(stride):
+    with pytest.raises(ValueError, match=r"stride must have one entry per axis, each in \[1, roi_size \(16, 16\)\], got "):
+        WindowInferer((16, 16), stride=stride)

@@ -1,0 +1,178 @@
+"""Reading and writing files of weights: whole or absent, and never code."""
+
+import os
+import pickle
+import resource
+import signal
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from monai_ssl.data import DataError
+from monai_ssl.files import atomic_path, write_text
+from monai_ssl.handlers import load, load_network, save
+from monai_ssl.networks import DualTaskVNet, VNet
+
+
+class Malicious:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, victim):
+        self.victim = victim
+
+    def __reduce__(self):
+        return (Path.touch, (self.victim,))
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+@pytest.mark.parametrize("form", ["torch", "legacy", "pickle", "nested"])
+@pytest.mark.parametrize("reader", ["load", "load_network"])
+def test_code_in_a_file_is_never_executed(tmp_path, form, reader):
+    victim, path = tmp_path / "executed", tmp_path / "model.pt"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(Malicious(victim)))
+    else:
+        content = {"model": {"weight": torch.zeros(1), "x": Malicious(victim)}} if form == "nested" else Malicious(victim)
+        torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
+    with pytest.raises(DataError, match=r"model\.pt: not a readable file of weights"):
+        load(path) if reader == "load" else load_network(VNet(2, base_channels=2), path)
+    assert not victim.exists()
+    # the file is what it is meant to be: a careless reader executes it
+    if form == "pickle":
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert victim.exists()
+
+
+def test_whole_networks_are_refused(tmp_path):
+    torch.save(nn.Linear(1, 1), tmp_path / "model.pt")
+    with pytest.raises(DataError, match=r"model\.pt: not a readable file of weights"):
+        load(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no zip"])
+def test_damaged_files_are_named(tmp_path, content):
+    path = tmp_path / "model.pt"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"model\.pt: not a readable file of weights \(.+\)"):
+        load(path)
+
+
+def test_truncated_file_is_named(tmp_path):
+    path = tmp_path / "model.pt"
+    save({"a": torch.randn(1000)}, path)
+    os.truncate(path, os.path.getsize(path) // 2)
+    with pytest.raises(DataError, match=r"model\.pt: not a readable file"):
+        load(path)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.pt: no such file"):
+        load(tmp_path / "none.pt")
+    with pytest.raises(DataError, match=r"ckpt: .*none\.pt does not exist; no weights are shipped: train first"):
+        load_network(VNet(2, base_channels=2), tmp_path / "none.pt")
+
+
+def test_network_round_trip(tmp_path):
+    torch.manual_seed(0)
+    first, second, third = (DualTaskVNet(2, base_channels=2) for _ in range(3))
+    save(first.state_dict(), tmp_path / "model.pt")
+    save({"model": first.state_dict(), "epoch": 3}, tmp_path / "wrapped.pt")
+    assert load_network(second, tmp_path / "model.pt") is second
+    load_network(third, tmp_path / "wrapped.pt")
+    for key, value in first.state_dict().items():
+        assert torch.equal(second.state_dict()[key], value)
+        assert torch.equal(third.state_dict()[key], value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [lambda: DualTaskVNet(2, base_channels=4).state_dict(), lambda: VNet(2, base_channels=2).state_dict(),
+     lambda: {}, lambda: [torch.zeros(1)], lambda: torch.zeros(1)],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_named(tmp_path, other):
+    save(other(), tmp_path / "model.pt")
+    with pytest.raises(DataError, match=r"model\.pt: does not fit the network of this bundle and dataset"):
+        load_network(DualTaskVNet(2, base_channels=2), tmp_path / "model.pt")
+
+
+# ------------------------------------------------------------------------------------------------- writing
+
+
+def test_atomic_path_replaces_at_the_end(tmp_path):
+    target = tmp_path / "new" / "image.nii.gz"
+    with atomic_path(target) as temporary:
+        assert temporary.parent == target.parent
+        assert temporary.name.endswith(".nii.gz")
+        temporary.write_text("first")
+        assert not target.exists()
+    assert target.read_text() == "first"
+    with atomic_path(target) as temporary:
+        temporary.write_text("second")
+        assert target.read_text() == "first"
+    assert target.read_text() == "second"
+    assert list(target.parent.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError("no number"), OSError(28, "No space left")])
+def test_atomic_path_leaves_the_former_file_when_the_body_fails(tmp_path, error):
+    target = tmp_path / "file.txt"
+    write_text(target, "former")
+    with pytest.raises(type(error)), atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert target.read_text() == "former"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_atomic_path_names_the_target(tmp_path):
+    with pytest.raises(OSError, match=r"cannot write \(No space left.*\); the former file, if any, is intact.*file\.txt") as e:
+        with atomic_path(tmp_path / "file.txt") as temporary:
+            temporary.write_text("half")
+            raise OSError(28, "No space left on device")
+    assert e.value.errno == 28
+
+
+def test_write_text(tmp_path):
+    write_text(tmp_path / "a.txt", "ä\r\n")
+    assert (tmp_path / "a.txt").read_bytes() == "ä\r\n".encode()
+
+
+@pytest.fixture
+def small_disk():
+    """No file may exceed 20,000 bytes: stands for a full disk."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal_handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, former[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, former)
+    signal.signal(signal.SIGXFSZ, signal_handler)
+
+
+def test_a_full_disk_leaves_the_former_checkpoint(tmp_path, small_disk):
+    path = tmp_path / "checkpoint.pt"
+    save({"step": 1, "weight": torch.zeros(10)}, path)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match=r"checkpoint\.pt"):
+        save({"step": 2, "weight": torch.randn(100_000)}, path)
+    assert path.read_bytes() == before
+    assert load(path)["step"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        save({}, tmp_path / "file" / "checkpoint.pt")
+
+
+def test_what_is_saved_is_a_zip_of_tensors(tmp_path):
+    save({"a": torch.arange(3)}, tmp_path / "model.pt")
+    assert zipfile.is_zipfile(tmp_path / "model.pt")
+    assert torch.equal(load(tmp_path / "model.pt")["a"], torch.arange(3))

@@ -1,0 +1,517 @@
+"""The command line as its users meet it: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from monai_ssl import cli
+from monai_ssl.data.datalist import DataError
+from monai_ssl.handlers import checkpoint
+
+TINY = ["--dataset", "phantom", "--max_iterations", "4", "--epoch_length", "2", "--val_interval", "2",
+        "--network_def#base_channels", "2", "--num_workers", "0", "--amp", "off", "--device", "cpu"]  # fmt: skip
+COMMANDS = ["demo", "split", "preset", "check", "train", "evaluate", "predict", "report", "bundle", "list"]
+
+
+def run(*words: Any) -> int:
+    """Exit status of a command, in this process."""
+    try:
+        cli.main([str(word) for word in words])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: Any, status: int = 2) -> str:
+    """The one line with which a command must fail."""
+    capsys.readouterr()
+    assert run(*words) == status
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    lines = [line for line in error.splitlines() if not line.startswith(("warning:", "error:"))]
+    assert len(lines) == 1, error
+    assert lines[0].startswith("monai-ssl: error: ")
+    return lines[0].removeprefix("monai-ssl: error: ")
+
+
+@pytest.fixture
+def phantom(tiny_phantom: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(tiny_phantom, tmp_path / "phantom data"))
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "a run"
+    assert run("train", "dtc", tiny_phantom, *TINY, "--output", folder) == 0
+    return folder
+
+
+def replace_image(path: Path, array: np.ndarray | None = None) -> None:
+    image = nib.load(path)
+    data = np.asarray(image.dataobj) if array is None else array
+    nib.save(nib.Nifti1Image(data, image.affine), path)
+
+
+class TestHelp:
+    @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+    def test_overview_names_every_command_and_nothing_else(self, words, capsys):
+        assert run(*words) == 0
+        out = capsys.readouterr().out
+        assert re.findall(r"^  (\w+)\s{2,}\S", out, re.MULTILINE) == COMMANDS
+        assert "_of_run" not in out
+        assert max(map(len, out.splitlines())) <= 145
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    @pytest.mark.parametrize("form", ["{} --help", "help {}", "{} -h"])
+    def test_every_command_explains_its_arguments(self, command, form, capsys):
+        assert run(*form.format(command).split()) == 0
+        out = capsys.readouterr().out
+        assert out.startswith(f"usage: monai-ssl {command}")
+        assert not {"SYNOPSIS", "GROUP", "FLAGS"} & set(out.split())
+        if command != "list":
+            assert "arguments:" in out
+
+    def test_help_wins_over_other_words_and_bundle_ids(self, capsys):
+        assert run("train", "dtc", "--max_iterations", "3", "--help") == 0
+        assert "--method#unsupervised_weight 0" in " ".join(capsys.readouterr().out.split())
+
+    def test_version(self, capsys):
+        assert run("--version") == 0
+        assert capsys.readouterr().out.startswith("monai-ssl 0.")
+
+    def test_list(self, capsys):
+        assert run("list") == 0
+        out = capsys.readouterr().out
+        assert "dtc" in out
+        assert "left_atrium" in out
+
+    def test_module_is_the_same_program(self):
+        done = subprocess.run(
+            [sys.executable, "-m", "monai_ssl", "--version"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith("monai-ssl 0.")
+
+
+class TestReadingArguments:
+    def test_values_are_read_as_annotated(self):
+        train = cli._commands()["train"]
+        got = cli.parse("train", train, ["dtc", "2024_01", "--output=007", "--check", "False", "--seed", "3",
+                                         "--method#unsupervised_weight", "0", "--learning_rate", "-1",
+                                         "--amp", "off"])  # fmt: skip
+        assert got == {"bundle": "dtc", "dataset_dir": "2024_01", "output": "007", "check": False, "seed": 3,
+                       "method#unsupervised_weight": 0, "learning_rate": -1, "amp": "off"}  # fmt: skip
+
+    def test_hyphens_flags_and_mappings(self):
+        split = cli._commands()["split"]
+        got = cli.parse("split", split, ["d", "--n-labeled", "4", "--overwrite", "--label-names", "{1: left atrium}"])
+        assert got == {"source": "d", "n_labeled": 4, "overwrite": True, "label_names": {1: "left atrium"}}
+        assert cli.parse("split", split, ["d", "--output", "None"]) == {"source": "d", "output": None}
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["trian"], "unknown command 'trian': did you mean train?"),
+            (["train"], "train: missing BUNDLE; usage: monai-ssl train BUNDLE DATASET_DIR [OPTIONS]"),
+            (["train", "dtc"], "train: missing DATASET_DIR"),
+            (["check", "d", "--datset", "phantom"], "check: unknown option --datset; did you mean --dataset?"),
+            (["train", "dtc", "d", "--datset", "phantom"], "train: unknown option --datset; did you mean --dataset?"),
+            (["split", "d", "--seed", "one"], "--seed: must be an integer, got 'one'"),
+            (["split", "d", "--overwrite", "perhaps"], "--overwrite: must be True or False, got 'perhaps'"),
+            (["split", "d", "--label_names", "organ"], "--label_names: must look like"),
+            (["split", "d", "--seed", "1", "--seed", "2"], "--seed: given twice"),
+            (["list", "all"], "list: too many arguments, from 'all' on"),
+            (["check", ""], "--dataset_dir: must not be empty"),
+            (["evaluate"], "evaluate: give either RUN or --predictions DIR"),
+            (["demo", "--seeds", "0"], "seeds: must be >= 1, got 0"),
+        ],
+    )
+    def test_mistakes_are_one_line(self, words, message, capsys):
+        assert message in fails(capsys, *words)
+
+
+class TestMistakesBeforeTraining:
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["--dataset", "phantm"], "dataset: must be one of hippocampus, left_atrium, phantom"),
+            (["--dataset", "phantom", "--flavour", "practicle"], "flavour: phantom.yaml offers literature, practical"),
+            (
+                ["--max_iteration", "4"],
+                "--max_iteration: no such id in the bundle's configs; did you mean max_iterations?",
+            ),
+            (["--dataset", "phantom", "--method#variannt", "paper"], "unexpected keyword argument 'variannt'"),
+            (["--train#trainer#nothing#deep", "4"], "no such id"),
+            (["--datalist", "other.json"], "datalist must be an existing JSON file, got 'other.json'"),
+            (["--output_dir", "x"], "--output_dir: give it as --output"),
+            (
+                ["--dataset", "phantom", "--labeled_batch_size", "0"],
+                "labeled_batch_size must be an integer >= 1, got 0",
+            ),
+            (
+                ["--dataset", "phantom", "--method#variant", "new"],
+                "variant must be one of ('released', 'paper'), got 'new'",
+            ),
+            (["--dataset", "phantom", "--amp", "bf61"], "amp must be auto, off, bf16 or fp16, got 'bf61'"),
+            (["--dataset", "phantom", "--device", "cuda:99"], "cuda:99"),
+        ],
+    )
+    def test_options(self, words, message, tiny_phantom, tmp_path, capsys):
+        if "cuda:99" in words and torch.cuda.is_available():
+            pytest.skip("another message with a GPU")
+        error = fails(capsys, "train", "dtc", tiny_phantom, "--output", tmp_path / "run", *words)
+        if message != "cuda:99":
+            assert message in error
+        assert not (tmp_path / "run" / "model.pt").exists()
+
+    def test_unknown_bundle(self, tiny_phantom, capsys):
+        error = fails(capsys, "train", "dtcc", tiny_phantom, *TINY)
+        assert "bundle: must be one of" in error
+        assert "did you mean dtc?" in error
+
+    def test_missing_folder(self, tmp_path, capsys):
+        assert "must be an existing folder" in fails(capsys, "train", "dtc", tmp_path / "none", *TINY)
+        assert "must be an existing folder" in fails(capsys, "check", tmp_path / "none")
+        assert not (tmp_path / "none").exists()
+
+    def test_no_training_case(self, phantom, tmp_path, capsys):
+        content = json.loads((phantom / "datalist.json").read_text())
+        (phantom / "datalist.json").write_text(json.dumps({**content, "training": []}))
+        assert "'training' has no case" in fails(capsys, "train", "dtc", phantom, *TINY, "--output", tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+
+    def test_bad_data_stop_training_with_all_problems(self, phantom, tmp_path, capsys):
+        image = phantom / "images" / "unlabeled_0001.nii.gz"
+        image.write_bytes(image.read_bytes()[:200])
+        label = phantom / "labels" / "labeled_0000.nii.gz"
+        replace_image(label, 7 * np.asarray(nib.load(label).dataobj))
+        capsys.readouterr()
+        assert run("train", "dtc", phantom, *TINY, "--output", tmp_path / "run") == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        lines = [line for line in error.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 2
+        assert "labeled_0000.nii.gz: label values must be among the preset's classes [0, 1], got 7" in lines[0]
+        assert "unlabeled_0001.nii.gz: file must be complete" in lines[1]
+        assert error.splitlines()[-1].startswith("monai-ssl: error: data: 2 errors, nothing was trained")
+        assert not (tmp_path / "run").exists()
+
+    def test_without_check_the_loader_still_stops(self, phantom, tmp_path, capsys):
+        (phantom / "images" / "labeled_0001.nii.gz").write_bytes(b"no image")
+        error = fails(capsys, "train", "dtc", phantom, *TINY, "--output", tmp_path / "run", "--check", "False")
+        assert "case labeled_0001: cannot be loaded" in error
+        assert not (tmp_path / "run" / "model.pt").exists()
+
+    def test_warnings_are_merged(self, tiny_phantom, tmp_path, capsys):
+        assert run("train", "supervised", tiny_phantom, *TINY, "--output", tmp_path / "run") == 0
+        captured = capsys.readouterr()
+        shown = [line for line in captured.err.splitlines() if line.startswith("warning: ")]
+        assert len(shown) == 1  # six small volumes, one line
+        assert "(and 5 more like this)" in shown[0]
+
+    def test_foreign_output_folders_are_refused(self, tiny_phantom, tmp_path, capsys):
+        (tmp_path / "file").touch()
+        assert "must be a folder" in fails(capsys, "train", "dtc", tiny_phantom, *TINY, "--output", tmp_path / "file")
+        assert "folder of the data" in fails(capsys, "train", "dtc", tiny_phantom, *TINY, "--output", tiny_phantom)
+        (tmp_path / "model.pt").write_bytes(b"somebody's weights")
+        error = fails(capsys, "train", "dtc", tiny_phantom, *TINY, "--output", tmp_path)
+        assert "holds a model.pt that no run" in error
+        assert (tmp_path / "model.pt").read_bytes() == b"somebody's weights"
+
+    @pytest.mark.skipif(
+        not sys.platform.startswith("linux") or os.environ.get("CI_NO_PROC") == "1", reason="needs /proc"
+    )
+    def test_folder_that_cannot_be_written(self, tiny_phantom, capsys):
+        error = fails(capsys, "train", "dtc", tiny_phantom, *TINY, "--output", "/proc/run", "--check", "False")
+        assert error.startswith("/proc/run: ")
+
+    def test_two_trainings_in_one_folder(self, tiny_phantom, tmp_path, capsys):
+        with cli._only_writer(tmp_path):
+            error = fails(capsys, "train", "dtc", tiny_phantom, *TINY, "--output", tmp_path)
+        assert "another training writes to" in error
+
+    def test_full_disk(self, tiny_phantom, tmp_path, capsys, monkeypatch):
+        def full(content: Any, path: Path) -> None:
+            raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
+
+        monkeypatch.setattr(checkpoint.torch, "save", full)
+        error = fails_after_log(capsys, "train", "dtc", tiny_phantom, *TINY, "--output", tmp_path / "run")
+        assert "checkpoint.pt: cannot write" in error
+        assert not list((tmp_path / "run").glob("*.pt"))
+        assert not list((tmp_path / "run").glob(".*.pt"))
+
+
+def fails_after_log(capsys: pytest.CaptureFixture[str], *words: Any) -> str:
+    """Like :func:`fails` for errors that come when training has begun to report."""
+    capsys.readouterr()
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error.splitlines()[-1]
+
+
+class TestTrain:
+    def test_what_it_says_and_writes(self, tiny_phantom, tmp_path, capsys):
+        assert run("train", "dtc", tiny_phantom, *TINY, "--output", tmp_path / "run") == 0
+        captured = capsys.readouterr()
+        assert captured.out.splitlines() == [
+            f"dtc: phantom (practical), 2 training, 3 unlabeled, 1 validation, 2 testing, output {tmp_path / 'run'}",
+            f"weights: {tmp_path / 'run' / 'model.pt'}",
+            f"next: monai-ssl evaluate {tmp_path / 'run'} --section validation",
+        ]
+        assert "input summary" not in captured.err
+        assert len(captured.err.splitlines()) < 10
+        record = json.loads((tmp_path / "run" / "run.json").read_text())
+        assert record["status"] == "complete"
+        assert record["max_iterations"] == 4
+        assert record["overrides"]["network_def#base_channels"] == 2
+        assert (tmp_path / "run" / "preset.yaml").is_file()
+        assert not list((tmp_path / "run").glob(".*.pending"))
+
+    def test_finished_run_typed_again_keeps_its_files(self, trained, tiny_phantom, capsys):
+        before = {name: (trained / name).read_bytes() for name in ("model.pt", "training.csv")}
+        assert run("train", "dtc", tiny_phantom, *TINY, "--output", trained) == 0
+        assert before == {name: (trained / name).read_bytes() for name in before}
+        assert not (trained / "previous-1").exists()
+
+    def test_other_settings_set_the_former_run_aside_with_its_record(self, tiny_phantom, tmp_path):
+        for seed in (0, 1):
+            assert run("train", "supervised", tiny_phantom, *TINY, "--output", tmp_path / "run", "--seed", seed) == 0
+        records = [json.loads((tmp_path / "run" / part / "run.json").read_text()) for part in ("previous-1", ".")]
+        assert [record["overrides"]["seed"] for record in records] == [0, 1]
+        assert (tmp_path / "run" / "previous-1" / "preset.yaml").is_file()
+
+    def test_own_bundle_and_own_preset(self, tiny_phantom, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        assert run("bundle", "supervised", "my bundle") == 0
+        assert not list(Path("my bundle").rglob("*.pt"))
+        assert "exists and is not an empty folder" in fails(capsys, "bundle", "supervised", "my bundle")
+        assert run("preset", "phantom", "my preset.yaml") == 0
+        assert "exists already" in fails(capsys, "preset", "phantom", "my preset.yaml")
+        assert "must be a .yaml file" in fails(capsys, "preset", "phantom", "my preset")
+        words = [word if word != "phantom" else "my preset.yaml" for word in TINY]
+        assert run("train", "my bundle", tiny_phantom, *words) == 0
+        folder = tmp_path / "runs" / "my bundle-my preset-seed0"
+        assert json.loads((folder / "run.json").read_text())["bundle"] == str(tmp_path / "my bundle")
+        monkeypatch.chdir(tiny_phantom)  # nothing depends on where one stands
+        assert run("evaluate", folder, "--section", "validation") == 0
+
+    def test_killed_run_says_how_far_it_got_and_resumes(self, tiny_phantom, tmp_path, trained, capsys):
+        folder = tmp_path / "run"
+        words = [*TINY, "--output", folder, "--max_iterations=100000", "--val_interval=100000"]
+        words = [str(word) for i, word in enumerate(words) if word not in ("--max_iterations", "--val_interval")
+                 and words[i - 1] not in ("--max_iterations", "--val_interval")]  # fmt: skip
+        command = [sys.executable, "-m", "monai_ssl", "train", "dtc", str(tiny_phantom), *words]
+        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            deadline = time.monotonic() + 120
+            while not (folder / "model.pt").exists() and time.monotonic() < deadline and process.poll() is None:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+        record = json.loads((folder / "run.json").read_text())
+        assert record["status"] == "started"
+        assert (folder / "preset.yaml").is_file()
+        done = checkpoint.load(folder / "checkpoint.pt")["iteration"]
+        capsys.readouterr()
+        assert run("evaluate", folder, "--section", "validation") == 0
+        note = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("note: "))
+        assert f"unfinished, weights of iteration {done} of 100000" in note
+        assert "train dtc" in note
+        total = str(done + 2)
+        words = [word.replace("100000", total) if word.startswith("--max_iterations") else word for word in words]
+        assert run("train", "dtc", tiny_phantom, *words) == 0
+        with open(folder / "training.csv", newline="") as file:
+            assert [int(row["iteration"]) for row in csv.DictReader(file)] == list(range(1, done + 3))
+        assert json.loads((folder / "run.json").read_text())["max_iterations"] == done + 2
+
+    def test_run_without_checkpoint_yet(self, trained, tmp_path, capsys):
+        for name in ("run.json", "preset.yaml"):
+            shutil.copyfile(trained / name, tmp_path / name)
+        assert "has no weights yet" in fails(capsys, "evaluate", tmp_path)
+
+    def test_interrupted_by_the_keyboard(self, monkeypatch, capsys):
+        def interrupted(self: cli.Commands, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(cli.Commands, "train", interrupted)
+        monkeypatch.setattr(cli, "parse", lambda *args: {})
+        assert run("train", "dtc", "data") == 130
+        assert "run the same command again to resume" in capsys.readouterr().err
+
+
+class TestEvaluateAndPredict:
+    def test_overrides_of_the_training_carry_over(self, trained, capsys):
+        capsys.readouterr()
+        assert run("evaluate", trained) == 0  # base_channels 2: the default network would not fit
+        captured = capsys.readouterr()
+        assert "left atrium: Dice" in captured.out
+        assert "n = 2" in captured.out
+        assert captured.out.splitlines()[-1] == f"report: {trained / 'evaluation-testing' / 'report.html'}"
+        assert "note" not in captured.err
+        names = {path.name for path in (trained / "evaluation-testing").iterdir()}
+        assert {"per_case.csv", "summary.json", "report.html", "predictions"} <= names
+
+    def test_predictions_lie_on_the_grid_and_score_alike(self, trained, tiny_phantom, tmp_path, capsys):
+        assert run("evaluate", trained) == 0
+        assert run("predict", trained, tiny_phantom / "images", tmp_path / "out") == 0
+        assert "8 segmentations: " in capsys.readouterr().out
+        image = nib.load(tiny_phantom / "images" / "testing_0000.nii.gz")
+        result = nib.load(tmp_path / "out" / "testing_0000_seg.nii.gz")
+        assert result.shape == image.shape
+        np.testing.assert_allclose(result.affine, image.affine, atol=1e-4)
+        assert result.get_data_dtype() == np.uint8
+        words = ["--predictions", tmp_path / "out", "--dataset_dir", tiny_phantom, "--dataset", "phantom"]
+        assert run("evaluate", *words, "--against", trained / "evaluation-testing") == 0
+        rows = [
+            (folder / "per_case.csv").read_text()
+            for folder in (tmp_path / "out/evaluation", trained / "evaluation-testing")
+        ]
+        assert rows[0] == rows[1]
+        assert "too few cases" in capsys.readouterr().out
+
+    def test_one_image_probabilities_and_other_weights(self, trained, tiny_phantom, tmp_path):
+        image = tiny_phantom / "images" / "testing_0000.nii.gz"
+        words = ["--probabilities", "True", "--ckpt", trained / "model.pt"]
+        assert run("predict", trained, image, tmp_path / "out", *words) == 0
+        assert {path.name for path in (tmp_path / "out").iterdir()} == {
+            "testing_0000_seg.nii.gz",
+            "testing_0000_prob.nii.gz",
+        }
+
+    def test_report_page(self, trained, tmp_path, capsys):
+        assert run("evaluate", trained) == 0
+        results = trained / "evaluation-testing"
+        assert run("report", tmp_path / "page.html", results, "--floor", results, "--title", "Two runs") == 0
+        assert "Two runs" in (tmp_path / "page.html").read_text()
+        assert "must be an .html file" in fails(capsys, "report", tmp_path / "page", results)
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["evaluate", "{tmp}/none"], "is no folder; train first"),
+            (["evaluate", "{tmp}"], "holds no run.json"),
+            (["evaluate", "{run}", "--section", "test"], "section: must be testing, validation or training"),
+            (["evaluate", "{run}", "--ckpt", "{tmp}/none.pt"], "ckpt: {tmp}/none.pt does not exist"),
+            (["evaluate", "{run}", "--against", "{tmp}/none"], "none"),
+            (["evaluate", "{run}", "--dataset_dir", "{tmp}/none"], "must be an existing folder"),
+            (["evaluate", "{run}", "--devise", "cpu"], "--devise: no such id in the bundle's configs; did you mean"),
+            (["evaluate", "{run}", "--predictions", "{tmp}"], "give either RUN or --predictions"),
+            (["evaluate", "--predictions", "{tmp}"], "--predictions needs --dataset_dir"),
+            (["evaluate", "--predictions", "{tmp}", "--dataset_dir", "{data}", "--dataset", "phantom"],
+             "no testing_0000_seg.nii.gz or testing_0000.nii.gz for case testing_0000"),
+            (["predict", "{run}", "{tmp}/none", "{tmp}/out"], "images: {tmp}/none does not exist"),
+            (["predict", "{run}", "{tmp}", "{tmp}/out"], "images: no image below {tmp}"),
+            (["predict", "{run}", "{data}/images", "{data}/images"], "output: must not be the folder of the images"),
+            (["predict", "{run}", "{data}/images", "{data}/datalist.json"], "output: must be a folder"),
+        ],
+    )  # fmt: skip
+    def test_mistakes_are_one_line(self, words, message, trained, tiny_phantom, tmp_path, capsys):
+        places = {"tmp": tmp_path, "run": trained, "data": tiny_phantom}
+        assert message.format(**places) in fails(capsys, *(word.format(**places) for word in words))
+
+    def test_corrupt_image_is_named_and_leaves_no_half_file(self, trained, phantom, tmp_path, capsys):
+        (phantom / "images" / "testing_0001.nii.gz").write_bytes(b"no image")
+        error = fails_after_log(capsys, "predict", trained, phantom / "images", tmp_path / "out")
+        assert "testing_0001.nii.gz" in error
+        for path in (tmp_path / "out").glob("*"):
+            assert np.asarray(nib.load(path).dataobj).ndim == 3
+
+    def test_weights_of_another_network_or_unsafe(self, trained, tmp_path, tiny_phantom, capsys):
+        torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
+        images = tiny_phantom / "images"
+        words = ["predict", trained, images, tmp_path / "out", "--ckpt"]
+        assert "does not fit the network" in fails(capsys, *words, tmp_path / "other.pt")
+        torch.save(Path("pickled"), tmp_path / "unsafe.pt")
+        assert "not a readable file of weights" in fails(capsys, *words, tmp_path / "unsafe.pt")
+        assert not (tmp_path / "out").exists()
+
+    def test_predictions_on_another_grid(self, trained, phantom, tmp_path, capsys):
+        shutil.copytree(phantom / "labels", tmp_path / "predictions")
+        words = [
+            "evaluate",
+            "--predictions",
+            tmp_path / "predictions",
+            "--dataset_dir",
+            phantom,
+            "--dataset",
+            "phantom",
+        ]
+        assert run(*words) == 0
+        file = tmp_path / "predictions" / "testing_0001.nii.gz"
+        replace_image(file, np.asarray(nib.load(file).dataobj)[:-1])
+        assert "shape must be the label's" in fails(capsys, *words)
+        file.write_bytes(b"nothing")
+        assert f"{file}: file must be" in fails(capsys, *words)
+
+
+class TestCheckAndSplit:
+    def test_check(self, tiny_phantom, phantom, capsys):
+        assert run("check", tiny_phantom, "--dataset", "phantom") == 0
+        assert "0 errors, " in capsys.readouterr().out.splitlines()[-1]
+        (phantom / "images" / "testing_0000.nii.gz").unlink()
+        assert run("check", phantom, "--dataset", "phantom") == 1
+        out = capsys.readouterr().out.splitlines()
+        assert out[-1].startswith(
+            f"{phantom / 'datalist.json'}: 2 training, 3 unlabeled, 1 validation, 2 testing; 1 error,"
+        )
+        assert any(line.startswith("error: testing: ") for line in out)
+
+    def test_split_is_reproducible_and_keeps_what_is_there(self, phantom, tmp_path, capsys):
+        words = ["split", phantom, "--n_labeled", 2, "--n_testing", 1, "--n_validation", 1]
+        assert "exists already" in fails(capsys, *words)
+        for name in ("a.json", "b.json"):
+            assert run(*words, "--output", tmp_path / name, "--label_names", "{1: left atrium}") == 0
+        assert (tmp_path / "a.json").read_text() == (tmp_path / "b.json").read_text()
+        assert capsys.readouterr().out.startswith(
+            f"{tmp_path / 'a.json'}: 2 training, 4 unlabeled, 1 validation, 1 testing"
+        )
+        assert json.loads((tmp_path / "a.json").read_text())["labels"] == {"0": "background", "1": "left atrium"}
+        assert "n_labeled must be" in fails(capsys, *words[:2], "--n_labeled", 50, "--output", tmp_path / "c.json")
+        assert not (tmp_path / "c.json").exists()
+
+
+class TestErrors:
+    def test_bugs_keep_their_traceback(self, monkeypatch):
+        def broken(self: cli.Commands) -> None:
+            raise KeyError("a bug")
+
+        monkeypatch.setattr(cli.Commands, "list", broken)
+        with pytest.raises(KeyError, match="a bug"):
+            cli.main(["list"])
+
+    def test_debugging_shows_the_traceback(self, monkeypatch):
+        monkeypatch.setenv("MONAI_SSL_DEBUG", "1")
+        with pytest.raises(DataError):
+            cli.main(["check", "/does/not/exist"])
+
+    def test_out_of_memory_says_what_to_do(self):
+        assert "--accumulation_steps 2" in str(cli.users_mistake(torch.OutOfMemoryError("CUDA out of memory")))
+
+    def test_no_state_is_left_behind(self, tiny_phantom, capsys):
+        import logging
+        import warnings
+
+        before = list(logging.root.handlers), list(warnings.filters)
+        run("check", tiny_phantom, "--dataset", "phantom")
+        assert before == (list(logging.root.handlers), list(warnings.filters))
+
+
+@pytest.mark.slow
+def test_demo(tmp_path, capsys):
+    assert run("demo", "--output", tmp_path / "demo", "--iterations", 2) == 0
+    assert "Report: " in capsys.readouterr().out
+    assert (tmp_path / "demo" / "seed0" / "report.html").is_file()

@@ -1,0 +1,109 @@
+"""What a wheel and a source archive hold, and that the project's files agree with each other."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import monai_ssl
+from monai_ssl.data import available_presets
+from monai_ssl.deploy.bundles import available_bundles, bundles_root, copy_bundle, find_bundle, is_shipped
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = (".pt", ".ts", ".onnx")
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dist folder of a build from this tree, without network."""
+    if importlib.util.find_spec("hatchling") is None or importlib.util.find_spec("build") is None:
+        pytest.skip("needs hatchling and build")
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_wheel_carries_bundles_presets_and_no_weights(archives):
+    (wheel,) = archives.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for bundle in available_bundles():
+        for file in ("train.yaml", "inference.yaml", "evaluate.yaml", "multi_gpu_train.yaml", "metadata.json"):
+            assert f"monai_ssl/bundles/{bundle}/configs/{file}" in names
+    assert "monai_ssl/py.typed" in names
+    assert {f"monai_ssl/data/presets/{name}.yaml" for name in available_presets()} <= set(names)
+    assert not [name for name in names if name.endswith(WEIGHTS)]
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"monai_ssl"}
+    assert len(names) == len(set(names))
+
+
+def test_source_archive_builds_the_same(archives):
+    (archive,) = archives.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        names = {name.partition("/")[2] for name in tar.getnames()}
+    assert {"README.md", "LICENSE", "pyproject.toml", "Makefile", "bundles/dtc/configs/train.yaml"} <= names
+    assert not [name for name in names if name.endswith(WEIGHTS)]
+
+
+def test_bundles_are_found_beside_the_package_and_inside_it(tmp_path, monkeypatch):
+    assert find_bundle("dtc") == bundles_root() / "dtc"
+    package = tmp_path / "monai_ssl"
+    (package / "bundles" / "own" / "configs").mkdir(parents=True)
+    for name in ("train.yaml", "metadata.json"):
+        (package / "bundles" / "own" / "configs" / name).write_text("{}")
+    monkeypatch.setattr(monai_ssl, "__file__", str(package / "__init__.py"))
+    assert available_bundles() == ["own"]
+    assert is_shipped(find_bundle("own"))
+
+
+def test_copied_bundle_leaves_weights_behind(tmp_path):
+    source = copy_bundle("dtc", tmp_path / "a")
+    (source / "models" / "model.pt").write_bytes(b"weights")
+    copy = copy_bundle(source, tmp_path / "b")
+    assert not is_shipped(copy)
+    assert not list(copy.rglob("*.pt"))
+    assert (copy / "configs" / "train.yaml").is_file()
+
+
+def test_versions_agree():
+    text = (ROOT / "pyproject.toml").read_text()
+    assert f'version = "{monai_ssl.__version__}"' in text
+    assert f"## [{monai_ssl.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_extras_exist():
+    text = (ROOT / "pyproject.toml").read_text()
+    extras = re.search(r"\[project.optional-dependencies\]\n(.*?)\n\[", text, re.DOTALL)
+    assert extras is not None
+    assert set(re.findall(r"^(\w+) = ", extras[1], re.MULTILINE)) == {
+        "dicom",
+        "label",
+        "export",
+        "mlflow",
+        "test",
+        "dev",
+    }
+
+
+def test_make_lists_its_targets():
+    out = subprocess.run(
+        ["make", "-C", str(ROOT), "--no-print-directory"], capture_output=True, text=True, check=True
+    ).stdout
+    assert {"setup", "demo", "test", "lint", "bench", "docs", "clean", "help"} <= set(
+        re.findall(r"^  make (\w+)", out, re.M)
+    )
+
+
+def test_importing_the_package_is_quick():
+    # `monai-ssl --help` must not load PyTorch
+    code = "import sys, monai_ssl.files; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "False"
