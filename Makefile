@@ -36,10 +36,10 @@ demo: $(BASE)  ## Synthetic data -> four trainings -> report, on any laptop
 	$(BIN)/monai-ssl demo $(DEMO_ARGS)
 
 test: $(DEV)  ## All tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 coverage: $(DEV)  ## The same with coverage and its gate
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)
 
 lint: $(DEV)  ## Style and types
 	$(BIN)/ruff check .

@@ -20,7 +20,11 @@ def convolutions(n: int, n_in: int, n_out: int) -> nn.Sequential:
     """``n`` times convolution (kernel 3), batch normalization, ReLU."""
     layers: list[nn.Module] = []
     for i in range(n):
-        layers += [nn.Conv3d(n_in if i == 0 else n_out, n_out, 3, padding=1), nn.BatchNorm3d(n_out), nn.ReLU(inplace=True)]
+        layers += [
+            nn.Conv3d(n_in if i == 0 else n_out, n_out, 3, padding=1),
+            nn.BatchNorm3d(n_out),
+            nn.ReLU(inplace=True),
+        ]
     return nn.Sequential(*layers)
 
 
@@ -104,7 +108,9 @@ class PlainLoop:
 
 
 @torch.no_grad()
-def sliding_window(network: nn.Module, image: np.ndarray, patch: tuple[int, ...], stride: tuple[int, ...]) -> np.ndarray:
+def sliding_window(
+    network: nn.Module, image: np.ndarray, patch: tuple[int, ...], stride: tuple[int, ...]
+) -> np.ndarray:
     """Foreground probability of one scan ``(*spatial)``: one window at a time, uniform mean of the overlaps.
 
     ``network`` maps ``(1, 1, *patch)`` to one foreground logit ``(1, 1, *patch)``.

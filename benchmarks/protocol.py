@@ -48,7 +48,8 @@ def jobs(protocol: str) -> tuple[dict, list[tuple[str, list[str]]]]:
 def run(protocol: str, data: str, output: str, jobs_at_once: int = 1, only: str = "") -> None:
     """Train and evaluate; ``only``: comma-separated beginnings of run names."""
     _, todo = jobs(protocol)
-    chosen = [job for job in todo if not only or job[0].startswith(tuple(only.split(",")))]
+    beginnings = tuple(str(only).split(",")) if isinstance(only, str) else tuple(only)  # fire makes tuples of a,b
+    chosen = [job for job in todo if job[0].startswith(beginnings)]
     with ThreadPoolExecutor(jobs_at_once) as pool:
         list(pool.map(lambda job: _one(job, Path(data).resolve(), Path(output).resolve()), chosen))
 
@@ -104,7 +105,7 @@ def collect(protocol: str, output: str, results: str) -> None:
             "asd_voxel": float(np.mean(list(case_values(rows, "asd_voxel").values()))),
         }
     lines = [f"# {content['title']}", "", content["description"].strip(), "",
-             f"Written by `python benchmarks/protocol.py collect {protocol}`; machine: {environment()['machine']}.", "",
+             f"Written by `python benchmarks/protocol.py collect {protocol}`; {_machine()}.", "",
              "| run | seeds | Dice, mean over seeds (each seed) | median | failed cases (Dice < 0.5) | Jaccard | 95HD voxel | ASD voxel |",  # noqa: E501
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for group, seeds in table.items():
@@ -126,6 +127,12 @@ def collect(protocol: str, output: str, results: str) -> None:
         target / "summary.json", json.dumps({"protocol": protocol, "runs": table, **environment()}, indent=1) + "\n"
     )
     print(target / "README.md")
+
+
+def _machine() -> str:
+    found = environment()
+    machine, versions = found["machine"], found["versions"]
+    return f"{machine['cpu']}, one thread per run, PyTorch {versions['torch']}, MONAI {versions['monai']}"
 
 
 def _relative(value: object) -> object:

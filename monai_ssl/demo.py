@@ -25,7 +25,7 @@ NAMES = {
     "ceiling": "supervised, all labels (ceiling)",
 }
 CASES: dict[str, Any] = {"n_labeled": 4, "n_unlabeled": 40, "n_validation": 0, "n_testing": 20}
-ITERATIONS = 1000
+ITERATIONS = 800
 INTRO = """Synthetic scans of a left-atrium-like organ at 2.5 mm, written by monai_ssl.data.phantom: 4 scans with
 labels and 40 without. All runs make the same number of optimiser steps under the literature's protocol; the last
 iterate is scored on 20 held-out scans. The floor learns from the 4 labels alone. The matched floor is DTC's own

@@ -241,7 +241,10 @@ class Preset(_Strict):
         """
         if Path(data_root).is_file():  # one image: its folder, or the result would land beside output_dir
             data_root = str(Path(data_root).parent)
-        steps: list[Transform] = [Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False)]
+        steps: list[Transform] = [
+            EnsureTyped("pred", track_meta=True),  # Invertd leaves a plain tensor on the network's grid
+            Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False),
+        ]
         if probabilities:
             steps.append(CopyItemsd("pred", names=["prob"]))
         steps.append(AsDiscreted("pred", argmax=True))

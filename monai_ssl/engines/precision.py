@@ -59,12 +59,12 @@ def autocast(device: torch.device | str, dtype: torch.dtype | None) -> AbstractC
 
 
 def prefers_channels_last(device: torch.device | str, dtype: torch.dtype | None) -> bool:
-    """Whether channels-last layout speeds up TRAINING: GPUs with half precision, and CPUs in float32.
+    """Whether channels-last layout speeds up TRAINING: CPUs, and GPUs with half precision.
 
-    On a CPU in bfloat16 it costs a fifth of the step: weights are converted every step, and their gradients back.
+    On a CPU a fifth of the step with patches of 64 x 64 x 32 voxels and larger, in float32 and bfloat16 alike; a
+    twentieth slower with 32 x 32 x 16 in bfloat16, where converting the weights of every step weighs more.
     """
-    on_cpu = torch.device(device).type == "cpu"
-    return dtype is None if on_cpu else dtype is not None
+    return torch.device(device).type == "cpu" or dtype is not None
 
 
 def channels_last(module: nn.Module) -> nn.Module:
@@ -75,7 +75,8 @@ def channels_last(module: nn.Module) -> nn.Module:
     for child in module.modules():
         weight = getattr(child, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.dim() in (4, 5):
-            weight.data = weight.data.contiguous(memory_format=layout(weight.dim()))
+            # not contiguous(): it leaves the strides of a layer with one input channel, whose output lies otherwise
+            weight.data = torch.empty_like(weight.data, memory_format=layout(weight.dim())).copy_(weight.data)
     return module
 
 

@@ -152,7 +152,7 @@ class SemiSupervisedTrainer(Trainer):
         # Trainer.run would make a CUDA-only scaler: ours exists already and is part of the checkpoint
         super(Trainer, self).run()
 
-    def _iteration(self, engine: Any, batch: dict[str, Any]) -> list[dict[str, Any]]:
+    def _iteration(self, engine: Any, batch: dict[str, Any]) -> Any:
         if batch is None:
             raise ValueError("Must provide batch data for current iteration.")
         iteration = engine.state.iteration - 1  # Ignite counts from 1

@@ -173,6 +173,9 @@ class RunCheckpoint:
         engine.data_loader.start = engine.state.iteration
         if engine.state.rank == 0:
             promote(self.folder)
+            for name in (CHECKPOINT, MODEL):  # what a kill in the middle of a save left behind
+                for leftover in self.folder.glob(f".*-{name}"):
+                    leftover.unlink()
 
     def _difference(self, engine: Any, state: dict[str, Any]) -> str | None:
         if not self.resume:

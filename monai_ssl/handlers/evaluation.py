@@ -9,7 +9,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from monai_ssl.data.datalist import DataError, case_name
+from monai_ssl.data.datalist import DataError, case_name, case_names
 from monai_ssl.metrics import case_metrics, overlay_figure, write_results
 
 
@@ -38,7 +38,8 @@ class EvaluationResults:
         self, output_dir: str | Path, labels: Mapping[int, str], meta: Mapping[str, Any] | None = None
     ) -> None:
         self.output_dir, self.labels, self.meta = Path(output_dir), dict(labels), dict(meta or {})
-        self.rows: list[dict[str, Any]] = []
+        self.images: list[str] = []
+        self.rows: list[list[dict[str, Any]]] = []
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -46,22 +47,27 @@ class EvaluationResults:
         engine.add_event_handler(Events.COMPLETED, self.write)
 
     def start(self, engine: Engine) -> None:
-        self.rows = []
+        self.images, self.rows = [], []
 
     def collect(self, engine: Any) -> None:
         for item in engine.state.output:
             prediction, label = item["pred"], item["label"]
-            name = case_name({"image": prediction.meta["filename_or_obj"]})
+            path = str(prediction.meta["filename_or_obj"])
+            name = case_name({"image": path})
             if label is None:
                 raise DataError(f"case {name}: has no label; evaluation needs labelled cases")
             spacing = spacing_of(prediction.affine.cpu().numpy(), prediction.dim() - 1)
-            self.rows += case_metrics(
-                prediction[0].cpu().numpy(), label[0].cpu().numpy(), self.labels, spacing, case=name
+            self.images.append(path)
+            self.rows.append(
+                case_metrics(prediction[0].cpu().numpy(), label[0].cpu().numpy(), self.labels, spacing, case=name)
             )
 
     def write(self, engine: Engine) -> None:
         meta = {"command": " ".join(sys.argv), **self.meta}
-        write_results(self.output_dir, self.rows, meta)
+        # only now is it known which file names occur in several folders
+        names = case_names([{"image": path} for path in self.images])
+        rows = [{**row, "case": name} for name, rows in zip(names, self.rows, strict=True) for row in rows]
+        write_results(self.output_dir, rows, meta)
 
 
 class Preview:

@@ -251,8 +251,8 @@ class Unit(nn.Sequential):
             if hasattr(self, "norm"):
                 if lean.can_recompute(self.norm, self.act, x):
                     return lean.norm_act(self.norm, self.act, x)
-                x = self.norm(x)
-            return self.act(x)
+                x = self.norm(x)  # type: ignore[operator]
+            return self.act(x)  # type: ignore[operator]
         for layer in self:
             x = layer(x)
         return x

@@ -1,11 +1,12 @@
 """Training in less memory: what batch normalization and activation produced is computed again instead of kept.
 
-A unit of a network is convolution, batch normalization, activation (ReLU or leaky ReLU). For the backward pass autograd keeps the input of each
-layer, so every unit keeps two tensors: what the convolution returned, and what the activation returned, which is what the next
-convolution reads. The second follows from the first by one multiplication and one addition per voxel. The functions of
-this module keep the first alone, and hand the next convolution a :class:`Recipe` of the second. The same holds for the
-sum at a skip connection. Values and gradients are those of plain autograd up to rounding; the running statistics are
-updated once.
+A unit of a network is convolution, batch normalization, activation (ReLU or leaky ReLU). For the backward pass autograd
+keeps the input of each layer, so every unit keeps two tensors: what the convolution returned, and what the activation
+returned, which is what the next convolution reads. The second follows from the first by one multiplication and one
+addition per voxel. The functions of
+this module keep the first alone, and hand the next convolution a :class:`Recipe` of
+the second. The same holds for the sum at a skip connection. Values and gradients are those of plain autograd up to
+rounding; the running statistics are updated once.
 
 It costs one cheap pass per unit in the backward pass and saves nearly half of the memory. Used in training on the CPU
 only: in evaluation nothing is kept anyway.
@@ -48,9 +49,9 @@ def _recipe(x: Tensor) -> Recipe | None:
     return getattr(x, "_recipe", None)
 
 
-def can_recompute(norm: nn.Module, act: nn.Module, x: Tensor) -> bool:
+def can_recompute(norm: Any, act: Any, x: Tensor) -> bool:
     """Whether :func:`norm_act` may stand in for ``act(norm(x))`` here."""
-    return (
+    return bool(
         norm.training
         and torch.is_grad_enabled()
         and x.requires_grad
@@ -66,20 +67,25 @@ def can_recompute(norm: nn.Module, act: nn.Module, x: Tensor) -> bool:
     )
 
 
-def reading(layer: nn.Module, x: Tensor) -> Tensor:
+def reading(layer: Any, x: Tensor) -> Tensor:
     """``layer(x)``; if ``x`` has a recipe, that is kept for the backward pass, not ``x``."""
-    recipe = _recipe(x)
-    if recipe is None:
+    if _recipe(x) is None:
         return layer(x)
-
-    def pack(saved: Tensor) -> Tensor | Recipe:
-        return recipe if saved is x else saved
-
-    with saved_tensors_hooks(pack, lambda kept: kept.peek() if isinstance(kept, Recipe) else kept):
+    with saved_tensors_hooks(_pack, _unpack):
         return layer(x)
 
 
-def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
+# autograd keeps these two as long as the graph: as closures they would keep x alive
+def _pack(saved: Tensor) -> Tensor | Recipe:
+    recipe = _recipe(saved)
+    return saved if recipe is None else recipe
+
+
+def _unpack(kept: Tensor | Recipe) -> Tensor:
+    return kept.peek() if isinstance(kept, Recipe) else kept
+
+
+def norm_act(norm: Any, act: Any, x: Tensor) -> Tensor:
     """``act(norm(x))`` where :func:`can_recompute` says so; keeps ``x`` alone for the backward pass."""
     norm.num_batches_tracked.add_(1)
     y, recipe = _NormAct.apply(
@@ -92,7 +98,7 @@ def norm_act(norm: nn.Module, act: nn.Module, x: Tensor) -> Tensor:
         norm.eps,
         getattr(act, "negative_slope", 0.0),
     )
-    y._recipe = recipe
+    y._recipe = recipe  # type: ignore[attr-defined]
     return y
 
 
@@ -101,7 +107,7 @@ def add(a: Tensor, b: Tensor) -> Tensor:
     y = a + b
     first, second = _recipe(a), _recipe(b)
     if first is not None and second is not None:
-        y._recipe = Recipe(lambda: first.compute().add_(second.compute()))
+        y._recipe = Recipe(lambda: first.compute().add_(second.compute()))  # type: ignore[attr-defined]
     return y
 
 

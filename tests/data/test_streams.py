@@ -34,12 +34,17 @@ class Synthetic(Transform):
 
 
 def cases(n, label=True, first=0):
-    entries = [{"image": f"case_{i}.nii.gz"} | ({"label": f"seg_{i}.nii.gz"} if label else {}) for i in range(first, first + n)]
+    entries = [
+        {"image": f"case_{i}.nii.gz"} | ({"label": f"seg_{i}.nii.gz"} if label else {}) for i in range(first, first + n)
+    ]
     return CaseDataset(entries, Compose([Synthetic()]), num_workers=1)
 
 
 def loader(n_labeled=3, n_unlabeled=5, **options):
-    transforms = [RandSpatialCropd(["image", "label"], (16, 16), random_size=False), RandGaussianNoised("image", prob=0.5)]
+    transforms = [
+        RandSpatialCropd(["image", "label"], (16, 16), random_size=False),
+        RandGaussianNoised("image", prob=0.5),
+    ]
     unlabeled = [RandSpatialCropd("image", (16, 16), random_size=False), RandGaussianNoised("image", prob=0.5)]
     arguments = {"labeled_batch_size": 2, "unlabeled_batch_size": 2, "seed": 7} | options
     return TwoStreamLoader(cases(n_labeled), cases(n_unlabeled, False, 100), transforms, unlabeled, **arguments)
@@ -117,7 +122,7 @@ def test_ranks_take_disjoint_slots_of_the_joint_batch(world_size):
         parts = [r[iteration] for r in ranks]
         expected = joint[iteration]
         for key in ("labeled", "unlabeled"):
-            assert expected[key]["name"] == sum((p[key]["name"] for p in parts), [])
+            assert expected[key]["name"] == [name for p in parts for name in p[key]["name"]]
             for name in ("image", "index"):
                 assert torch.equal(expected[key][name], torch.cat([p[key][name] for p in parts])), (key, name)
 
@@ -256,7 +261,7 @@ def write(path, sides, spacing=1.0, codes="RAS", seed=0):
     array = np.random.RandomState(seed).rand(*sides).astype(np.float32)
     codes = (codes + "S")[:3]
     spacing = np.broadcast_to(spacing, 3)
-    affine = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(tuple(codes)), (sides + (1,))[:3])
+    affine = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(tuple(codes)), (*sides, 1)[:3])
     affine = affine @ np.diag([*spacing, 1])
     path.parent.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(array, affine), path)
@@ -324,9 +329,7 @@ def test_image_and_label_reach_the_same_orientation(tmp_path, codes):
     ras = np.zeros((20, 18, 17), np.float32)
     ras[-6:, -5:, -4:] = 1
     stored = nib.Nifti1Image(ras, np.eye(4))
-    turn = nib.orientations.ornt_transform(
-        nib.io_orientation(np.eye(4)), nib.orientations.axcodes2ornt(tuple(codes))
-    )
+    turn = nib.orientations.ornt_transform(nib.io_orientation(np.eye(4)), nib.orientations.axcodes2ornt(tuple(codes)))
     stored = stored.as_reoriented(turn)
     assert nib.aff2axcodes(stored.affine) == tuple(codes)
     nib.save(stored, tmp_path / "image.nii.gz")

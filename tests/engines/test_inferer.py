@@ -39,7 +39,7 @@ def by_hand(image, net, roi, stride):
         ((17, 33), (16, 16), (15, 16)),
         ((40, 16), (16, 16), (1, 16)),
         ((20, 18, 17), (8, 16, 16), (5, 7, 1)),
-        ((96, 97), (96, 96), (6, 6)),  # int(96 * (1 - 90 / 96)) is 5
+        ((128, 97), (96, 96), (16, 16)),  # 96 * (1 - overlap) falls just below 16
     ],
 )
 @torch.no_grad()
@@ -125,5 +125,7 @@ def test_a_network_in_training_keeps_its_memory(failing):
 
 @pytest.mark.parametrize("stride", [(8,), (8, 17), (0, 8), (8, 8, 8)])
 def test_rejects_stride(stride):
-    with pytest.raises(ValueError, match=r"stride must have one entry per axis, each in \[1, roi_size \(16, 16\)\], got "):
+    with pytest.raises(
+        ValueError, match=r"stride must have one entry per axis, each in \[1, roi_size \(16, 16\)\], got "
+    ):
         WindowInferer((16, 16), stride=stride)

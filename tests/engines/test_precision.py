@@ -52,7 +52,7 @@ def test_autocast_context():
 
 def test_where_channels_last_pays():
     assert prefers_channels_last("cpu", None)
-    assert not prefers_channels_last("cpu", torch.bfloat16)
+    assert prefers_channels_last("cpu", torch.bfloat16)
     assert prefers_channels_last("cuda", torch.bfloat16)
     assert not prefers_channels_last(torch.device("cuda"), None)
 
@@ -66,11 +66,21 @@ def test_channels_last_changes_the_layout_alone(dims):
     with torch.no_grad():
         expected = network(x)
         assert channels_last(network) is network
-        torch.testing.assert_close(network(x.contiguous(memory_format=layout(dims + 2))), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            network(x.contiguous(memory_format=layout(dims + 2))), expected, rtol=1e-4, atol=1e-5
+        )
     convolutions = [p for p in network.parameters() if p.dim() == dims + 2]
     assert convolutions
     assert all(p.is_contiguous(memory_format=layout(dims + 2)) for p in convolutions)
     assert all(torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_channels_last_reaches_a_layer_with_one_input_channel(dims):
+    conv = channels_last((nn.Conv2d if dims == 2 else nn.Conv3d)(1, 4, 3))
+    y = conv(torch.randn(2, 1, *(8,) * dims))
+    assert y.is_contiguous(memory_format=layout(dims + 2))
+    assert not y.is_contiguous()
 
 
 # ------------------------------------------------------------------------------------------------- the oneDNN fault

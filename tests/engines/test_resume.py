@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -61,7 +62,8 @@ def test_killed_and_resumed(tmp_path, uninterrupted, method, moment, iteration, 
     assert train_in_process(tmp_path, options | written, kill=(moment, iteration)) == -9
     assert train_in_process(tmp_path, options | more) == 0
     compare(tmp_path, uninterrupted[method])
-    assert not list(tmp_path.glob("previous-*"))
+    # nothing else is left: no former run, no half-written file
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, MODEL, "training.csv", "validation.csv"]
 
 
 def test_killed_twice(tmp_path, uninterrupted):
@@ -192,7 +194,9 @@ def test_an_edited_label_makes_another_run(tmp_path):
     assert fingerprint(listed) == before
     label.write_bytes(b"two")
     assert fingerprint(listed) != before
-    assert fingerprint([{"image": ["/x/a.nii.gz", "/x/b.nii.gz"]}]) == fingerprint([{"image": ["a.nii.gz", "b.nii.gz"]}])
+    assert fingerprint([{"image": ["/x/a.nii.gz", "/x/b.nii.gz"]}]) == fingerprint(
+        [{"image": ["a.nii.gz", "b.nii.gz"]}]
+    )
     assert fingerprint([{"image": "a"}]) != fingerprint([{"image": "b"}])
 
 
@@ -264,7 +268,9 @@ def test_loader_starts_where_the_run_stopped(tmp_path):
     build(tmp_path, max_iterations=6).run()
     seen = []
     trainer = build(tmp_path, max_iterations=8)
-    trainer.add_event_handler(Events.ITERATION_STARTED, lambda engine: seen.append(engine.state.batch["labeled"]["name"]))
+    trainer.add_event_handler(
+        Events.ITERATION_STARTED, lambda engine: seen.append(engine.state.batch["labeled"]["name"])
+    )
     trainer.run()
     loader = make_loader(epoch_length=4, seed=0)
     loader.start = 6
@@ -275,31 +281,45 @@ def test_loader_starts_where_the_run_stopped(tmp_path):
 # ------------------------------------------------------------------------------------------------- the real bundle
 
 
+@pytest.fixture(scope="module")
+def bundle_command(tiny_phantom, tmp_path_factory):
+    """Command of a small training of the DTC bundle, given its output folder."""
+    bundle = find_bundle("dtc")
+    overlay = tmp_path_factory.mktemp("config") / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump({"network_def#base_channels": 2}))
+    options = {
+        "config_file": f"['{bundle}/configs/train.yaml', '{overlay}']",
+        "bundle_root": bundle,
+        "dataset": "phantom",
+        "dataset_dir": tiny_phantom,
+        "max_iterations": 6,
+        "epoch_length": 4,
+        "val_interval": 1,
+        "checkpoint_interval": 2,
+        "num_workers": 1,
+        "device": "cpu",
+    }
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return lambda folder: [sys.executable, "-m", "monai.bundle", "run", *words, "--output_dir", str(folder)]
+
+
+@pytest.fixture(scope="module")
+def whole_bundle_run(bundle_command, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    subprocess.run(bundle_command(folder), check=True, capture_output=True)
+    assert len(rows(folder)) == 6
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [3, 5])
-def test_bundle_killed_and_resumed(tmp_path, k, tiny_phantom):
-    bundle = find_bundle("dtc")
-    overlay = tmp_path / "overlay.yaml"
-    overlay.write_text(yaml.safe_dump({"network_def#base_channels": 2}))
-
-    def command(folder):
-        return [sys.executable, "-m", "monai.bundle", "run", "--config_file",
-                f"['{bundle}/configs/train.yaml', '{overlay}']", "--bundle_root", str(bundle),
-                "--dataset", "phantom", "--dataset_dir", str(tiny_phantom), "--output_dir", str(folder),
-                "--max_iterations", "6", "--epoch_length", "4", "--val_interval", "1", "--checkpoint_interval", "2",
-                "--num_workers", "1", "--device", "cpu"]  # fmt: skip
-
-    def lines(folder):
-        return (folder / "training.csv").read_text().count("\n") if (folder / "training.csv").is_file() else 0
-
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole), check=True, capture_output=True)
-    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while lines(killed) <= k and process.poll() is None:
-        pass
+def test_bundle_killed_and_resumed(tmp_path, k, bundle_command, whole_bundle_run):
+    log = tmp_path / "training.csv"
+    process = subprocess.Popen(bundle_command(tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and (not log.is_file() or log.read_text().count("\n") <= k):
+        time.sleep(0.001)
     process.kill()
     assert process.wait() == -9
-    subprocess.run(command(killed), check=True, capture_output=True)
-    assert len(rows(whole)) == 6
-    assert_equal(content(killed), content(whole))
-    assert (killed / "validation.csv").read_bytes() == (whole / "validation.csv").read_bytes()
+    subprocess.run(bundle_command(tmp_path), check=True, capture_output=True)
+    assert_equal(content(tmp_path), content(whole_bundle_run))
+    assert (tmp_path / "validation.csv").read_bytes() == (whole_bundle_run / "validation.csv").read_bytes()

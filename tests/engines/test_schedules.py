@@ -65,7 +65,9 @@ def test_several_parameter_groups_keep_their_ratio():
 
 def test_rejects():
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.5)
-    with pytest.raises(ValueError, match=r"schedule must be one of \('step', 'poly', 'cosine', 'constant'\), got 'exp'"):
+    with pytest.raises(
+        ValueError, match=r"schedule must be one of \('step', 'poly', 'cosine', 'constant'\), got 'exp'"
+    ):
         lr_schedule(optimizer, "exp", 10)
     with pytest.raises(ValueError, match="max_iterations must be >= 1, got 0"):
         lr_schedule(optimizer, "step", 0)

@@ -233,7 +233,10 @@ def test_divergence_is_named_and_leaves_the_last_good_checkpoint(tmp_path, where
     batch = [next(batches) for _ in range(4)][3]
     assert message.startswith("iteration 3: ")
     assert ("the gradient is" if where == "gradient" else "loss term 'second' is") in message
-    assert f"labeled: {', '.join(batch['labeled']['name'])}; unlabeled: {', '.join(batch['unlabeled']['name'])}." in message
+    assert (
+        f"labeled: {', '.join(batch['labeled']['name'])}; unlabeled: {', '.join(batch['unlabeled']['name'])}."
+        in message
+    )
     assert "monai-ssl check" in message
     saved = content(tmp_path)
     assert saved["checkpoint"]["iteration"] == 3

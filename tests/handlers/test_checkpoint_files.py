@@ -37,7 +37,9 @@ def test_code_in_a_file_is_never_executed(tmp_path, form, reader):
     if form == "pickle":
         path.write_bytes(pickle.dumps(Malicious(victim)))
     else:
-        content = {"model": {"weight": torch.zeros(1), "x": Malicious(victim)}} if form == "nested" else Malicious(victim)
+        content = (
+            {"model": {"weight": torch.zeros(1), "x": Malicious(victim)}} if form == "nested" else Malicious(victim)
+        )
         torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
     with pytest.raises(DataError, match=r"model\.pt: not a readable file of weights"):
         load(path) if reader == "load" else load_network(VNet(2, base_channels=2), path)
@@ -94,7 +96,7 @@ def test_network_round_trip(tmp_path):
 @pytest.mark.parametrize(
     "other",
     [lambda: DualTaskVNet(2, base_channels=4).state_dict(), lambda: VNet(2, base_channels=2).state_dict(),
-     lambda: {}, lambda: [torch.zeros(1)], lambda: torch.zeros(1)],
+     dict, lambda: [torch.zeros(1)], lambda: torch.zeros(1)],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_named(tmp_path, other):
     save(other(), tmp_path / "model.pt")
@@ -120,23 +122,29 @@ def test_atomic_path_replaces_at_the_end(tmp_path):
     assert list(target.parent.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), OSError("no number"), OSError(28, "No space left")])
+def write_half(target, error):
+    with atomic_path(target) as temporary:
+        temporary.write_text("half")
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyboardInterrupt(), OSError("no number"), OSError(28, "No space left")]
+)
 def test_atomic_path_leaves_the_former_file_when_the_body_fails(tmp_path, error):
     target = tmp_path / "file.txt"
     write_text(target, "former")
-    with pytest.raises(type(error)), atomic_path(target) as temporary:
-        temporary.write_text("half")
-        raise error
+    with pytest.raises(type(error)):
+        write_half(target, error)
     assert target.read_text() == "former"
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_atomic_path_names_the_target(tmp_path):
-    with pytest.raises(OSError, match=r"cannot write \(No space left.*\); the former file, if any, is intact.*file\.txt") as e:
-        with atomic_path(tmp_path / "file.txt") as temporary:
-            temporary.write_text("half")
-            raise OSError(28, "No space left on device")
-    assert e.value.errno == 28
+    message = r"cannot write \(No space left.*\); the former file.*intact.*file\.txt"
+    with pytest.raises(OSError, match=message) as caught:
+        write_half(tmp_path / "file.txt", OSError(28, "No space left on device"))
+    assert caught.value.errno == 28
 
 
 def test_write_text(tmp_path):

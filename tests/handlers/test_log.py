@@ -18,7 +18,7 @@ def trainer(n=5, start=0, rank=0, terms=("dice",), log=None):
     def step(engine, batch):
         i = engine.state.iteration
         values = {name: 1 / (i + k + 3) for k, name in enumerate(terms)}
-        return {"loss": sum(values.values()), "terms": values, "lr": 0.1 / 3, "grad_norm": i * 1e-7}
+        return [{"loss": sum(values.values()), "terms": values, "lr": 0.1 / 3, "grad_norm": i * 1e-7}]
 
     engine = Engine(step)
     engine.state.rank = rank
@@ -47,7 +47,7 @@ def test_one_row_per_iteration(tmp_path):
 
 def test_rows_are_on_disk_at_once(tmp_path):
     log, seen = TrainingLog(tmp_path, tensorboard=False), []
-    engine = Engine(lambda e, b: {"loss": 0.5, "terms": {"dice": 0.5}, "lr": 1, "grad_norm": 1})
+    engine = Engine(lambda e, b: [{"loss": 0.5, "terms": {"dice": 0.5}, "lr": 1, "grad_norm": 1}])
     engine.state.rank = 0
     log.attach(engine)
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: seen.append(len(lines(tmp_path))))
@@ -57,7 +57,15 @@ def test_rows_are_on_disk_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     "last",
-    ["", "5,0.1", "5,0.125,0.125,0.033,", "5,0.125,0.125,0.0333333333,5e", "5", "5,0.125,0.125,0.03,4e-7,7", "\x00\x00"],
+    [
+        "",
+        "5,0.1",
+        "5,0.125,0.125,0.033,",
+        "5,0.125,0.125,0.0333333333,5e",
+        "5",
+        "5,0.125,0.125,0.03,4e-7,7",
+        "\x00\x00",
+    ],
 )
 def test_a_resumed_run_drops_what_lies_behind_its_start(tmp_path, last):
     trainer(6, log=TrainingLog(tmp_path, tensorboard=False))
@@ -92,7 +100,7 @@ def test_nothing_is_written_for_a_run_that_was_over(tmp_path):
     trainer(3, log=TrainingLog(tmp_path, tensorboard=False))
     before = (tmp_path / "training.csv").read_bytes()
     log = TrainingLog(tmp_path, tensorboard=False)
-    engine = Engine(lambda e, b: {})  # what the trainer gives then
+    engine = Engine(lambda e, b: [])  # what the trainer gives then
     engine.state.rank = 0
     log.attach(engine)
     engine.run(range(1), max_epochs=1)
@@ -198,7 +206,7 @@ def test_case_progress(caplog, monkeypatch, capsys):
 
 
 def test_silent_ranks():
-    engine = SimpleNamespace(state=SimpleNamespace(rank=1, output={"loss": 1}), total_iterations=1)
+    engine = SimpleNamespace(state=SimpleNamespace(rank=1, output=[{"loss": 1}]), total_iterations=1)
     progress = Progress()
     progress.update(engine)
     assert progress._average is None

@@ -1,5 +1,6 @@
 """Every loss against its formula written in float64, against numbers worked out by hand, and in its limits."""
 
+import itertools
 import math
 
 import numpy as np
@@ -69,7 +70,9 @@ def test_dice_by_hand():
 def test_dice_stays_accurate_on_large_patches():
     # float32 vector norms are off by 1e-4 and more at the sizes that are trained on
     logits, label = random_batch((2, 3, 80, 80, 64))
-    assert ForegroundDiceLoss()(logits, label).item() == pytest.approx(reference_dice(logits, label, True, True), abs=1e-6)
+    assert ForegroundDiceLoss()(logits, label).item() == pytest.approx(
+        reference_dice(logits, label, True, True), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("empty", [False, True])
@@ -197,7 +200,7 @@ def test_ramp_up_staircase():
 def test_ramp_up_is_monotonic_and_bounded():
     for ramp in (SigmoidRampUp(97, 0.7), SigmoidRampUp(97, 0.7, 10)):
         values = [ramp(i) for i in range(120)]
-        assert all(a <= b for a, b in zip(values, values[1:], strict=False))
+        assert all(a <= b for a, b in itertools.pairwise(values))
         assert max(values) == pytest.approx(0.7)
         assert min(values) == pytest.approx(0.7 * math.exp(-5))
 

@@ -140,7 +140,7 @@ class MethodTester:
             torch.manual_seed(1)
             terms = method(*batches())
             self.check_terms(terms)
-            states[weight] = {key: value for key, value in method.named_buffers()}
+            states[weight] = dict(method.named_buffers())
             for name in self.unsupervised_terms:
                 assert (terms[name] == 0) == (weight == 0), name
             # the unsupervised terms alone

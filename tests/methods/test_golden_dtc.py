@@ -1,10 +1,10 @@
 """DTC against numbers that its released code produced (``tests/golden/golden_dtc.npz``).
 
-The released code codes two classes with one channel z and a sigmoid; here the logits are ``(0, z)``. Values agree within
-1e-6, gradients within rtol 1e-4, atol 1e-7.
+The released code codes two classes with one channel z and a sigmoid; here the logits are ``(0, z)``. Values agree
+within 1e-6, gradients within rtol 1e-4, atol 1e-7.
 
-``ELSEWHERE`` names the entries that other test files check, ``EXCEPTED`` those that nothing can reproduce, each with the
-reason; ``test_golden_dtc_every_entry_is_accounted_for`` proves that together with this file they cover the whole archive.
+``ELSEWHERE`` names the entries that other test files check, ``EXCEPTED`` those that nothing can reproduce, each with
+the reason; ``test_golden_dtc_every_entry_is_accounted_for`` proves that with this file they cover the whole archive.
 """
 
 import re
@@ -33,8 +33,8 @@ ELSEWHERE = {
     r"metric_.*|lcc_.*": "metrics/test_cases.py",
 }
 EXCEPTED = {
-    "sampler_seed0_epoch": "drawn from NumPy's global random state, batch after batch; our streams are functions of the "
-    "position. tests/data/test_streams.py checks what both have in common: labelled permutations without repetition",
+    "sampler_seed0_epoch": "drawn from NumPy's global random state, batch after batch; our streams are functions of "
+    "the position. What both have in common, permutations without repetition, is in tests/data/test_streams.py",
     "step_loss_bce_logged_only": "the released code logs it and leaves it out of the loss; nothing here computes it",
 }
 HERE = (
@@ -216,7 +216,9 @@ def test_golden_dtc_random_crop(golden, shape):
     image = torch.arange(1, np.prod(sides) + 1).reshape(1, *sides)
     padded = LiteraturePadd("image", (12, 12, 8))({"image": image})
     crop = RandLiteratureCropd("image", (12, 12, 8))
-    crop.set_random_state(state=np.random.RandomState(3))  # the released code draws from the global state, seeded with 3
+    crop.set_random_state(
+        state=np.random.RandomState(3)
+    )  # the released code draws from the global state, seeded with 3
     np.testing.assert_array_equal(crop(padded)["image"][0], golden[f"randcrop_out_{shape}"])
 
 

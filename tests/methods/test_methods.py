@@ -44,7 +44,9 @@ class TestSupervised(MethodTester):
     def test_default_loss(self):
         method, (labeled, _) = self.build(), batches()
         term = method(labeled, None)["supervised"]
-        assert term.item() == pytest.approx(HalfDiceCELoss()(self.build().network(labeled["image"]), labeled["label"]).item())
+        assert term.item() == pytest.approx(
+            HalfDiceCELoss()(self.build().network(labeled["image"]), labeled["label"]).item()
+        )
 
     def test_own_loss(self):
         labeled, _ = batches()
@@ -186,7 +188,9 @@ class TestDualTaskConsistency(MethodTester):
     def test_rejects_maps_of_another_number_of_classes(self):
         (labeled, _), (logits, raw) = batches(), self.outputs()
         with pytest.raises(ValueError, match="same shape"):
-            self.build().terms(logits, torch.cat([raw, raw], 1), labeled | {"signed_distance": torch.zeros(2, 2, 32, 32)})
+            self.build().terms(
+                logits, torch.cat([raw, raw], 1), labeled | {"signed_distance": torch.zeros(2, 2, 32, 32)}
+            )
 
 
 def test_joint_images_puts_labelled_rows_first():
