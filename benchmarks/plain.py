@@ -113,7 +113,7 @@ def sliding_window(
 ) -> np.ndarray:
     """Foreground probability of one scan ``(*spatial)``: one window at a time, uniform mean of the overlaps.
 
-    ``network`` maps ``(1, 1, *patch)`` to one foreground logit ``(1, 1, *patch)``.
+    ``network`` is a :class:`PlainVNet`: both heads are computed, the segmentation is used.
     """
     network.eval()
     missing = [max(p - s, 0) for s, p in zip(image.shape, patch, strict=True)]
@@ -124,7 +124,7 @@ def sliding_window(
     for index in np.ndindex(*steps):
         first = [min(s * i, side - p) for i, side, p, s in zip(index, padded.shape, patch, stride, strict=True)]
         window = tuple(slice(a, a + p) for a, p in zip(first, patch, strict=True))
-        logits = network(torch.from_numpy(np.ascontiguousarray(padded[window]).astype(np.float32)[None, None]))
+        _, logits = network(torch.from_numpy(np.ascontiguousarray(padded[window]).astype(np.float32)[None, None]))
         score[window] += torch.sigmoid(logits)[0, 0].numpy()
         count[window] += 1
     score /= count

@@ -86,8 +86,9 @@ def collect(protocol: str, output: str, results: str) -> None:
         if not (evaluation / "summary.json").is_file():
             continue
         (target / name).mkdir(parents=True, exist_ok=True)
-        for file in ("per_case.csv", "summary.json"):
-            shutil.copyfile(evaluation / file, target / name / file)
+        shutil.copyfile(evaluation / "per_case.csv", target / name / "per_case.csv")
+        summary = _relative(json.loads((evaluation / "summary.json").read_text()))
+        write_text(target / name / "summary.json", json.dumps(summary, indent=1) + "\n")
         record = json.loads((source / name / "run.json").read_text())
         record = {k: _relative(v) for k, v in record.items() if k not in {"dataset_dir", "datalist"}}
         write_text(target / name / "run.json", json.dumps(record, indent=1) + "\n")
@@ -139,6 +140,8 @@ def _relative(value: object) -> object:
     """Without the folders of one machine."""
     if isinstance(value, str) and "/" in value:
         return " ".join(Path(word).name if word.startswith("/") else word for word in value.split(" "))
+    if isinstance(value, list):
+        return [_relative(v) for v in value]
     return {k: _relative(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
