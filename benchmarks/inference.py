@@ -83,7 +83,7 @@ def main(
         record["dice"] = dice = compare_dice(Path(run), dataset_dir, datalist, amp)
         lines += [
             "",
-            f"Mean Dice of `{dice['run']}` on {dice['cases']} validation cases: {100 * dice['literature']:.2f} with the "
+            f"Mean Dice of `{dice['run']}` on {dice['cases']} validation cases: {100 * dice['literature']:.2f} with the "  # noqa: E501
             f"literature's windows, {100 * dice['fast']:.2f} with the fast ones (target: a loss below "
             f"{TARGETS['fast_dice_loss_points']} points); {dice['seconds_literature']:.2f} and "
             f"{dice['seconds_fast']:.2f} s per case.",
