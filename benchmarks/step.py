@@ -234,7 +234,8 @@ def write(path: Path, record: dict[str, Any], lines: list[str], title: str) -> N
     from monai_ssl.files import write_text
     from monai_ssl.metrics import environment
 
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    arguments = [Path(a).name if a.startswith("/") else a for a in sys.argv[1:]]  # without one machine's folders
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record = {"command": command, "date": date, **environment(), **record}
     machine, versions = record["machine"], record["versions"]
