@@ -5,6 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+BENCH_METHODS ?= dtc
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -50,8 +51,10 @@ format: $(DEV)  ## Let ruff rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(DEV)  ## Seconds per training step, against a plain reading of the published loop
-	$(BIN)/python benchmarks/step.py
+bench: $(DEV)  ## Training steps and inference against plain readings of the published code; waiting for data
+	for method in $(BENCH_METHODS); do $(BIN)/python benchmarks/step.py --method $$method || exit; done
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/loading.py
 
 docs: $(DEV)  ## Examples in docstrings, links and commands in the documentation
 	$(BIN)/python -m pytest --doctest-modules monai_ssl -q -p no:cacheprovider

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from inference import smooth_volume
 from scipy.ndimage import gaussian_filter
-from step import OUTPUT, trainer, write
+from step import OUTPUT, bundle, trainer, write
 
 from monai_ssl.data import CaseDataset, TwoStreamLoader, load_preset
 from monai_ssl.transforms import SignedDistanceMapd
@@ -65,7 +65,7 @@ def main(
             next(alone)
         preparing = (time.perf_counter() - start) / 3
         loader = TimedLoader(**options, epoch_length=steps + 2, num_workers=workers)
-        trainer(loader, amp).run()
+        trainer(bundle("dtc", preset.patch_size), loader, amp).run()
     waits, totals = loader.waits[1:], loader.totals[1:]
     shares = [wait / total for wait, total in zip(waits, totals, strict=True)]
     results = {

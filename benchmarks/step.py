@@ -1,16 +1,19 @@
-"""Seconds and peak memory of one DTC training step: the plain loop, ours in float32, ours in bfloat16.
+"""Seconds and peak memory of one training step: the plain loop, ours in float32, ours in bfloat16.
 
-    python benchmarks/step.py [--sizes 64x64x32,112x112x80] [--threads 2] [--repeats 3]
+    python benchmarks/step.py [--method dtc] [--sizes 64x64x32,112x112x80] [--threads 2] [--repeats 3]
 
 Each configuration lives in a process of its own and makes its steps in turn with the others (plain, ours, ours, plain,
-...), so that other load on the machine hits all alike; medians after one warm-up step. Memory is the highest resident
+...), so that other load on the machine hits all alike; medians after the warm-up, which fills the memory of the methods
+that have one (16 labelled cases). Memory is the highest resident
 set of that process, everything included; what it held before the first step (libraries, of which MONAI's import is the
-largest, weights, batch) stands beside it. Ours runs inside ``SemiSupervisedTrainer`` and finds the distance maps in the
-batch, where the loader's workers put them; what waiting for these costs is in ``loading.py``.
+largest, weights, batch) stands beside it. Ours is the method of the bundle's ``train.yaml`` inside
+``SemiSupervisedTrainer``, and finds the distance maps in the batch, where the loader's workers put them; what waiting
+for these costs is in ``loading.py``. The plain loops are ``plain.py`` (DTC) and ``plain_<method>.py``.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shlex
@@ -21,26 +24,40 @@ import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-OUTPUT = Path(__file__).parents[1] / "docs" / "results" / "benchmarks"
+if TYPE_CHECKING:
+    from monai.bundle import ConfigParser
+
+ROOT = Path(__file__).parents[1]
+OUTPUT = ROOT / "docs" / "results" / "benchmarks"
 CONFIGURATIONS = {"plain": "plain loop", "float32": "ours, float32", "bfloat16": "ours, bfloat16"}
-TARGETS = {"time": {"float32": 0.7, "bfloat16": 0.45}, "memory": {"float32": 0.8, "bfloat16": 0.8}}
+TARGETS = {
+    "dtc": {"time": {"float32": 0.7, "bfloat16": 0.45}, "memory": {"float32": 0.8, "bfloat16": 0.8}},
+    "ug_mcl": {"time": {"bfloat16": 0.6}, "memory": {"bfloat16": 0.6}},
+    "ss_net": {"time": {"bfloat16": 0.5}, "memory": {"bfloat16": 0.6}},
+    "tac": {"time": {"bfloat16": 0.6}, "memory": {"bfloat16": 0.6}},
+    "caml": {"time": {"bfloat16": 0.5}, "memory": {"bfloat16": 0.6}},
+}
+N_LABELED_CASES = 16
+WARM_UP = {"caml": N_LABELED_CASES // 2}  # two cases a step; one step where a method keeps nothing
 GB = 1e9
 
 
 def main(
+    method: str = "dtc",
     sizes: str = "64x64x32,112x112x80",
     threads: int = 2,
     repeats: int = 3,
     configurations: str = "plain,float32,bfloat16",
     output: str = str(OUTPUT),
 ) -> None:
-    """Measure and write ``step.json`` and ``step.md`` into ``output``.
+    """Measure and write ``step_<method>.json`` and ``.md`` into ``output``.
 
     Args:
+        method: name of a bundle.
         sizes: patches, comma-separated.
         threads: of PyTorch.
         repeats: timed steps per configuration.
@@ -51,27 +68,28 @@ def main(
     chosen = configurations.split(",")
     results: dict[str, Any] = {}
     for size in sizes.split(","):
-        results[size] = measure(size, chosen, threads, repeats)
+        results[size] = measure(method, size, chosen, threads, repeats)
+    targets = TARGETS.get(method, {"time": {}, "memory": {}})
     record = {
-        "what": "one DTC training step, batch of 2 labelled and 2 unlabelled patches, batch and weights in memory",
+        "what": f"one training step of {method}, batch of 2 labelled and 2 unlabelled patches, all in memory",
         "threads": threads,
         "repeats": repeats,
-        "targets": TARGETS,
+        "targets": targets,
         "results": results,
     }
-    write(Path(output) / "step", record, table(results), "Cost of a DTC training step")
+    write(Path(output) / f"step_{method}", record, table(results, targets), f"Cost of a training step: {method}")
 
 
-def measure(size: str, configurations: list[str], threads: int, repeats: int) -> dict[str, dict[str, Any]]:
+def measure(method: str, size: str, configurations: list[str], threads: int, repeats: int) -> dict[str, dict[str, Any]]:
     """Steps in turn; per configuration the times, their median, the peak, and the ratios to the plain loop."""
     load = os.getloadavg()[0]
-    workers = {name: Worker(name, size, threads) for name in configurations}
+    workers = {name: Worker(method, name, size, threads) for name in configurations}
     times: dict[str, list[float]] = {name: [] for name in configurations}
-    for round_ in range(repeats + 1):
+    for round_ in range(-WARM_UP.get(method, 1), repeats):
         for name, worker in workers.items():
             seconds = worker.step()
-            print(f"{size} {name:9s} {'warm-up' if round_ == 0 else round_}: {seconds:.3f} s", flush=True)
-            if round_:
+            print(f"{size} {name:9s} {'warm-up' if round_ < 0 else round_ + 1}: {seconds:.3f} s", flush=True)
+            if round_ >= 0:
                 times[name].append(seconds)
     rows = {}
     for name, worker in workers.items():
@@ -92,9 +110,9 @@ def measure(size: str, configurations: list[str], threads: int, repeats: int) ->
 class Worker:
     """A process that makes one step per line it reads."""
 
-    def __init__(self, name: str, size: str, threads: int) -> None:
+    def __init__(self, method: str, name: str, size: str, threads: int) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", name, size, str(threads)],
+            [sys.executable, __file__, "--worker", method, name, size, str(threads)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -147,7 +165,7 @@ def commands() -> Iterator[None]:
         print(f"RESULT {time.perf_counter() - start}", flush=True)
 
 
-def run_worker(name: str, size: str, threads: str) -> None:
+def run_worker(method: str, name: str, size: str, threads: str) -> None:
     """Body of the processes: steps on random images with a ball as label."""
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
@@ -156,49 +174,51 @@ def run_worker(name: str, size: str, threads: str) -> None:
     grid = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in patch), indexing="ij")
     label = (sum(g.square() for g in grid) < 0.36)[None].repeat(2, *[1] * len(patch)).long()
     if name == "plain":
-        from plain import PlainLoop
-
-        loop = PlainLoop()
+        loop = importlib.import_module("plain" if method == "dtc" else f"plain_{method}").PlainLoop()
         for _ in commands():
             loop.step(image, label)
         return
-    trainer(InTurn(image, label), "off" if name == "float32" else "bf16").run()
+    amp = "off" if name == "float32" else "bf16"
+    config = bundle(method, patch)
+    trainer(config, InTurn(image, label, config.get_parsed_content("method_transforms")), amp).run()
 
 
-def trainer(loader: Any, amp: str) -> Any:
-    """The trainer of the DTC bundle with its defaults."""
-    from monai_ssl.engines import SemiSupervisedTrainer, lr_schedule
-    from monai_ssl.methods import DualTaskConsistency
-    from monai_ssl.networks import DualTaskVNet
+def bundle(method: str, patch: tuple[int, ...]) -> ConfigParser:
+    """The training config of a bundle with its defaults, for left-atrium patches of another size."""
+    from monai.bundle import ConfigParser
 
-    method = DualTaskConsistency(DualTaskVNet())
-    optimizer = torch.optim.SGD(method.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    config = ConfigParser()
+    config.read_config(ROOT / "bundles" / method / "configs" / "train.yaml")
+    preset = f"monai_ssl.data.load_preset('left_atrium', 'literature').model_copy(update={{'patch_size': {patch}}})"
+    config.update({"preset": f"${preset}", "device": "$torch.device('cpu')"})
+    return config
+
+
+def trainer(config: ConfigParser, loader: Any, amp: str) -> Any:
+    """The trainer with the bundle's method, optimiser and schedule, without handlers."""
+    from monai_ssl.engines import SemiSupervisedTrainer
+
     return SemiSupervisedTrainer(
         device="cpu",
         max_epochs=1,
         train_data_loader=loader,
-        method=method,
-        optimizer=optimizer,
-        lr_scheduler=lr_schedule(optimizer, "step", 6000),
         amp=amp,
+        **{key: config.get_parsed_content(key) for key in ("method", "optimizer", "lr_scheduler")},
     )
 
 
 class InTurn:
-    """A loader that hands out the same batch whenever a step is asked for."""
+    """A loader that hands out the same two batches, as another two cases each time, whenever a step is asked for."""
 
     streams = {"labeled": (None, 2), "unlabeled": (None, 2)}  # noqa: RUF012
-    n_labeled = n_unlabeled = 2
+    n_labeled, n_unlabeled = N_LABELED_CASES, 2
 
-    def __init__(self, image: torch.Tensor, label: torch.Tensor) -> None:
-        from monai_ssl.transforms import SignedDistanceMap
-
-        label = label[:, None]
-        target = torch.stack([SignedDistanceMap()(item) for item in label])
-        self.batch = {
-            "labeled": {"image": image[:2], "label": label, "signed_distance": target, "name": ["a", "b"]},
-            "unlabeled": {"image": image[2:], "name": ["c", "d"]},
-        }
+    def __init__(self, image: torch.Tensor, label: torch.Tensor, transforms: list[Any]) -> None:
+        rows: list[dict[str, Any]] = [{"image": image[i], "label": label[i, None]} for i in range(2)]
+        for transform in transforms:
+            rows = [transform(row) for row in rows]
+        self.labeled = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
+        self.unlabeled = {"image": image[2:], "name": ["c", "d"]}
 
     def prepare(self) -> None:
         """Nothing to load."""
@@ -207,19 +227,21 @@ class InTurn:
         return 1_000_000
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for _ in commands():
-            yield self.batch
+        for step, _ in enumerate(commands()):
+            index = (torch.arange(2) + 2 * step) % N_LABELED_CASES
+            labeled = {**self.labeled, "index": index, "name": [f"case {i}" for i in index.tolist()]}
+            yield {"labeled": labeled, "unlabeled": self.unlabeled}
         os._exit(0)  # asked for no more: the trainer would wait for the rest of its epoch
 
 
-def table(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+def table(results: dict[str, dict[str, dict[str, Any]]], targets: dict[str, dict[str, float]]) -> list[str]:
     lines = [
         "| patch | loop | s/step | ratio | target | peak GB | ratio | target | GB before the first step |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for size, rows in results.items():
         for name, row in rows.items():
-            time_target, memory_target = (TARGETS[kind].get(name) for kind in ("time", "memory"))
+            time_target, memory_target = (targets[kind].get(name) for kind in ("time", "memory"))
             lines.append(
                 f"| {size} | {CONFIGURATIONS[name]} | {row['seconds']:.3f} | "
                 f"{row.get('time_ratio', float('nan')):.2f} | {f'≤ {time_target}' if time_target else ''} | {row['gigabytes']:.2f} | "  # noqa: E501
@@ -254,7 +276,7 @@ def write(path: Path, record: dict[str, Any], lines: list[str], title: str) -> N
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        run_worker(*sys.argv[2:5])  # before anything of ours is imported: the plain loop shall not pay for it
+        run_worker(*sys.argv[2:6])  # before anything of ours is imported: the plain loop shall not pay for it
     else:
         import fire
 
