@@ -2,6 +2,9 @@
 
 Commands run in a copy of the bundle, so that defaults such as ``models/`` and ``eval/`` are tested and the source tree
 stays clean. ``COMMANDS`` holds them as the bundles' READMEs print them.
+
+What the configs have in common (``TestFiles`` proves that they do) is tried on one bundle; on the others these tests,
+marked ``shared_config``, are ``slow``.
 """
 
 from __future__ import annotations
@@ -425,6 +428,7 @@ class TestTraining:
         assert list(state) == list(network.state_dict())
         network.load_state_dict(state, strict=True)
 
+    @pytest.mark.shared_config
     def test_tracking_with_mlflow(self, bundle: Bundle, tmp_path: Path) -> None:
         pytest.importorskip("mlflow")
         bundle.run(TRACKING, *bundle.tiny, *tiny_training(tmp_path), DATA=bundle.data).ok()
@@ -513,6 +517,7 @@ class TestProperties:
     def test_verify_net_in_out(self, bundle: Bundle) -> None:
         bundle.run(CHECK).ok()
 
+    @pytest.mark.shared_config
     def test_verify_metadata(self, bundle: Bundle) -> None:
         schema = bundle.root / "eval" / "schema.json"
         schema.parent.mkdir(exist_ok=True)
@@ -551,6 +556,7 @@ class TestPredictions:
         assert [row["case"] for row in rows] == ["validation_0000"]
         assert float(rows[0]["dice"]) == pytest.approx(float(validation["val_mean_dice"]), abs=1e-6)
 
+    @pytest.mark.shared_config
     def test_evaluation_of_images_elsewhere_writes_only_below_output_dir(self, trained: Bundle, tmp_path: Path) -> None:
         """A datalist with absolute paths, images outside ``dataset_dir``: nothing is written beside the images."""
         lists = json.loads((trained.data / "datalist.json").read_text(encoding="utf-8"))
@@ -566,12 +572,14 @@ class TestPredictions:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "lists"]
         assert sorted(trained.data.rglob("*")) == before
 
+    @pytest.mark.shared_config
     def test_evaluation_says_where_its_numbers_come_from(self, trained: Bundle, evaluated: Path) -> None:
         summary = json.loads((evaluated / "summary.json").read_text(encoding="utf-8"))
         text = json.dumps(summary)
         for word in ("phantom", "testing", str(trained.data / "datalist.json")):
             assert word in text
 
+    @pytest.mark.shared_config
     def test_results_lie_on_the_grid_of_the_images(self, segmented: Path, scans: Path) -> None:
         images = sorted(scans.rglob("*.nii.gz"))
         results = sorted(segmented.rglob("*_seg.nii.gz"))
@@ -590,6 +598,7 @@ class TestPredictions:
             np.testing.assert_allclose(p.sum(-1), 1.0, atol=1e-5)
             np.testing.assert_array_equal(p.argmax(-1), np.asanyarray(segmentation.dataobj))
 
+    @pytest.mark.shared_config
     def test_turned_axes_do_not_change_the_result(self, segmented: Path) -> None:
         straight, turned = (
             np.asanyarray(nib.as_closest_canonical(nib.load(segmented / f"{name}_seg.nii.gz")).dataobj)
@@ -599,6 +608,7 @@ class TestPredictions:
         # the sum behind the normalisation runs in another order: a voxel on the very edge may flip
         assert (straight != turned).sum() <= 2
 
+    @pytest.mark.shared_config
     def test_resampling_preset_keeps_the_original_grid(self, trained: Bundle, scans: Path, tmp_path: Path) -> None:
         preset = load_yaml(Path(monai_ssl.__file__).parent / "data" / "presets" / "phantom.yaml")
         preset = {**preset, "spacing": [3.0, 2.0, 2.5]}
@@ -613,6 +623,7 @@ class TestPredictions:
         p = np.asanyarray(probability.dataobj).reshape(*image.shape, -1)
         np.testing.assert_allclose(p.sum(-1), 1.0, atol=1e-4)
 
+    @pytest.mark.shared_config
     def test_parts_for_monai_label_give_the_same_mask(self, trained: Bundle, segmented: Path, scans: Path) -> None:
         """Pre-processing, inferer and post-processing one by one, without the step that writes files."""
         parser = parsed(trained, "inference.yaml")
@@ -644,6 +655,7 @@ class TestPredictions:
         (result,) = session.run(None, {name: x.numpy()})
         np.testing.assert_allclose(result, logits.numpy(), atol=1e-4, rtol=1e-4)
 
+    @pytest.mark.shared_config
     @pytest.mark.parametrize("command", [EVALUATE, INFERENCE, EXPORT])
     def test_missing_weights_are_named(self, bundle: Bundle, command: str, tmp_path: Path) -> None:
         option, absent = "--ckpt_file" if command == EXPORT else "--ckpt", tmp_path / "model.pt"
