@@ -21,6 +21,7 @@ import torch
 
 from monai_ssl import cli
 from monai_ssl.data.datalist import DataError
+from monai_ssl.demo import NAMES
 from monai_ssl.handlers import checkpoint
 
 TINY = ["--dataset", "phantom", "--max_iterations", "4", "--epoch_length", "2", "--val_interval", "2",
@@ -515,3 +516,6 @@ def test_demo(tmp_path, capsys):
     assert run("demo", "--output", tmp_path / "demo", "--iterations", 2) == 0
     assert "Report: " in capsys.readouterr().out
     assert (tmp_path / "demo" / "seed0" / "report.html").is_file()
+    dice = json.loads((tmp_path / "demo" / "summary.json").read_text())["dice"]
+    assert {name: list(by_seed) for name, by_seed in dice.items()} == {name: ["0"] for name in NAMES.values()}
+    assert "| seed 0 | mean |" in (tmp_path / "demo" / "summary.md").read_text()
