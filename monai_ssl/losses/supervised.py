@@ -19,10 +19,11 @@ class ForegroundDiceLoss(nn.Module):
         squared: squared probabilities in the denominator (released code) or plain sums (DTC's text).
         pooled: sums over all images of the batch (released code) or Dice per image, then the mean.
         include_background: also average over class 0.
+        smooth: :math:`\epsilon`, in numerator and denominator.
 
     Shapes:
         logits ``(B, C, *spatial)`` float, label ``(B, 1, *spatial)`` integer-valued in [0, C) -> scalar float32 in
-        [0, 1].
+        [0, 1]. :meth:`of_probabilities` takes the probabilities of the classes that are averaged instead of logits.
 
     Example:
         >>> import torch
@@ -31,19 +32,27 @@ class ForegroundDiceLoss(nn.Module):
         0.0
     """
 
-    def __init__(self, squared: bool = True, pooled: bool = True, include_background: bool = False) -> None:
+    def __init__(
+        self, squared: bool = True, pooled: bool = True, include_background: bool = False, smooth: float = 1e-5
+    ) -> None:
         super().__init__()
         self.squared, self.pooled, self.first = squared, pooled, 0 if include_background else 1
+        self.smooth = float(smooth)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        p = logits.float().softmax(1)[:, self.first :]
-        y = one_hot(label, logits.shape[1], dtype=p.dtype)[:, self.first :]
+        return self.of_probabilities(logits.float().softmax(1)[:, self.first :], label)
+
+    def of_probabilities(self, p: Tensor, label: Tensor) -> Tensor:
+        """The loss of probabilities ``(B, C - 1, *spatial)``, or ``(B, C, *spatial)`` with background."""
+        y = one_hot(label, p.shape[1] + self.first, dtype=p.dtype)[:, self.first :]
         axes = [0] * self.pooled + list(range(2, p.dim()))
         size = (p * p if self.squared else p).sum(axes) + y.sum(axes)
-        return 1.0 - ((2.0 * (p * y).sum(axes) + 1e-5) / (size + 1e-5)).mean()
+        return 1.0 - ((2.0 * (p * y).sum(axes) + self.smooth) / (size + self.smooth)).mean()
 
     def extra_repr(self) -> str:
-        return f"squared={self.squared}, pooled={self.pooled}, include_background={self.first == 0}"
+        return (
+            f"squared={self.squared}, pooled={self.pooled}, include_background={self.first == 0}, smooth={self.smooth}"
+        )
 
 
 class HalfDiceCELoss(nn.Module):

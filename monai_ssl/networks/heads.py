@@ -1,4 +1,4 @@
-"""Networks with two heads on one feature map: segmentation and signed distance."""
+"""Heads on the feature map of any backbone: segmentation alone, or segmentation and signed distance."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,47 @@ from monai_ssl.networks.encoder_decoder import NormType
 from monai_ssl.networks.lean import pointwise
 from monai_ssl.networks.vnet import VNet
 
-__all__ = ["DualTaskNetwork", "DualTaskVNet"]
+__all__ = ["DualTaskNetwork", "DualTaskVNet", "FeatureNetwork"]
+
+
+class FeatureNetwork(nn.Module):
+    """A segmentation head, one convolution with kernel 1 and bias, on the feature map of any backbone.
+
+    For methods that work on the features before the head. A :class:`~monai_ssl.networks.VNet` or
+    :class:`~monai_ssl.networks.UNet` offers the same (``features``, ``heads``) by itself.
+
+    Args:
+        backbone: module that maps an image ``(B, C_in, *spatial)`` to a feature map ``(B, F, *spatial)``, for example
+            any MONAI network with ``out_channels=F``.
+        out_channels: number of classes, background included.
+        feature_channels: F.
+        spatial_dims: 2 or 3. Default: that of the backbone's convolutions.
+
+    Raises:
+        ValueError: when ``spatial_dims`` is neither given nor to be found.
+
+    Example:
+        >>> import torch
+        >>> from monai.networks.nets import BasicUNet
+        >>> from monai_ssl.networks import FeatureNetwork
+        >>> backbone = BasicUNet(spatial_dims=2, in_channels=1, out_channels=8, features=(8, 8, 16, 16, 16, 8))
+        >>> FeatureNetwork(backbone, out_channels=4, feature_channels=8)(torch.zeros(2, 1, 32, 32)).shape
+        torch.Size([2, 4, 32, 32])
+    """
+
+    def __init__(
+        self, backbone: nn.Module, out_channels: int, feature_channels: int, spatial_dims: int | None = None
+    ) -> None:
+        super().__init__()
+        self.spatial_dims = _spatial_dims(backbone) if spatial_dims is None else spatial_dims
+        self.out_channels, self.feature_channels = out_channels, feature_channels
+        self.features = backbone
+        convolution = Conv[Conv.CONV, self.spatial_dims]
+        self.heads = nn.ModuleList([convolution(feature_channels, out_channels, kernel_size=1)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(B, out_channels, *spatial)`` of an image ``(B, C_in, *spatial)``."""
+        return self.heads[0](self.features(x))
 
 
 class DualTaskNetwork(nn.Module):

@@ -59,7 +59,6 @@ def can_recompute(norm: Any, act: Any, x: Tensor) -> bool:
         and x.numel() > x.shape[1]  # else the normalization raises its error
         and type(norm) in (nn.BatchNorm2d, nn.BatchNorm3d)
         and norm.affine
-        and norm.track_running_stats
         and norm.momentum is not None
         and type(act) in (nn.ReLU, nn.LeakyReLU)
         and not torch.jit.is_tracing()
@@ -87,13 +86,15 @@ def _unpack(kept: Tensor | Recipe) -> Tensor:
 
 def norm_act(norm: Any, act: Any, x: Tensor) -> Tensor:
     """``act(norm(x))`` where :func:`can_recompute` says so; keeps ``x`` alone for the backward pass."""
-    norm.num_batches_tracked.add_(1)
+    counted = norm.track_running_stats  # not in the perturbed passes of virtual adversarial training
+    if counted:
+        norm.num_batches_tracked.add_(1)
     y, recipe = _NormAct.apply(
         x,
         norm.weight,
         norm.bias,
-        norm.running_mean,
-        norm.running_var,
+        norm.running_mean if counted else None,
+        norm.running_var if counted else None,
         norm.momentum,
         norm.eps,
         getattr(act, "negative_slope", 0.0),
@@ -128,8 +129,8 @@ class _NormAct(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        running_mean: Tensor,
-        running_var: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
         momentum: float,
         eps: float,
         slope: float,

@@ -1,0 +1,225 @@
+"""UG-MCL: two tasks inside a mean teacher, guided by the teacher's uncertainty."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from monai_ssl.losses import (
+    DualTaskConsistencyLoss,
+    ForegroundDiceLoss,
+    MaskedMSELoss,
+    SigmoidRampUp,
+    SmoothHeaviside,
+    UncertaintyThreshold,
+    add_noise,
+    monte_carlo_probabilities,
+    predictive_entropy,
+)
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.networks import DualTaskNetwork, EMATeacher
+from monai_ssl.transforms import SignedDistanceMap
+
+VARIANTS = ("paper", "released")
+
+
+class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
+    r"""Mutual consistency of two tasks and of student and teacher, where the teacher is certain.
+
+    A student with a segmentation head (logits z) and a signed-distance head (map d) learns from the labels, from an EMA
+    teacher that sees the images with noise and dropout (*intra-task* consistency), and from the agreement of its two
+    heads (*cross-task* consistency). ``passes`` further stochastic passes of the teacher give the entropy ``u`` of its
+    mean prediction; the intra-task term counts voxels with ``u < H(t)`` alone.
+
+    .. math::
+        L = L_{Dice} + L_{CE} + L_{SDF} + w(t) \left[
+        \frac{\sum M \left(\beta\,\overline{(p - p')^2} + (1 - \beta)\,\overline{(d - d')^2}\right)}{\sum M}
+        + \overline{(p_{fg} - \sigma(-k d))^2}\right]
+
+    Both consistency terms act on labelled and unlabelled images. Only the student's segmentation head is deployed.
+
+    Args:
+        network: a :class:`~monai_ssl.networks.DualTaskNetwork`; for ``"released"`` any network that maps images to
+            logits (of a DualTaskNetwork the distance head is left out and frozen).
+        n_classes: number of classes with background. Default: ``network.n_classes``.
+        max_iterations: length of the run, for ramp-up and uncertainty threshold.
+        variant: ``"paper"`` (default) or ``"released"``, see the table.
+        beta: :math:`\beta` in [0, 1], share of the segmentation in the intra-task term. Default: 0.75 (paper), 1
+            (released).
+        distance_weight: weight >= 0 of the distance supervision (:math:`L_{dis}` of Table I). Default 1.
+        intra_weight: weight >= 0 of the intra-task term (:math:`L_{itc}`). Default: 1 (paper), 0.5 (released).
+        cross_weight: weight >= 0 of the cross-task term (:math:`L_{ctc}`). Default 1.
+        ramp_up: :math:`w(t)` as a function of the iteration. Default: to 0.1 over the whole run; paper, continuous;
+            released, a staircase of 200 levels (150 iterations each in a run of 30000).
+        passes: stochastic passes of the teacher for the uncertainty, >= 1.
+        passes_per_call: how many of them share a call; fewer need less memory.
+        decay: final decay of the EMA teacher, in [0, 1).
+        slope: :math:`k > 0` of the smooth Heaviside function.
+        degenerate: distance targets of empty and full patches, see :class:`monai_ssl.transforms.SignedDistanceMap`.
+        unsupervised_weight: factor on both consistency terms; 0 is the matched floor.
+
+    The released code (BraTS) is not the method of the paper; ``variant`` selects
+
+    ============================  ====================================  =====================================
+    term                          ``paper``                             ``released``
+    ============================  ====================================  =====================================
+    distance map                  a head of its own, C - 1 channels     tanh of the logits, C channels
+    distance supervision          squared error to the distance map     Dice of :math:`\sigma(-k d)`
+    supervised weights            1, 1, 1                               1/2, 1/2, 1/2
+    intra-task term               :math:`\beta = 0.75`                  segmentation alone, weight 1/2
+    cross-task term               foreground channels                   all channels
+    ramp-up                       continuous                            staircase of 200 levels
+    ============================  ====================================  =====================================
+
+    In both: the ramp-up squares its argument (the paper prints it without, its source squares); :math:`T^{-1}` has a
+    minus sign (Eq. 5 prints a plus); the cross-task term is not masked; the EMA warms up; with C classes the threshold
+    rises to ln C and means run over C channels (the code has ln 2 and 2). In ``released``, cross-entropy and
+    :math:`\sigma(-k \tanh z)` want opposite signs of the same logits; it is here to reproduce that code.
+
+    Loss terms: ``dice``, ``cross_entropy``, ``signed_distance``, ``intra_task``, ``cross_task``.
+
+    Raises:
+        ValueError: for an unknown variant or a number out of its range.
+        TypeError: when ``variant="paper"`` and the network has no ``tasks`` method.
+
+    Source: Zhang, Jiao, Liao, Li, Zhang, "Uncertainty-guided mutual consistency learning for semi-supervised medical
+        image segmentation", Artificial Intelligence in Medicine 2023 (arXiv 2112.02508), Eq. 1-8.
+
+    Example:
+        >>> from monai_ssl.networks import DualTaskVNet
+        >>> method = UncertaintyGuidedMutualConsistency(DualTaskVNet(2, base_channels=2, binary="softmax"))
+        >>> labeled = {"image": torch.rand(2, 1, 16, 16), "label": torch.zeros(2, 1, 16, 16, dtype=torch.long)}
+        >>> sorted(method(labeled, {"image": torch.rand(2, 1, 16, 16)}))
+        ['cross_entropy', 'cross_task', 'dice', 'intra_task', 'signed_distance']
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        n_classes: int | None = None,
+        max_iterations: int = 6000,
+        variant: str = "paper",
+        beta: float | None = None,
+        distance_weight: float = 1.0,
+        intra_weight: float | None = None,
+        cross_weight: float = 1.0,
+        ramp_up: Callable[[int], float] | None = None,
+        passes: int = 8,
+        passes_per_call: int = 4,
+        decay: float = 0.99,
+        slope: float = 1500.0,
+        degenerate: str = "safe",
+        unsupervised_weight: float = 1.0,
+    ) -> None:
+        super().__init__(network, unsupervised_weight)
+        if variant not in VARIANTS:
+            raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
+        if max_iterations < 1:
+            raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
+        self.released = variant == "released"
+        if not self.released and not hasattr(network, "tasks"):
+            raise TypeError(
+                f"network must offer tasks(image) -> (logits, distance), got {type(network).__name__}; wrap your "
+                'backbone in monai_ssl.networks.DualTaskNetwork, or set variant="released"'
+            )
+        self.n_classes = int(_n_classes(network) if n_classes is None else n_classes)
+        self.beta = float((1.0 if self.released else 0.75) if beta is None else beta)
+        if not 0 <= self.beta <= 1:
+            raise ValueError(f"beta must be in [0, 1], got {beta}")
+        self.weights = {
+            "distance_weight": distance_weight,
+            "intra_weight": (0.5 if self.released else 1.0) if intra_weight is None else intra_weight,
+            "cross_weight": cross_weight,
+        }
+        for name, value in self.weights.items():
+            if not value >= 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
+        if passes < 1 or passes_per_call < 1:
+            raise ValueError(f"passes and passes_per_call must be >= 1, got {passes} and {passes_per_call}")
+        step = max(round(max_iterations / 200), 1)
+        staircase = SigmoidRampUp(200 * step, 0.1, granularity=step)
+        self.ramp_up = ramp_up or (staircase if self.released else SigmoidRampUp(max_iterations, 0.1))
+        self.threshold = UncertaintyThreshold(self.n_classes, max_iterations)
+        self.passes, self.passes_per_call = passes, passes_per_call
+        self.dice = ForegroundDiceLoss()
+        self.masked_mse = MaskedMSELoss()
+        self.heaviside = SmoothHeaviside(slope)
+        self.cross_task = DualTaskConsistencyLoss(slope)
+        self.signed_distance_map = SignedDistanceMap(self.n_classes, degenerate)
+        if self.released and isinstance(network, DualTaskNetwork):
+            network.distance_head.requires_grad_(False)
+        self.teacher = EMATeacher(network, decay)
+
+    def tasks(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits ``(B, C, *spatial)`` and signed distance in (-1, 1), both float32."""
+        if self.released:
+            logits = network(image).float()
+            return logits, torch.tanh(logits)
+        logits, raw_distance = network.tasks(image)  # type: ignore[operator]
+        return logits.float(), torch.tanh(raw_distance.float())
+
+    def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
+        images = joint_images(labeled, unlabeled)
+        with torch.no_grad():  # the teacher first: the student's graph is not in memory yet
+            taught = self.tasks(self.teacher.network, add_noise(images))
+            mean = monte_carlo_probabilities(self.teacher, images, self.passes, self.passes_per_call)
+        logits, distance = self.tasks(self.network, images)
+        return self.terms(logits, distance, *taught, mean, labeled)
+
+    def terms(
+        self,
+        logits: Tensor,
+        distance: Tensor,
+        teacher_logits: Tensor,
+        teacher_distance: Tensor,
+        mean_probabilities: Tensor,
+        labeled: Batch,
+    ) -> dict[str, Tensor]:
+        """Loss terms from the outputs of student and teacher; the labelled rows come first.
+
+        Args:
+            logits: of the student, ``(B, C, *spatial)`` float32.
+            distance: of the student, in [-1, 1], ``(B, C - 1, *spatial)`` (paper) or ``(B, C, *spatial)`` (released).
+            teacher_logits: as ``logits``, without gradient.
+            teacher_distance: as ``distance``, without gradient.
+            mean_probabilities: of the teacher's stochastic passes, ``(B, C, *spatial)``, without gradient.
+            labeled: batch with ``label`` and, optionally, ``signed_distance`` (computed here where missing).
+        """
+        label = labeled["label"]
+        rows = label.shape[0]
+        p, supervised = logits.softmax(1), 0.5 if self.released else 1.0
+        mask = predictive_entropy(mean_probabilities) < self.threshold(self.iteration)
+        intra = self.beta * self.masked_mse(p, teacher_logits.softmax(1), mask)
+        if self.beta < 1:
+            intra = intra + (1.0 - self.beta) * self.masked_mse(distance, teacher_distance, mask)
+        cross = self.cross_task(distance, p if self.released else p[:, 1:])
+        weight = self.unsupervised_weight * self.ramp_up(self.iteration)
+        return {
+            "dice": supervised * self.dice(logits[:rows], label),
+            "cross_entropy": supervised * nn.functional.cross_entropy(logits[:rows], label[:, 0].long()),
+            "signed_distance": supervised * self.weights["distance_weight"] * self._supervise(distance[:rows], labeled),
+            "intra_task": weight * self.weights["intra_weight"] * intra,
+            "cross_task": weight * self.weights["cross_weight"] * cross,
+        }
+
+    def _supervise(self, distance: Tensor, labeled: Batch) -> Tensor:
+        if self.released:
+            return self.dice.of_probabilities(self.heaviside(distance)[:, 1:], labeled["label"])
+        target = labeled.get("signed_distance")
+        if target is None:
+            target = torch.stack([self.signed_distance_map(item) for item in labeled["label"]])
+        return nn.functional.mse_loss(distance, target.to(distance))
+
+    def after_step(self) -> None:
+        self.teacher.update(self.network, self.iteration)
+        super().after_step()
+
+
+def _n_classes(network: nn.Module) -> int:
+    for name in ("n_classes", "out_channels"):
+        value = getattr(network, name, None)
+        if isinstance(value, int):
+            return value
+    raise ValueError(f"n_classes must be given: {type(network).__name__} does not tell its number of classes")
