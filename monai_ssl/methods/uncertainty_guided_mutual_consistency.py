@@ -84,8 +84,8 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         ValueError: for an unknown variant or a number out of its range.
         TypeError: when ``variant="paper"`` and the network has no ``tasks`` method.
 
-    Source: Zhang, Jiao, Liao, Li, Zhang, "Uncertainty-guided mutual consistency learning for semi-supervised medical
-        image segmentation", Artificial Intelligence in Medicine 2023 (arXiv 2112.02508), Eq. 1-8.
+    Source: Zhang, Liao, Jiao, Zhang, "Uncertainty-Guided Mutual Consistency Learning for Semi-Supervised Medical Image
+        Segmentation", arXiv 2112.02508; Artificial Intelligence in Medicine 138, 2023; Eq. 1-8.
 
     Example:
         >>> from monai_ssl.networks import DualTaskVNet
