@@ -55,6 +55,18 @@ def test_golden_dtc_asd_runs_one_way(golden):
     assert forth["assd_mm"] == pytest.approx(back["assd_mm"])
 
 
+def test_golden_ugmcl_metrics():
+    with np.load(GOLDEN.parent / "golden_ugmcl.npz") as data:
+        golden = {key: data[key] for key in data if "metric" in key}
+    keys = ("dice", "jaccard", "hd95_voxel", "asd_voxel")
+    pred, gt = golden["metric_pred"], golden["metric_gt"]
+    row = case_metrics(pred, gt, {1: "x"}, spacing=1.0)[0]
+    np.testing.assert_allclose([row[k] for k in keys], golden["metric_pred_first"], atol=1e-6, rtol=0)
+    np.testing.assert_allclose([row["dice"], row["hd95_voxel"]], golden["val_metric_dice_hd95"], atol=1e-6, rtol=0)
+    turned = case_metrics(gt, pred, {1: "x"}, spacing=1.0)[0]  # as the released test script calls it
+    np.testing.assert_allclose([turned[k] for k in keys], golden["metric_official_call_gt_first"], atol=1e-6, rtol=0)
+
+
 def test_golden_dtc_largest_component(golden):
     np.testing.assert_array_equal(largest_component(golden["lcc_in"]), golden["lcc_out"])
 

@@ -1,7 +1,8 @@
 """Every network against numbers that the released code of the methods produced, with weights from the same generator.
 
-``golden_networks.npz`` holds the network outputs of UG-MCL, SS-Net (2D) and CAML (auxiliary branch, whose attention is
-the identity in evaluation mode; first sample); ``golden_dtc.npz`` those of DTC.
+``golden_networks.npz`` holds the network outputs of CAML (auxiliary branch, whose attention is the identity in
+evaluation mode; first sample); ``golden_dtc.npz``, ``golden_ugmcl.npz`` and ``golden_ssnet.npz`` hold those of DTC, UG-MCL
+and SS-Net.
 """
 
 from pathlib import Path
@@ -128,22 +129,50 @@ def test_golden_dtc_parameter_counts():
 
 @pytest.mark.parametrize("scale", [4, 16])
 @torch.no_grad()
-def test_golden_ug_mcl_network(scale):
-    golden = load("networks")
+def test_golden_ugmcl_network(scale):
+    golden = load("ugmcl")
     network = UNet.literature_3d(channels=[64 * 2**i // scale for i in range(5)]).eval()
-    fill_in_order(network, golden[f"ug_mcl_net_fs{scale}_keys"], float_state(network))
-    logits = network(torch.from_numpy(golden["ug_mcl_net_x"]))
-    check(logits[:, :, ::2, ::2, ::2], golden[f"ug_mcl_net_fs{scale}_logits"])
+    fill_in_order(network, golden[f"net_fs{scale}_keys"], float_state(network))
+    assert n_parameters(network) == golden[f"net_fs{scale}_params"]
+    logits = network(torch.from_numpy(golden["net_x"]))[:, :, ::2, ::2, ::2]
+    check(logits, golden[f"net_fs{scale}_logits"])
+    check(logits.tanh(), golden[f"net_fs{scale}_dis"])
 
 
 @torch.no_grad()
-def test_golden_ss_net_unet_2d():
-    golden = load("networks")
+def test_golden_ssnet_unet_2d():
+    golden = load("ssnet")
     network = UNet.literature_2d().eval()
-    fill_by_index(network, range(len(float_state(network))), base=1000)
-    features = network.features(torch.from_numpy(golden["ss_net_unet_x"]))
-    check(features[:, :, ::2, ::2], golden["ss_net_unet_eval_emb_s2"], rtol=1e-4, atol=1e-5)
-    check(network.heads[0](features), golden["ss_net_unet_eval_logits"], rtol=1e-4, atol=1e-5)
+    state = float_state(network)
+    compare_shapes(state, golden["unet_state_names"], golden["unet_state_shapes"])
+    fill_by_index(network, range(len(state)), base=1000)
+    features = network.features(torch.from_numpy(golden["unet_x"]))
+    check(features[:, :, ::2, ::2], golden["unet_eval_emb_s2"], rtol=1e-4, atol=1e-5)
+    check(network.heads[0](features), golden["unet_eval_logits"], rtol=1e-4, atol=1e-5)
+    assert n_parameters(network) == golden["nparams_unet2d_backbone"]
+    assert n_parameters(network.stages) == golden["nparams_unet2d_encoder"]
+    assert n_parameters(network.decoders, network.heads) == golden["nparams_unet2d_decoder"]
+
+
+@torch.no_grad()
+def test_golden_ssnet_vnet_3d():
+    golden = load("ssnet")
+    network = VNet().eval()
+    state = float_state(network)
+    compare_shapes(state, golden["vnet_state_names"], golden["vnet_state_shapes"])
+    fill_by_index(network, range(len(state)), base=1000)
+    features = network.features(torch.from_numpy(golden["vnet_x"]))
+    check(features[:, :, ::4, ::4, ::4], golden["vnet_eval_emb_s4"], rtol=1e-4, atol=1e-5)
+    check(network.heads[0](features), golden["vnet_eval_logits"], rtol=1e-4, atol=1e-5)
+    assert n_parameters(network) == golden["nparams_vnet3d_backbone"]
+    assert n_parameters(network.stages) == golden["nparams_vnet3d_encoder"]
+    assert n_parameters(network.decoders, network.heads) == golden["nparams_vnet3d_decoder"]
+
+
+def compare_shapes(state, names, shapes):
+    """The official network's entries, in order; its heads and selectors come after them."""
+    trunk = [str(shape) for name, shape in zip(names, shapes, strict=True) if str(name).startswith(("encoder", "dec"))]
+    assert [str(tuple(value.shape)) for value in state.values()] == trunk
 
 
 @torch.no_grad()
