@@ -1,8 +1,8 @@
 """Every network against numbers that the released code of the methods produced, with weights from the same generator.
 
 ``golden_networks.npz`` holds the network outputs of CAML (auxiliary branch, whose attention is the identity in
-evaluation mode; first sample); ``golden_dtc.npz``, ``golden_ugmcl.npz`` and ``golden_ssnet.npz`` hold those of DTC, UG-MCL
-and SS-Net.
+evaluation mode; first sample); ``golden_dtc.npz``, ``golden_ugmcl.npz`` and ``golden_ssnet.npz`` hold those of these
+methods.
 """
 
 from pathlib import Path
