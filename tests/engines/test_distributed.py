@@ -16,6 +16,9 @@ PLAIN = {"deterministic": True, "network": {"dropout": 0.0, "norm": "instance"}}
 PAPER = {"deterministic": True, "network": {"dropout": 0.0, "norm": "instance", "variant": "paper"}}
 
 
+METHODS = ["dtc", "supervised", "ug_mcl", "ss_net"]
+
+
 def observe(trainer):
     """What a training saw and did: case names, gradients of the first step, terms."""
     seen = {"labeled": [], "unlabeled": [], "gradient": {}, "loss": []}
@@ -73,12 +76,12 @@ def train_on_two(folder, infer_after=None, **options):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Both methods with batch norm, dropout and random transforms, 5 iterations on two processes."""
+    """Every method with batch norm, dropout and random transforms, 5 iterations on two processes."""
     root = tmp_path_factory.mktemp("two")
-    return {m: (root / m, train_on_two(root / m, method=m, max_iterations=5)) for m in ("dtc", "supervised")}
+    return {m: (root / m, train_on_two(root / m, method=m, max_iterations=5)) for m in METHODS}
 
 
-@pytest.mark.parametrize("method", ["dtc", "supervised"])
+@pytest.mark.parametrize("method", METHODS)
 def test_two_processes_train_one_network(trained, method):
     folder, (first, second) = trained[method]
     parameters = [name for name, _ in build(method=method).plain_method.named_parameters()]

@@ -16,7 +16,7 @@ from monai_ssl.data import DataError
 from monai_ssl.deploy.bundles import find_bundle
 from monai_ssl.handlers import CHECKPOINT, MODEL, RunCheckpoint
 
-OPTIONS = {"dtc": {"validate": True}, "supervised": {"validate": True, "method": "supervised"}}
+OPTIONS = {name: {"validate": True, "method": name} for name in ("dtc", "supervised", "ug_mcl", "ss_net")}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,8 @@ KILLS = [
     ("dtc", "between checkpoint.pt and model.pt", 11, {}),  # training was over
     ("supervised", "after the step", 7, {}),
     ("supervised", "at the next start", 8, {"interval": 1}),
+    ("ug_mcl", "after the step", 7, {}),  # teacher
+    ("ss_net", "after the step", 7, {}),  # prototypes
 ]
 
 

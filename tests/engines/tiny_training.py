@@ -19,7 +19,12 @@ from monai_ssl.data import CaseDataset, TwoStreamLoader
 from monai_ssl.engines import SemiSupervisedTrainer, lr_schedule
 from monai_ssl.handlers import RunCheckpoint, TrainingLog, ValidationLog
 from monai_ssl.losses import ForegroundDiceLoss
-from monai_ssl.methods import DualTaskConsistency, Supervised
+from monai_ssl.methods import (
+    DualTaskConsistency,
+    SmoothnessSeparation,
+    Supervised,
+    UncertaintyGuidedMutualConsistency,
+)
 from monai_ssl.networks import DualTaskVNet, VNet
 from monai_ssl.transforms import SignedDistanceMapd
 
@@ -65,6 +70,11 @@ def make_method(name="dtc", dims=2, dropout=0.5, norm="batch", seed=0, max_itera
     network = {"base_channels": 2, "dropout": dropout, "norm": norm, "stages": (1, 1)}
     if name == "dtc":
         return DualTaskConsistency(DualTaskVNet(dims, **network), max_iterations, **options)
+    if name == "ug_mcl":
+        network = DualTaskVNet(dims, binary="softmax", **network)
+        return UncertaintyGuidedMutualConsistency(network, max_iterations=max_iterations, **options)
+    if name == "ss_net":
+        return SmoothnessSeparation(VNet(dims, **network), max_iterations, prototypes=8, **options)
     return Supervised(VNet(dims, **network), ForegroundDiceLoss(pooled=False), **options)
 
 

@@ -14,8 +14,16 @@ from torch import nn
 from torch.nn import functional
 
 from monai_ssl.losses import ForegroundDiceLoss, HalfDiceCELoss, SigmoidRampUp
-from monai_ssl.methods import DualTaskConsistency, SemiSupervisedMethod, Supervised, joint_images
-from monai_ssl.networks import DualTaskNetwork, DualTaskVNet, VNet
+from monai_ssl.losses.virtual_adversarial import DISTANCES
+from monai_ssl.methods import (
+    DualTaskConsistency,
+    SemiSupervisedMethod,
+    SmoothnessSeparation,
+    Supervised,
+    UncertaintyGuidedMutualConsistency,
+    joint_images,
+)
+from monai_ssl.networks import DualTaskNetwork, DualTaskVNet, FeatureNetwork, UNet, VNet
 from monai_ssl.transforms import SignedDistanceMap
 
 
@@ -191,6 +199,335 @@ class TestDualTaskConsistency(MethodTester):
             self.build().terms(
                 logits, torch.cat([raw, raw], 1), labeled | {"signed_distance": torch.zeros(2, 2, 32, 32)}
             )
+
+
+class TestUncertaintyGuidedMutualConsistency(MethodTester):
+    supervised_terms = ("dice", "cross_entropy", "signed_distance")
+    unsupervised_terms = ("intra_task", "cross_task")
+
+    def network(self, spatial_dims=2, n_classes=2):
+        return DualTaskVNet(spatial_dims, 1, n_classes, base_channels=2, dropout=0.0, binary="softmax")
+
+    def wrap(self, backbone, spatial_dims, n_classes):
+        return DualTaskNetwork(backbone, n_classes, feature_channels=8, binary="softmax")
+
+    def method(self, network, **options):
+        return UncertaintyGuidedMutualConsistency(network, **options)
+
+    @staticmethod
+    def outputs(n_classes=2, channels=None, n=4, seed=0):
+        """Student's logits and distance, teacher's, mean probabilities."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(c):
+            return torch.randn(n, c, *SIDES[2], generator=generator)
+
+        channels = channels or n_classes - 1
+        distances = [0.003 * draw(channels), 0.003 * draw(channels)]
+        return draw(n_classes), distances[0], draw(n_classes), distances[1], (2 * draw(n_classes)).softmax(1)
+
+    @pytest.mark.parametrize("variant", ["paper", "released"])
+    @pytest.mark.parametrize("n_classes", [2, 4])
+    def test_terms_equal_the_formulas(self, n_classes, variant):
+        (labeled, _), released = batches(n_classes=n_classes), variant == "released"
+        outputs = self.outputs(n_classes, n_classes if released else None)
+        method = self.build(n_classes=n_classes, variant=variant, max_iterations=400, slope=900.0)
+        method.iteration = 123
+        terms = method.terms(*outputs, labeled)
+        logits, d, logits_t, d_t, mean = (x.double().numpy() for x in outputs)
+        p, p_t = (np.exp(z) / np.exp(z).sum(1, keepdims=True) for z in (logits, logits_t))
+        y = np.stack([labeled["label"][:, 0].numpy() == c for c in range(n_classes)], 1).astype(float)
+
+        def dice(q, y):
+            top, bottom = (q * y).sum((0, 2, 3)), (q**2).sum((0, 2, 3)) + (y**2).sum((0, 2, 3))
+            return np.mean(1 - (2 * top + 1e-5) / (bottom + 1e-5))
+
+        soft = 1 / (1 + np.exp(900.0 * d))
+        entropy = -(mean * np.log(mean + 1e-6)).sum(1, keepdims=True)
+        mask = entropy < (0.75 + 0.25 * math.exp(-5 * (1 - 123 / 400) ** 2)) * math.log(n_classes)
+        assert 0.1 < mask.mean() < 0.9
+        half = 0.5 if released else 1.0
+        level = 123 // 2 / 200 if released else 123 / 400
+        weight = 0.1 * math.exp(-5 * (1 - level) ** 2)
+        squares = (mask * (p - p_t) ** 2).mean(1).sum() / mask.sum()
+        target = np.stack([SignedDistanceMap(n_classes)(label).numpy() for label in labeled["label"]])
+        if released:
+            distance, intra = dice(soft[:2, 1:], y[:, 1:]), 0.5 * squares
+            cross = ((soft - p) ** 2).mean()
+        else:
+            distance = ((d[:2] - target) ** 2).mean()
+            intra = 0.75 * squares + 0.25 * (mask * (d - d_t) ** 2).mean(1).sum() / mask.sum()
+            cross = ((soft - p[:, 1:]) ** 2).mean()
+        expected = {
+            "dice": half * dice(p[:2, 1:], y[:, 1:]),
+            "cross_entropy": half * -(y * np.log(p[:2])).sum(1).mean(),
+            "signed_distance": half * distance,
+            "intra_task": weight * intra,
+            "cross_task": weight * cross,
+        }
+        assert {k: v.item() for k, v in terms.items()} == pytest.approx(expected, abs=1e-6, rel=1e-4)
+
+    def test_passes_over_the_images(self):
+        method, (labeled, unlabeled) = self.build(passes=8, passes_per_call=3), batches(n_labeled=1, n_unlabeled=3)
+        student, teacher = [], []
+        method.network.backbone.register_forward_hook(lambda m, x, y: student.append(x[0]))
+        method.teacher.network.backbone.register_forward_hook(lambda m, x, y: teacher.append((x[0], y.requires_grad)))
+        method(labeled, unlabeled)
+        images = torch.cat([labeled["image"], unlabeled["image"]])
+        assert len(student) == 1
+        assert torch.equal(student[0], images)  # without noise
+        assert [len(x) for x, _ in teacher] == [4, 12, 12, 8]
+        assert not any(gradient for _, gradient in teacher)
+        copies = torch.cat([x for x, _ in teacher])
+        noise = copies - images.repeat(9, 1, 1, 1)
+        assert noise.abs().max() == pytest.approx(0.2)
+        assert noise.std() == pytest.approx(0.0958, abs=0.003)  # of a normal distribution clipped at two sigma
+        assert len(copies.flatten(1).unique(dim=0)) == 36  # each pass its own noise
+
+    def test_teacher_is_the_moving_average_and_never_learns(self):
+        method = self.build()
+        optimizer = torch.optim.SGD(method.parameters(), lr=0.1)
+        expected = None
+        for step in range(4):
+            total(method(*batches(seed=step))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            method.after_step()
+            weights = method.network.segmentation_head.weight.detach().clone()
+            alpha = 1 - 1 / (step + 1)
+            expected = weights if expected is None else alpha * expected + (1 - alpha) * weights
+            torch.testing.assert_close(method.teacher.network.segmentation_head.weight.data, expected)
+        assert all(not p.requires_grad and p.grad is None for p in method.teacher.parameters())
+        teacher, student = (
+            dict(n.named_buffers())["backbone.stages.0.0.norm.running_mean"]
+            for n in (method.teacher.network, method.network)
+        )
+        assert not torch.equal(teacher, student)  # its statistics are those of its own passes
+
+    def test_released_variant_leaves_a_distance_head_out(self):
+        method = self.build(variant="released")
+        total(method(*batches())).backward()
+        for name, parameter in method.network.named_parameters():
+            assert (parameter.grad is None) == name.startswith("distance_head"), name
+
+    def test_released_variant_takes_any_network(self):
+        method = UncertaintyGuidedMutualConsistency(UNet(2, 1, 3, channels=(2, 4)), variant="released")
+        terms = method(*batches(n_classes=3))
+        self.check_terms(terms)
+        total(terms).backward()
+        self.check_training(method)
+
+    @pytest.mark.parametrize(
+        ("option", "term"),
+        [("distance_weight", "signed_distance"), ("intra_weight", "intra_task"), ("cross_weight", "cross_task")],
+    )
+    def test_switches_of_the_ablation(self, option, term):
+        (labeled, _), outputs = batches(), self.outputs()
+        full, off = self.build().terms(*outputs, labeled), self.build(**{option: 0.0}).terms(*outputs, labeled)
+        assert off[term] == 0 < full[term]
+        assert {k: v.item() for k, v in off.items() if k != term} == {k: v.item() for k, v in full.items() if k != term}
+
+    def test_what_is_not_finite_is_not_hidden_by_the_mask(self):
+        (labeled, _), outputs = batches(), list(self.outputs())
+        outputs[2][0, 0, 0, 0] = float("nan")  # the teacher
+        outputs[4][0, :, 0, 0] = 0.5  # where it is not certain
+        assert self.build().terms(*outputs, labeled)["intra_task"].isnan()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"variant": "official"}, r"variant must be one of \('paper', 'released'\), got 'official'"),
+            ({"beta": 1.5}, r"beta must be in \[0, 1\], got 1.5"),
+            ({"cross_weight": -1.0}, r"cross_weight must be >= 0, got -1.0"),
+            ({"passes": 0}, r"passes and passes_per_call must be >= 1, got 0 and 4"),
+            ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
+            ({"max_iterations": 0}, r"max_iterations must be >= 1, got 0"),
+        ],
+    )
+    def test_rejects_options(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.build(**options)
+
+    def test_rejects_a_network_without_two_tasks(self):
+        with pytest.raises(TypeError, match=r"network must offer tasks.*got VNet; .*DualTaskNetwork.*released"):
+            UncertaintyGuidedMutualConsistency(VNet(2, 1, 2, base_channels=2))
+        with pytest.raises(ValueError, match=r"n_classes must be given: Sequential"):
+            UncertaintyGuidedMutualConsistency(nn.Sequential(nn.Conv2d(1, 2, 1)), variant="released")
+
+
+class TestSmoothnessSeparation(MethodTester):
+    supervised_terms = ("dice",)
+    unsupervised_terms = ("smoothness", "separation")
+
+    def network(self, spatial_dims=2, n_classes=2):
+        return VNet(spatial_dims, 1, n_classes, base_channels=2, dropout=0.0)
+
+    def wrap(self, backbone, spatial_dims, n_classes):
+        return FeatureNetwork(backbone, n_classes, feature_channels=8)
+
+    def method(self, network, **options):
+        return SmoothnessSeparation(network, **options)
+
+    @staticmethod
+    def plain_separation(method, features, label, predicted):
+        """As the released code goes about it: every voxel through both heads, M x N matrices."""
+        heads, rows = method.voxel_heads, len(label)
+        flat = [part.movedim(1, -1).reshape(-1, part.shape[1]) for part in (features[:rows], features[rows:])]
+        classes = [label.flatten(), predicted[rows:].flatten()]
+        correct = (predicted[:rows].flatten() == classes[0]) & (classes[0] > 0)
+        with torch.no_grad():
+            candidates = heads.projection.eval()(flat[0][correct])
+            heads.projection.train()
+            memory = [None]
+            for c in range(1, method.n_classes):
+                mine = candidates[classes[0][correct] == c]
+                selector = (method.selectors if method.rank_by == "features" else method.prototype_selectors)[c - 1]
+                order = selector(mine)[:, 0].argsort(descending=method.memory.rank == "highest")
+                memory.append(mine[order[: method.memory.size]])
+        loss = 0.0
+        for f, y in zip(flat, classes, strict=True):
+            projected = heads.prediction(heads.projection(f))
+            for c in range(1, method.n_classes):
+                mine, z = projected[y == c], functional.normalize(memory[c], dim=1)
+                w = method.selectors[c - 1](mine.detach()).sigmoid()
+                v = method.prototype_selectors[c - 1](z).sigmoid() if method.memory_weights else torch.ones(len(z), 1)
+                matrix = (w / w.mean()) @ (v / v.mean()).T * (1 - functional.normalize(mine, dim=1) @ z.T)
+                loss = loss + matrix.mean() / method.n_classes
+        return loss, memory
+
+    @pytest.mark.parametrize(
+        "options", [{}, {"rank": "highest", "rank_by": "prototypes", "memory_weights": True}], ids=["released", "paper"]
+    )
+    @pytest.mark.parametrize("spatial_dims", [2, 3])
+    def test_separation_equals_the_plain_reading(self, spatial_dims, options):
+        generator = torch.Generator().manual_seed(0)
+        features = torch.randn(4, 2, *SIDES[spatial_dims], generator=generator)
+        classes = torch.randint(0, 3, (4, 1, *SIDES[spatial_dims]), generator=generator)
+        label = torch.where(torch.rand(2, 1, *SIDES[spatial_dims], generator=generator) < 0.3, 1, classes[:2])
+        results = []
+        for plain in (True, False):
+            method = self.build(spatial_dims, 3, prototypes=6, **options)
+            f = features.clone().requires_grad_()
+            if plain:
+                loss, memory = self.plain_separation(method, f, label, classes)
+            else:
+                loss = method.separate(f, classes, label)
+                memory = [method.memory[c] for c in range(3)]
+            loss.backward()
+            parameters = {n: p.grad for n, p in method.named_parameters() if not n.startswith("network")}
+            results.append((loss.detach(), memory, {**parameters, "features": f.grad}, dict(method.named_buffers())))
+        (loss, memory, gradients, buffers), (expected, prototypes, wanted, statistics) = results[1], results[0]
+        torch.testing.assert_close(loss, expected)
+        for c in (1, 2):
+            torch.testing.assert_close(memory[c], prototypes[c])
+        for name, gradient in wanted.items():
+            # none: an unused selector; a bias before batch normalization has gradient 0 up to rounding
+            if gradient is not None and not name.endswith("first.bias"):
+                torch.testing.assert_close(gradients[name], gradient, rtol=1e-3, atol=1e-6, msg=name)
+        for name, value in statistics.items():
+            if not name.startswith(("memory", "network")):
+                torch.testing.assert_close(buffers[name], value, msg=name)
+
+    def test_every_parameter_has_a_gradient_in_every_step(self):
+        # distributed training waits for them all
+        method, (labeled, unlabeled) = self.build(n_classes=4, memory_weights=True), batches(n_classes=4)
+        labeled["label"].fill_(0)  # no class, no prototype
+        total(method(labeled, unlabeled)).backward()
+        assert [name for name, p in method.named_parameters() if p.grad is None] == []
+
+    def test_smoothness_leaves_gradients_and_statistics_alone(self):
+        method, (labeled, unlabeled) = self.build(), batches()
+        for parameter in method.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        method(labeled, unlabeled)
+        assert all((p.grad == 1).all() for p in method.parameters())
+        norm = method.network.stages[0][0].norm
+        assert norm.num_batches_tracked == 2  # the main pass and the clean pass of the smoothness
+        assert norm.track_running_stats
+
+    @pytest.mark.parametrize("distance", ["flat", "classwise", "kl"])
+    def test_perturbation_raises_the_distance_more_than_noise(self, distance):
+        method, image = self.build(distance=distance), batches()[0]["image"]
+        network = method.network.eval()
+        with torch.no_grad():
+            p = network(image).softmax(1)
+        r = method.smoothness.perturbation(network, image, p)
+        assert r.flatten(1).norm(dim=1).tolist() == pytest.approx([6 * 32 / 256] * 2, rel=2e-3)
+        noise = torch.randn_like(r)
+        noise *= r.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1) / noise.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+        with torch.no_grad():
+            found, random = (DISTANCES[distance](network(image + x), p) for x in (r, noise))
+        assert found > random
+
+    @pytest.mark.parametrize("spatial_dims", [2, 3])
+    def test_direction_under_autocast(self, spatial_dims):
+        method, image = self.build(spatial_dims), batches(spatial_dims)[0]["image"]
+        network = method.network.eval()
+        with torch.no_grad():
+            p = network(image).softmax(1)
+        noise = torch.randn_like(image)
+        exact = method.smoothness.perturbation(network, image, p, noise)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = method.smoothness.perturbation(network, image, p, noise)
+        assert found.dtype == torch.float32
+        assert functional.cosine_similarity(found.flatten(1), exact.flatten(1)).min() > 0.9
+
+    def test_an_empty_memory_is_reported(self, caplog):
+        method = self.build(n_classes=3, max_iterations=20)
+        method.memory.replace(1, torch.ones(2, 32))
+        for _ in range(3):
+            method.after_step()
+        [record] = caplog.records
+        assert "iteration 2: no prototypes of class 2 yet" in record.getMessage()
+        assert "monai-ssl check" in record.getMessage()
+
+    def test_prototypes_stay_until_there_are_new_ones(self):
+        method, (labeled, unlabeled) = self.build(), batches()
+        method(labeled, unlabeled)
+        before = method.memory[1].clone()
+        assert len(before) == 32
+        labeled["label"].fill_(0)
+        method(labeled, unlabeled)
+        assert torch.equal(method.memory[1], before)
+
+    @pytest.mark.parametrize(
+        ("option", "term"), [("smoothness_weight", "smoothness"), ("separation_weight", "separation")]
+    )
+    def test_switches_of_the_ablation(self, option, term):
+        full, off = (self.build(**options)(*batches()) for options in ({}, {option: 0.0}))
+        assert off[term] == 0 < full[term]
+        assert off["dice"] == full["dice"]
+
+    def test_defaults_by_dimension(self):
+        three, two = self.build(3), self.build(2)
+        assert (three.smoothness.distance, two.smoothness.distance) == ("flat", "classwise")
+        assert (three.ramp_up.length, three.ramp_up.granularity, three.ramp_up.maximum) == (6000, 150, 1.0)
+        assert (two.ramp_up.length, two.ramp_up.granularity, two.ramp_up.maximum) == (6000, 30, 0.1)
+        assert self.build(ramp_up=SigmoidRampUp(0, 0.5)).ramp_up(0) == 0.5
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"distance": "dice"}, r"distance must be one of \('flat', 'classwise', 'kl'\), got 'dice'"),
+            ({"epsilon": 0.0}, r"epsilon must be > 0 or None, got 0.0"),
+            ({"xi": -1.0}, r"xi must be > 0, got -1.0"),
+            ({"power_iterations": 0}, r"power_iterations must be >= 1, got 0"),
+            ({"smoothness_weight": -1.0}, r"smoothness_weight must be >= 0, got -1.0"),
+            ({"prototypes": 1}, r"size must be >= 2 prototypes per class, got 1"),
+            ({"rank": "top"}, r"rank must be 'lowest' or 'highest', got 'top'"),
+            ({"rank_by": "x"}, r"rank_by must be 'features' or 'prototypes', got 'x'"),
+            ({"max_iterations": 0}, r"max_iterations must be >= 1, got 0"),
+        ],
+    )
+    def test_rejects_options(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            self.build(**options)
+
+    def test_rejects_a_network_without_features(self):
+        with pytest.raises(TypeError, match=r"got Conv2d without features, heads.*FeatureNetwork"):
+            SmoothnessSeparation(nn.Conv2d(1, 2, 1))
+        with pytest.raises(TypeError, match=r"got VNet without out_channels"):
+            SmoothnessSeparation(VNet(2, 1, None, base_channels=2))
 
 
 def test_joint_images_puts_labelled_rows_first():
