@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ForegroundDiceLoss(nn.Module):
-    r"""Soft Dice loss of softmax probabilities over the foreground classes, mean over them.
+    r"""Soft Dice loss over the foreground classes, mean over them.
 
     .. math:: L = 1 - \frac{2 \sum p\,y + \epsilon}{\sum p^2 + \sum y^2 + \epsilon}, \quad \epsilon = 10^{-5}
 
@@ -18,11 +18,17 @@ class ForegroundDiceLoss(nn.Module):
     Args:
         squared: squared probabilities in the denominator (released code) or plain sums (DTC's text).
         pooled: sums over all images of the batch (released code) or Dice per image, then the mean.
-        include_background: also average over class 0.
+        include_background: class 0 counts as well.
+        activation: ``"softmax"``, or ``"sigmoid"`` for each channel by itself (TAC).
+        reduction: ``"mean"`` or ``"sum"`` over the classes.
+        smooth: :math:`\epsilon > 0`; the MC-Net family uses :math:`10^{-8}`.
 
     Shapes:
         logits ``(B, C, *spatial)`` float, label ``(B, 1, *spatial)`` integer-valued in [0, C) -> scalar float32 in
-        [0, 1].
+        [0, 1] (with ``"sum"``: up to the number of classes).
+
+    Raises:
+        ValueError: for an unknown option, or ``smooth`` that is not positive.
 
     Example:
         >>> import torch
@@ -31,19 +37,41 @@ class ForegroundDiceLoss(nn.Module):
         0.0
     """
 
-    def __init__(self, squared: bool = True, pooled: bool = True, include_background: bool = False) -> None:
+    def __init__(
+        self,
+        squared: bool = True,
+        pooled: bool = True,
+        include_background: bool = False,
+        activation: str = "softmax",
+        reduction: str = "mean",
+        smooth: float = 1e-5,
+    ) -> None:
         super().__init__()
+        if activation not in ("softmax", "sigmoid"):
+            raise ValueError(f'activation must be "softmax" or "sigmoid", got {activation!r}')
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
+        if not smooth > 0:
+            raise ValueError(f"smooth must be > 0, got {smooth}")
         self.squared, self.pooled, self.first = squared, pooled, 0 if include_background else 1
+        self.activation, self.reduction, self.smooth = activation, reduction, float(smooth)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        p = logits.float().softmax(1)[:, self.first :]
+        logits = logits.float()
+        p = (logits.softmax(1) if self.activation == "softmax" else logits.sigmoid())[:, self.first :]
         y = one_hot(label, logits.shape[1], dtype=p.dtype)[:, self.first :]
         axes = [0] * self.pooled + list(range(2, p.dim()))
         size = (p * p if self.squared else p).sum(axes) + y.sum(axes)
-        return 1.0 - ((2.0 * (p * y).sum(axes) + 1e-5) / (size + 1e-5)).mean()
+        dice = (2.0 * (p * y).sum(axes) + self.smooth) / (size + self.smooth)
+        if self.reduction == "sum":  # over the classes; Dice per image is still averaged over the images
+            return (1.0 - dice).sum(-1).mean()
+        return 1.0 - dice.mean()
 
     def extra_repr(self) -> str:
-        return f"squared={self.squared}, pooled={self.pooled}, include_background={self.first == 0}"
+        return (
+            f"squared={self.squared}, pooled={self.pooled}, include_background={self.first == 0}, "
+            f"activation={self.activation}, reduction={self.reduction}, smooth={self.smooth}"
+        )
 
 
 class HalfDiceCELoss(nn.Module):
