@@ -59,7 +59,7 @@ class SharpenedConsistencyLoss(nn.Module):
 
     Example:
         >>> p = torch.tensor([[[1.0], [0.0]]])
-        >>> SharpenedConsistencyLoss()([p, p]).item()
+        >>> SharpenedConsistencyLoss()(p, p).item()
         0.0
     """
 
@@ -69,7 +69,7 @@ class SharpenedConsistencyLoss(nn.Module):
             raise ValueError(f"temperature must be in (0, 1], got {temperature}")
         self.temperature, self.detach_target = float(temperature), bool(detach_target)
 
-    def forward(self, probabilities: Sequence[Tensor]) -> Tensor:
+    def forward(self, *probabilities: Tensor) -> Tensor:
         _check_members(probabilities)
         p = [member.float() for member in probabilities]
         targets = [sharpen(member.detach() if self.detach_target else member, self.temperature) for member in p]
@@ -95,11 +95,11 @@ class CrossPseudoLabelLoss(nn.Module):
 
     Example:
         >>> z = torch.tensor([[[30.0], [-30.0]]])
-        >>> CrossPseudoLabelLoss()([z, z]).item()
+        >>> CrossPseudoLabelLoss()(z, z).item()
         0.0
     """
 
-    def forward(self, logits: Sequence[Tensor]) -> Tensor:
+    def forward(self, *logits: Tensor) -> Tensor:
         _check_members(logits)
         z = [member.float() for member in logits]
         labels = [member.detach().argmax(1) for member in z]

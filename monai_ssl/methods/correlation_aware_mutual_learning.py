@@ -195,7 +195,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         correlation = self._correlation([x[rows:] for x in features], [p[rows:] for p in predicted], probabilities[0])
         return {
             "dice": 0.5 * torch.stack([self.dice(z[:rows], label) for z in logits]).sum(),
-            "cross_supervision": weight * self.cross_weight * self.cross(logits if self.hard else probabilities),
+            "cross_supervision": weight * self.cross_weight * self.cross(*(logits if self.hard else probabilities)),
             "correlation": weight * self.correlation_weight * correlation,
         }
 

@@ -111,12 +111,12 @@ class MethodTester:
         assert losses[-1] < 0.8 * losses[0]
 
     def test_needs_no_label_of_an_unlabelled_image(self):
-        method, (labeled, unlabeled) = self.build(), batches()
+        method, other, (labeled, unlabeled) = self.build(), self.build(), batches()
         assert "label" not in unlabeled
         torch.manual_seed(0)
         first = method(labeled, unlabeled)
         torch.manual_seed(0)
-        second = self.build()(labeled, {**unlabeled, "label": torch.full_like(labeled["label"], 77)})
+        second = other(labeled, {**unlabeled, "label": torch.full_like(labeled["label"], 77)})
         assert {k: v.item() for k, v in first.items()} == {k: v.item() for k, v in second.items()}
 
     def test_batches_are_not_changed(self):

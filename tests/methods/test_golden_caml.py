@@ -1,7 +1,7 @@
 """CAML against numbers that its released code produced (``tests/golden/golden_caml.npz``).
 
-Tolerances of the sheet: relative 1e-5, networks and attention 1e-4, the saturated correlation loss and gradient norms of
-the complete step 1e-3.
+Tolerances of the sheet: relative 1e-5, networks and attention 1e-4, the saturated correlation loss and gradient norms
+of the complete step 1e-3.
 
 ``EXCEPTED`` names the entries that nothing here can reproduce, each with the reason;
 ``test_golden_caml_every_entry_is_accounted_for`` proves that the tests cover all the others.
@@ -27,8 +27,8 @@ from monai_ssl.networks import CorrelationHead, CrossSampleAttention, CrossSampl
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "golden_caml.npz"
 EXCEPTED = {
-    r"bank_sample8_(after2_)?c[01]": "drawn by Python's random.sample from the seeded global state: which rows are drawn "
-    "is bound to it. Number, class and membership of both sides' rows are compared instead",
+    r"bank_sample8_(after2_)?c[01]": "drawn by Python's random.sample: its global state decides on the rows. "
+    "Number, class and membership of both sides' rows are compared instead",
 }
 TESTED = {
     "nparams_.*": "parameter_counts",
@@ -175,7 +175,7 @@ def test_golden_caml_sharpening(golden):
 @pytest.mark.parametrize(("detach", "key"), [(False, "nodetach"), (True, "detached_targets")])
 def test_golden_caml_cross_supervision(golden, detach, key):
     p, q = tensor(golden, "cps_p").requires_grad_(), tensor(golden, "cps_q")
-    loss = SharpenedConsistencyLoss(0.1, detach_target=detach)([p, q])
+    loss = SharpenedConsistencyLoss(0.1, detach_target=detach)(p, q)
     check(loss, golden["cps_loss_c"])
     loss.backward()
     check(p.grad, golden[f"cps_grad_p_{key}"], rtol=1e-4)
@@ -348,8 +348,8 @@ def test_golden_caml_step_gradients(golden, step):
     assert len(golden["step_param_names"]) == len(ours)
     clear = expected > 1e-4  # the others are biases in front of a batch normalization: their gradient is rounding
     assert clear.sum() > 150
-    # around the attention float32 itself ends (batch norm over 16 values): in the auxiliary network the released numbers
-    # are 8e-3 from a float64 run, ours 4e-3
+    # around the attention float32 itself ends (batch norm over 16 values): in the auxiliary network the released
+    # numbers are 8e-3 from a float64 run, ours 4e-3
     deep = np.array([name.startswith(("encoder2", "decoder2")) for name in golden["step_param_names"]])
     np.testing.assert_allclose(norms[clear & ~deep], expected[clear & ~deep], rtol=1e-3)
     np.testing.assert_allclose(norms[clear & deep], expected[clear & deep], rtol=8e-3)
