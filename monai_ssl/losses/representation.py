@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,7 +70,11 @@ def masked_sums(features: Tensor, masks: Tensor) -> Tensor:
 
 
 def class_representations(
-    features: Tensor, masks: Tensor, pooling: str = "image", epsilon: float = 1e-6
+    features: Tensor,
+    masks: Tensor,
+    pooling: str = "image",
+    sizes: Sequence[int] | None = None,
+    epsilon: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:
     r"""Masked average pooling: one feature vector per image and class.
 
@@ -79,8 +84,9 @@ def class_representations(
         features: ``(B, F, *spatial)``, any float format and layout.
         masks: ``(B, C, *SPATIAL)``, hard or soft, of any resolution: resized to ``spatial`` by nearest neighbour, which
             is strided subsampling where the sides divide.
-        pooling: ``"image"``: the masked average above. ``"batch"``: the denominator sums over all images of the batch,
+        pooling: ``"image"``: the masked average above. ``"batch"``: the denominator sums over all images of one kind,
             the numerator does not, so a vector also tells the image's share in the class.
+        sizes: numbers of images of each kind, in the order of the batch. None: all are of one kind.
         epsilon: > 0; the vector of an empty class is 0.
 
     Returns:
@@ -102,7 +108,10 @@ def class_representations(
     if masks.shape[2:] != features.shape[2:]:
         masks = nn.functional.interpolate(masks, size=features.shape[2:], mode="nearest")
     mass = masks.flatten(2).sum(2, dtype=torch.float32)
-    denominator = mass.sum(0, keepdim=True) if pooling == "batch" else mass
+    denominator = mass
+    if pooling == "batch":
+        kinds = mass.split(list(sizes or [len(mass)]))
+        denominator = torch.cat([kind.sum(0, keepdim=True).expand_as(kind) for kind in kinds])
     return masked_sums(features, masks) / (denominator + epsilon)[..., None], mass
 
 
@@ -125,8 +134,8 @@ class RepresentationConsistencyLoss(nn.Module):
         detach_labeled: the labelled side is a fixed target.
 
     Shapes:
-        features ``(B, F, *spatial)`` and masks ``(B, C, *SPATIAL)`` of the labelled and of the unlabelled images ->
-        scalar float32; 0 where every class of every pair is skipped.
+        features ``(B, F, *spatial)`` and masks ``(B, C, *SPATIAL)``, the ``n_labeled`` labelled images first -> scalar
+        float32; 0 where every class of every pair is skipped.
 
     Raises:
         ValueError: for an unknown option.
@@ -136,8 +145,8 @@ class RepresentationConsistencyLoss(nn.Module):
 
     Example:
         >>> loss = RepresentationConsistencyLoss()
-        >>> features, masks = torch.rand(2, 3, 4, 4), torch.ones(2, 2, 4, 4)
-        >>> loss(features, masks, features, masks).item()
+        >>> features, masks = torch.rand(1, 3, 4, 4), torch.ones(2, 2, 4, 4)
+        >>> loss(torch.cat([features, features]), masks, n_labeled=1).item()
         0.0
     """
 
@@ -161,9 +170,10 @@ class RepresentationConsistencyLoss(nn.Module):
         self.pooling, self.pairing, self.empty, self.reduction = pooling, pairing, empty, reduction
         self.detach_labeled = bool(detach_labeled)
 
-    def forward(self, labeled: Tensor, labeled_masks: Tensor, unlabeled: Tensor, unlabeled_masks: Tensor) -> Tensor:
-        r_l, mass_l = class_representations(labeled, labeled_masks, self.pooling)
-        r_u, mass_u = class_representations(unlabeled, unlabeled_masks, self.pooling)
+    def forward(self, features: Tensor, masks: Tensor, n_labeled: int) -> Tensor:
+        sizes = [n_labeled, len(features) - n_labeled]
+        representations, mass = class_representations(features, masks, self.pooling, sizes)
+        (r_l, r_u), (mass_l, mass_u) = representations.split(sizes), mass.split(sizes)
         if self.detach_labeled:
             r_l = r_l.detach()
         if self.pairing == "all_pairs" or len(r_l) != len(r_u):

@@ -238,7 +238,5 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
             ]
         if len(positions) < 2:  # batch statistics need two rows; every parameter still gets a (zero) gradient
             return 0.0 * torch.stack([p.sum() for p in self.heads.parameters()]).sum()
-        rows = [
-            head(x.movedim(1, -1).flatten(0, -2), agreed, chosen) for head, x in zip(self.heads, features, strict=True)
-        ]
+        rows = [head(x, agreed, chosen) for head, x in zip(self.heads, features, strict=True)]
         return self.correlation(rows[0], rows[1], prototypes)

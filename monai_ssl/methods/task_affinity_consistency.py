@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from monai_ssl.losses import ForegroundDiceLoss, RepresentationConsistencyLoss
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.networks import lean
 
 MASKS = ("soft", "hard")
 ACTIVATIONS = ("sigmoid", "softmax")
@@ -149,10 +150,10 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
         }
         if len(logits) == rows:  # no unlabelled image
             return terms | {kind: logits.new_zeros(()) for kind in kinds}
-        target = one_hot(label, n_classes, dtype=torch.float32)
-        mask = self._masks(logits[rows:])
+        masks = torch.cat([one_hot(label, n_classes, dtype=torch.float32), self._masks(logits[rows:])])
         for kind, (weight, maps) in kinds.items():
-            losses = [self.consistency(x[:rows], target, x[rows:], mask) for x in maps]
+            with lean.recipes():
+                losses = [self.consistency(x, masks, rows) for x in maps]
             total = torch.stack(losses).sum() if losses else logits.new_zeros(())
             terms[kind] = self.unsupervised_weight * weight * total
         return terms

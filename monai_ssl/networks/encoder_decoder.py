@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from monai.networks.layers.factories import Conv, Dropout
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
+from monai.networks.nets.attentionunet import AttentionBlock
 from torch import Tensor, nn
 
 from monai_ssl.networks import lean
@@ -222,6 +223,15 @@ class DecoderLevel(nn.Module):
         else:
             x = lean.add(skip, x)
         return self.block(x), skip
+
+
+class Gate(AttentionBlock):
+    """MONAI's additive attention gate; in training without keeping what can be computed again."""
+
+    def forward(self, g: Tensor, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and lean.can_gate(self, g, x):
+            return lean.gate(self, g, x)
+        return x * self.psi(self.relu(self.W_g(g) + self.W_x(x)))
 
 
 def check_image_shape(x: Tensor, spatial_dims: int, divisor: int) -> None:
