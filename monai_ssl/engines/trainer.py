@@ -101,6 +101,8 @@ class SemiSupervisedTrainer(Trainer):
             raise ValueError(f"accumulation_steps must divide the batch sizes {sizes}, got {accumulation_steps}")
         if clip_gradient_norm is not None and not clip_gradient_norm > 0:
             raise ValueError(f"clip_gradient_norm must be > 0 or None, got {clip_gradient_norm}")
+        if plain is method:
+            plain.to(device)  # what a method owns beside its network; parameters stay the objects the optimizer knows
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.max_iterations, self.seed = max_iterations, int(seed)
         self.accumulation_steps, self.clip_gradient_norm = accumulation_steps, clip_gradient_norm

@@ -1,24 +1,35 @@
 """Losses: tensors in, a scalar out. They know no engine and no method."""
 
 from .consistency import MaskedMSELoss
+from .correlation import OmniCorrelationLoss, most_confident
+from .cross_pseudo import CrossPseudoLabelLoss, SharpenedConsistencyLoss, sharpen
 from .dual_task import DualTaskConsistencyLoss, SmoothHeaviside
 from .prototype_separation import PrototypeSeparationLoss
 from .ramp_up import SigmoidRampUp
+from .representation import RepresentationConsistencyLoss, class_representations, masked_sums
 from .supervised import ForegroundDiceLoss, HalfDiceCELoss
 from .uncertainty import UncertaintyThreshold, add_noise, monte_carlo_probabilities, predictive_entropy
 from .virtual_adversarial import VirtualAdversarialLoss
 
 __all__ = [
+    "CrossPseudoLabelLoss",
     "DualTaskConsistencyLoss",
     "ForegroundDiceLoss",
     "HalfDiceCELoss",
     "MaskedMSELoss",
+    "OmniCorrelationLoss",
     "PrototypeSeparationLoss",
+    "RepresentationConsistencyLoss",
+    "SharpenedConsistencyLoss",
     "SigmoidRampUp",
     "SmoothHeaviside",
     "UncertaintyThreshold",
     "VirtualAdversarialLoss",
     "add_noise",
+    "class_representations",
+    "masked_sums",
     "monte_carlo_probabilities",
+    "most_confident",
     "predictive_entropy",
+    "sharpen",
 ]

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ForegroundDiceLoss(nn.Module):
-    r"""Soft Dice loss of softmax probabilities over the foreground classes, mean over them.
+    r"""Soft Dice loss over the foreground classes, mean over them.
 
     .. math:: L = 1 - \frac{2 \sum p\,y + \epsilon}{\sum p^2 + \sum y^2 + \epsilon}, \quad \epsilon = 10^{-5}
 
@@ -18,12 +18,18 @@ class ForegroundDiceLoss(nn.Module):
     Args:
         squared: squared probabilities in the denominator (released code) or plain sums (DTC's text).
         pooled: sums over all images of the batch (released code) or Dice per image, then the mean.
-        include_background: also average over class 0.
-        smooth: :math:`\epsilon`, in numerator and denominator.
+        include_background: class 0 counts as well.
+        activation: ``"softmax"``, or ``"sigmoid"`` for each channel by itself (TAC).
+        reduction: ``"mean"`` or ``"sum"`` over the classes.
+        smooth: :math:`\epsilon > 0`; the MC-Net family uses :math:`10^{-8}`.
 
     Shapes:
         logits ``(B, C, *spatial)`` float, label ``(B, 1, *spatial)`` integer-valued in [0, C) -> scalar float32 in
-        [0, 1]. :meth:`of_probabilities` takes the probabilities of the classes that are averaged instead of logits.
+        [0, 1] (with ``"sum"``: up to the number of classes). :meth:`of_probabilities` takes the probabilities of the
+        classes that are averaged instead of logits.
+
+    Raises:
+        ValueError: for an unknown option, or ``smooth`` that is not positive.
 
     Example:
         >>> import torch
@@ -33,25 +39,43 @@ class ForegroundDiceLoss(nn.Module):
     """
 
     def __init__(
-        self, squared: bool = True, pooled: bool = True, include_background: bool = False, smooth: float = 1e-5
+        self,
+        squared: bool = True,
+        pooled: bool = True,
+        include_background: bool = False,
+        activation: str = "softmax",
+        reduction: str = "mean",
+        smooth: float = 1e-5,
     ) -> None:
         super().__init__()
+        if activation not in ("softmax", "sigmoid"):
+            raise ValueError(f'activation must be "softmax" or "sigmoid", got {activation!r}')
+        if reduction not in ("mean", "sum"):
+            raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
+        if not smooth > 0:
+            raise ValueError(f"smooth must be > 0, got {smooth}")
         self.squared, self.pooled, self.first = squared, pooled, 0 if include_background else 1
-        self.smooth = float(smooth)
+        self.activation, self.reduction, self.smooth = activation, reduction, float(smooth)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        return self.of_probabilities(logits.float().softmax(1)[:, self.first :], label)
+        logits = logits.float()
+        p = logits.softmax(1) if self.activation == "softmax" else logits.sigmoid()
+        return self.of_probabilities(p[:, self.first :], label)
 
     def of_probabilities(self, p: Tensor, label: Tensor) -> Tensor:
         """The loss of probabilities ``(B, C - 1, *spatial)``, or ``(B, C, *spatial)`` with background."""
         y = one_hot(label, p.shape[1] + self.first, dtype=p.dtype)[:, self.first :]
         axes = [0] * self.pooled + list(range(2, p.dim()))
         size = (p * p if self.squared else p).sum(axes) + y.sum(axes)
-        return 1.0 - ((2.0 * (p * y).sum(axes) + self.smooth) / (size + self.smooth)).mean()
+        dice = (2.0 * (p * y).sum(axes) + self.smooth) / (size + self.smooth)
+        if self.reduction == "sum":  # over the classes; Dice per image is still averaged over the images
+            return (1.0 - dice).sum(-1).mean()
+        return 1.0 - dice.mean()
 
     def extra_repr(self) -> str:
         return (
-            f"squared={self.squared}, pooled={self.pooled}, include_background={self.first == 0}, smooth={self.smooth}"
+            f"squared={self.squared}, pooled={self.pooled}, include_background={self.first == 0}, "
+            f"activation={self.activation}, reduction={self.reduction}, smooth={self.smooth}"
         )
 
 

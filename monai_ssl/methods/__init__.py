@@ -1,16 +1,20 @@
 """Methods: one file each. A method turns a labelled and an unlabelled batch into named loss terms."""
 
 from .base import SemiSupervisedMethod, joint_images
+from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning
 from .dual_task_consistency import DualTaskConsistency
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
+from .task_affinity_consistency import TaskAffinityConsistency
 from .uncertainty_guided_mutual_consistency import UncertaintyGuidedMutualConsistency
 
 __all__ = [
+    "CorrelationAwareMutualLearning",
     "DualTaskConsistency",
     "SemiSupervisedMethod",
     "SmoothnessSeparation",
     "Supervised",
+    "TaskAffinityConsistency",
     "UncertaintyGuidedMutualConsistency",
     "joint_images",
 ]

@@ -27,7 +27,7 @@ class SmoothnessSeparation(SemiSupervisedMethod):
     pulled towards the prototypes of their class.
 
     Args:
-        network: maps images to logits and offers ``features(image)``, ``heads[0]``, ``feature_channels``,
+        network: maps images to logits and offers ``features(image)``, ``logits(features)``, ``feature_channels``,
             ``out_channels`` and ``spatial_dims``: a :class:`~monai_ssl.networks.VNet`, a
             :class:`~monai_ssl.networks.UNet`, or any backbone in a :class:`~monai_ssl.networks.FeatureNetwork`.
         max_iterations: length of the run, for the default ramp-up.
@@ -103,7 +103,7 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         unsupervised_weight: float = 1.0,
     ) -> None:
         super().__init__(network, unsupervised_weight)
-        needed = ("features", "heads", "feature_channels", "out_channels", "spatial_dims")
+        needed = ("features", "logits", "feature_channels", "out_channels", "spatial_dims")
         missing = [name for name in needed if getattr(network, name, None) is None]
         if missing:
             raise TypeError(
@@ -144,7 +144,7 @@ class SmoothnessSeparation(SemiSupervisedMethod):
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         images, label = joint_images(labeled, unlabeled), labeled["label"]
         features = self.network.features(images)  # type: ignore[operator]
-        logits = self.network.heads[0](features).float()  # type: ignore[index,operator]
+        logits = self.network.logits(features)  # type: ignore[operator]
         rows = len(label)
         predicted = logits.detach().argmax(1, keepdim=True)
         weight = self.unsupervised_weight * self.ramp_up(self.iteration)

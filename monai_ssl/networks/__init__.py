@@ -1,21 +1,32 @@
 """Segmentation networks: image in, logits out, feature maps on the way; heads, teachers and memories beside them."""
 
+from monai_ssl.networks.correlation_head import CorrelationHead, ProjectionHead
+from monai_ssl.networks.cross_sample import CrossSampleAttention, CrossSampleNetwork
 from monai_ssl.networks.ema import EMATeacher
 from monai_ssl.networks.encoder_decoder import EncoderDecoder
 from monai_ssl.networks.heads import DualTaskNetwork, DualTaskVNet, FeatureNetwork
+from monai_ssl.networks.memory_bank import MemoryBank
+from monai_ssl.networks.plans import TappedNetwork, literature_network
 from monai_ssl.networks.prototypes import PointwiseHead, PrototypeMemory, VoxelHeads
 from monai_ssl.networks.unet import UNet
 from monai_ssl.networks.vnet import VNet
 
 __all__ = [
+    "CorrelationHead",
+    "CrossSampleAttention",
+    "CrossSampleNetwork",
     "DualTaskNetwork",
     "DualTaskVNet",
     "EMATeacher",
     "EncoderDecoder",
     "FeatureNetwork",
+    "MemoryBank",
     "PointwiseHead",
+    "ProjectionHead",
     "PrototypeMemory",
+    "TappedNetwork",
     "UNet",
     "VNet",
     "VoxelHeads",
+    "literature_network",
 ]

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from monai.networks.layers.factories import Conv, Dropout
 from monai.networks.layers.utils import get_act_layer, get_norm_layer
+from monai.networks.nets.attentionunet import AttentionBlock
 from torch import Tensor, nn
 
 from monai_ssl.networks import lean
@@ -25,8 +26,8 @@ class EncoderDecoder(nn.Module):
     modules that they hand over. The first decoder is the deployed one: ``forward`` runs nothing else. The others are
     there for methods that train decoders against each other.
 
-    A variant that changes the encoder (attention behind one stage, for instance) subclasses the network and overrides
-    :meth:`encode`: it loops over ``self.stages`` and ends with ``self.bottleneck_dropout``.
+    A variant that changes the encoder loops over ``self.stages`` and ends with ``self.bottleneck_dropout``, as
+    :class:`~monai_ssl.networks.CrossSampleNetwork` does.
 
     Args:
         spatial_dims: 2 or 3.
@@ -126,6 +127,37 @@ class EncoderDecoder(nn.Module):
         # not decode(): TorchScript indexes a ModuleList with constants only
         return self.decoders[0](self.encode(x))[0][-1]
 
+    def logits(self, features: Tensor, decoder: int = 0) -> Tensor:
+        """Logits from a full resolution feature map, for training.
+
+        Args:
+            features: what :meth:`features` or :meth:`decode` returned, ``(B, feature_channels, *spatial)``.
+            decoder: whose head.
+
+        Returns:
+            ``(B, out_channels, *spatial)`` float32, also under autocast if the head is a convolution with kernel 1.
+        """
+        head: Any = self.heads[decoder]
+        if getattr(head, "kernel_size", None) == (1,) * self.spatial_dims:
+            return lean.pointwise(features, head.weight, head.bias)
+        return head(features).float()
+
+    def taps(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Logits of the first decoder and the feature maps on the way, from one pass.
+
+        Args:
+            x: image ``(B, C_in, *spatial)``.
+
+        Returns:
+            Logits ``(B, out_channels, *spatial)`` float32; the encoder's features of every scale, fine to coarse; the
+            skip connections behind their attention gates, fine to coarse (empty in a network without gates).
+        """
+        encoded = self.encode(x)
+        features, gated = self.decode(encoded, return_gated=True)
+        gates = [level.gate for level in self.decoders[0].levels]  # type: ignore[union-attr]
+        structural = [skip for gate, skip in zip(gates, gated, strict=True) if gate is not None]
+        return self.logits(features[-1]), encoded, structural[::-1]  # type: ignore[arg-type]
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the first decoder (its feature map if the network has no head), in training and evaluation alike.
 
@@ -191,6 +223,15 @@ class DecoderLevel(nn.Module):
         else:
             x = lean.add(skip, x)
         return self.block(x), skip
+
+
+class Gate(AttentionBlock):
+    """MONAI's additive attention gate; in training without keeping what can be computed again."""
+
+    def forward(self, g: Tensor, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting() and lean.can_gate(self, g, x):
+            return lean.gate(self, g, x)
+        return x * self.psi(self.relu(self.W_g(g) + self.W_x(x)))
 
 
 def check_image_shape(x: Tensor, spatial_dims: int, divisor: int) -> None:

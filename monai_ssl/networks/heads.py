@@ -17,7 +17,7 @@ class FeatureNetwork(nn.Module):
     """A segmentation head, one convolution with kernel 1 and bias, on the feature map of any backbone.
 
     For methods that work on the features before the head. A :class:`~monai_ssl.networks.VNet` or
-    :class:`~monai_ssl.networks.UNet` offers the same (``features``, ``heads``) by itself.
+    :class:`~monai_ssl.networks.UNet` offers the same (``features``, ``logits``) by itself.
 
     Args:
         backbone: module that maps an image ``(B, C_in, *spatial)`` to a feature map ``(B, F, *spatial)``, for example
@@ -46,11 +46,15 @@ class FeatureNetwork(nn.Module):
         self.out_channels, self.feature_channels = out_channels, feature_channels
         self.features = backbone
         convolution = Conv[Conv.CONV, self.spatial_dims]
-        self.heads = nn.ModuleList([convolution(feature_channels, out_channels, kernel_size=1)])
+        self.head = convolution(feature_channels, out_channels, kernel_size=1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits ``(B, out_channels, *spatial)`` float32 of a feature map, for training."""
+        return pointwise(features, self.head.weight, self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(B, out_channels, *spatial)`` of an image ``(B, C_in, *spatial)``."""
-        return self.heads[0](self.features(x))
+        return self.head(self.features(x))
 
 
 class DualTaskNetwork(nn.Module):

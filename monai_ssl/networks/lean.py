@@ -10,11 +10,17 @@ rounding; the running statistics are updated once.
 
 It costs one cheap pass per unit in the backward pass and saves nearly half of the memory. Used in training on the CPU
 only: in evaluation nothing is kept anyway.
+
+A normalization of a linear map of voxels (a convolution with kernel 1) needs even less: its mean and variance follow
+from mean and covariance of what the map reads, so that both are one affine map (:func:`moments`,
+:func:`normalized_linear`), and nothing between input and output has to exist as a whole. Attention gates are computed
+so (:func:`gate`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -22,7 +28,20 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
-__all__ = ["add", "can_recompute", "norm_act", "pointwise", "reading"]
+__all__ = [
+    "add",
+    "can_gate",
+    "can_recompute",
+    "gate",
+    "moments",
+    "norm_act",
+    "normalized_linear",
+    "pointwise",
+    "reading",
+    "recipes",
+]
+
+CHUNK = 1 << 14  # voxels at a time: what is computed in between stays in the cache
 
 
 class Recipe:
@@ -70,8 +89,13 @@ def reading(layer: Any, x: Tensor) -> Tensor:
     """``layer(x)``; if ``x`` has a recipe, that is kept for the backward pass, not ``x``."""
     if _recipe(x) is None:
         return layer(x)
-    with saved_tensors_hooks(_pack, _unpack):
+    with recipes():
         return layer(x)
+
+
+def recipes() -> AbstractContextManager:
+    """Within it, autograd keeps the recipe of a tensor that has one, not the tensor."""
+    return saved_tensors_hooks(_pack, _unpack)
 
 
 # autograd keeps these two as long as the graph: as closures they would keep x alive
@@ -193,3 +217,209 @@ class _Pointwise(torch.autograd.Function):
                 product = (g.T @ weight).T if channels_last else weight.T @ g
                 grad_x.copy_(product.view_as(grad_x))
         return grad_features, grad_weight, grad.flatten(2).sum((0, 2))
+
+
+def rows(x: Tensor) -> Tensor:
+    """Voxels as rows: ``(B, C, *spatial)`` -> ``(B * V, C)``, a view in channels-last layout."""
+    return x.movedim(1, -1).flatten(0, -2)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float32; float64 stays."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _places(n: int) -> Iterator[slice]:
+    return (slice(start, start + CHUNK) for start in range(0, n, CHUNK))
+
+
+def moments(
+    x: Tensor, mask: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and covariance over the voxels, or those of ``relu(weight @ voxel + bias)``.
+
+    Args:
+        x: ``(B, F, *spatial)`` or ``(N, F)``, any float format and layout.
+        mask: ``(B * V,)`` bool: which voxels count, at least one. None: all.
+        weight: ``(D, F)`` float32, or None.
+        bias: ``(D,)`` float32, or None.
+
+    Returns:
+        mean ``(D,)`` and biased covariance ``(D, D)``, float32 (float64 for such ``x``), differentiable in ``x``,
+        ``weight`` and ``bias``. Of the voxels, nothing but ``x`` is kept for the backward pass.
+    """
+    return _Moments.apply(x, mask, weight, bias)
+
+
+class _Moments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Any:
+        ctx.save_for_backward(x, mask, weight, bias)
+        ctx.n, d = 0, x.shape[1] if weight is None else len(weight)
+        total, squares, shift = (_wide(x.new_zeros(s)) for s in ((d,), (d, d), (d,)))
+        voxels = rows(x)
+        with torch.autocast(x.device.type, enabled=False):
+            for place in _places(len(voxels)):
+                y = _hidden(_counted(voxels[place], mask, place), weight, bias)
+                if not len(y):
+                    continue
+                if ctx.n == 0:
+                    shift = y.mean(0)  # near the mean: little cancels in the squares
+                y = y - shift
+                ctx.n += len(y)
+                total += y.sum(0)
+                squares.addmm_(y.T, y)
+            offset = total / ctx.n
+            ctx.mean = shift + offset
+            return ctx.mean, squares / ctx.n - torch.outer(offset, offset)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor | None, ...]:
+        x, mask, weight, bias = ctx.saved_tensors
+        voxels = rows(x)
+        grad = x.new_zeros(voxels.shape) if mask is not None else x.new_empty(voxels.shape)
+        of_weight = torch.zeros_like(weight) if weight is not None else None
+        of_bias = torch.zeros_like(bias) if bias is not None else None
+        # d mean / d y = 1 / n, d covariance / d y = 2 (y - mean) / n: one affine map of y
+        slope = (of_covariance + of_covariance.T) / ctx.n
+        constant = of_mean / ctx.n - ctx.mean @ slope
+        with torch.autocast(x.device.type, enabled=False):
+            for place in _places(len(voxels)):
+                v = _counted(voxels[place], mask, place)
+                y = _hidden(v, weight, bias)
+                g = torch.addmm(constant, y, slope)
+                if of_weight is not None and of_bias is not None:
+                    g *= y > 0
+                    of_weight.addmm_(g.T, v)
+                    of_bias += g.sum(0)
+                    g = g @ weight
+                if mask is None:
+                    grad[place] = g
+                else:
+                    grad[place][mask[place]] = g.to(grad.dtype)
+        return _map_like(grad, x), None, of_weight, of_bias
+
+
+def _counted(voxels: Tensor, mask: Tensor | None, place: slice) -> Tensor:
+    return _wide(voxels if mask is None else voxels[mask[place]])
+
+
+def _hidden(voxels: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    return voxels if weight is None else nn.functional.linear(voxels, weight, bias).relu_()
+
+
+def _map_like(voxels: Tensor, x: Tensor) -> Tensor:
+    """The inverse of :func:`rows`, a view."""
+    return voxels.view(len(x), *x.shape[2:], x.shape[1]).movedim(-1, 1)
+
+
+def normalized_linear(
+    norm: Any, weight: Tensor, bias: Tensor, statistics: tuple[Tensor, Tensor], n: int
+) -> tuple[Tensor, Tensor]:
+    """A linear map and the batch normalization behind it as one affine map; updates the running statistics.
+
+    Args:
+        norm: batch normalization with affine parameters, in training.
+        weight: ``(D, F)`` of the linear map.
+        bias: ``(D,)``. It cancels, and gets a gradient of zero.
+        statistics: :func:`moments` of what the linear map reads.
+        n: number of rows that they were taken over, > 1.
+
+    Returns:
+        weight ``(D, F)`` and bias ``(D,)``, differentiable.
+    """
+    mean, covariance = statistics
+    center = weight @ mean + bias
+    variance = ((weight @ covariance) * weight).sum(1).clamp(min=0)
+    if norm.track_running_stats and norm.momentum is not None:
+        with torch.no_grad():
+            norm.running_mean.lerp_(center, norm.momentum)
+            norm.running_var.lerp_(variance * (n / (n - 1)), norm.momentum)
+            norm.num_batches_tracked.add_(1)
+    factor = norm.weight * (variance + norm.eps).rsqrt()
+    return factor[:, None] * weight, norm.bias + factor * (bias - center)
+
+
+def can_gate(block: Any, g: Tensor, x: Tensor) -> bool:
+    """Whether :func:`gate` may stand in for ``block(g, x)`` here."""
+    last = torch.channels_last_3d if x.dim() == 5 else torch.channels_last
+    norms = [block.W_g[1], block.W_x[1], block.psi[1]]
+    return bool(
+        torch.is_grad_enabled()
+        and x.requires_grad
+        and g.requires_grad
+        and x.device.type == "cpu"
+        and x.is_contiguous(memory_format=last)
+        and g.is_contiguous(memory_format=last)
+        and x.numel() > x.shape[1]
+        and all(type(n) in (nn.BatchNorm2d, nn.BatchNorm3d) and n.training for n in norms)
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_compiling()
+    )
+
+
+def gate(block: Any, g: Tensor, x: Tensor) -> Tensor:
+    """Additive attention gate ``x * sigmoid(norm(psi(relu(norm(W_g g) + norm(W_x x)))))`` in training.
+
+    Args:
+        block: ``monai.networks.nets.attentionunet.AttentionBlock``, which is the same in one layer after the other.
+        g: upsampled decoder features.
+        x: skip connection.
+
+    Returns:
+        the gated skip connection; only ``g`` and ``x``, or their recipes, are kept, and one number per voxel.
+    """
+    n = x.numel() // x.shape[1]
+    with torch.autocast(x.device.type, enabled=False), recipes():
+        maps = []
+        for (conv, norm), read in ((block.W_g, g), (block.W_x, x)):
+            linear = conv.conv
+            maps.append(normalized_linear(norm, linear.weight.flatten(1), linear.bias, moments(read), n))
+        (w_g, b_g), (w_x, b_x) = maps
+        psi = block.psi[0].conv
+        logit = _GateLogit.apply(g, x, w_g, w_x, b_g + b_x, psi.weight.flatten(), psi.bias)
+        passing = block.psi[1](logit).sigmoid().to(x.dtype)
+        gated = x * passing
+    recipe, passing = _recipe(x), passing.detach()
+    if recipe is not None:
+        gated._recipe = Recipe(lambda: recipe.compute().mul_(passing))  # type: ignore[attr-defined]
+    return gated
+
+
+class _GateLogit(torch.autograd.Function):
+    """``psi . relu(w_g g + w_x x + b) + bias`` per voxel, piece by piece; ``(B, 1, *spatial)`` float32."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, x: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(g, x, *parameters)
+        of_g, of_x = rows(g), rows(x)
+        out = _wide(x.new_empty(len(of_x)))
+        for place in _places(len(of_x)):
+            hidden = _GateLogit.hidden(_wide(of_g[place]), _wide(of_x[place]), *parameters[:3])
+            torch.addmv(parameters[4], hidden, parameters[3], out=out[place])
+        return out.view(len(x), 1, *x.shape[2:])
+
+    @staticmethod
+    def hidden(g: Tensor, x: Tensor, w_g: Tensor, w_x: Tensor, b: Tensor) -> Tensor:
+        return torch.addmm(b, g, w_g.T).addmm_(x, w_x.T).relu_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        g, x, w_g, w_x, b, psi, _ = ctx.saved_tensors
+        of_g, of_x = rows(g), rows(x)
+        grad = grad.flatten()
+        into_g, into_x = torch.empty_like(of_g), torch.empty_like(of_x)
+        into_w_g, into_w_x, into_b, into_psi = (torch.zeros_like(p) for p in (w_g, w_x, b, psi))
+        for place in _places(len(of_x)):
+            g_here, x_here, grad_here = _wide(of_g[place]), _wide(of_x[place]), grad[place]
+            hidden = _GateLogit.hidden(g_here, x_here, w_g, w_x, b)
+            into_psi.addmv_(hidden.T, grad_here)
+            through = torch.outer(grad_here, psi).mul_(hidden > 0)
+            into_w_g.addmm_(through.T, g_here)
+            into_w_x.addmm_(through.T, x_here)
+            into_b += through.sum(0)
+            into_g[place] = through @ w_g
+            into_x[place] = through @ w_x
+        return _map_like(into_g, g), _map_like(into_x, x), into_w_g, into_w_x, into_b, into_psi, grad.sum(0, True)

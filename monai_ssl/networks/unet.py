@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from monai.networks.layers.factories import Conv, Pool
-from monai.networks.nets.attentionunet import AttentionBlock
 from torch import nn
 
 from monai_ssl.networks.encoder_decoder import (
     ActType,
     DecoderLevel,
     EncoderDecoder,
+    Gate,
     NormType,
     check_options,
     conv3,
@@ -122,7 +122,7 @@ class UNet(EncoderDecoder):
                 if reduce_channels:
                     # at the coarse scale: cheaper than after the upsampling, and equal up to rounding
                     up = nn.Sequential(Conv[Conv.CONV, spatial_dims](n_in, n_out, kernel_size=1), up)
-            gate = AttentionBlock(spatial_dims, f_int=gate_channels[scale], f_g=n_up, f_l=n_out) if gates else None
+            gate = Gate(spatial_dims, f_int=gate_channels[scale], f_g=n_up, f_l=n_out) if gates else None
             return DecoderLevel(up, block(n_out + n_up, n_out), gate, concatenate=True)
 
         super().__init__(

@@ -4,12 +4,12 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 from monai.networks.layers.factories import Conv
-from monai.networks.nets.attentionunet import AttentionBlock
 from torch import nn
 
 from monai_ssl.networks.encoder_decoder import (
     DecoderLevel,
     EncoderDecoder,
+    Gate,
     NormType,
     channel_dropout,
     check_options,
@@ -114,7 +114,7 @@ class VNet(EncoderDecoder):
 
         def level(mode: str, scale: int) -> DecoderLevel:
             n = channels[scale]
-            gate = AttentionBlock(spatial_dims, f_int=gate_channels[scale], f_g=n, f_l=n) if gates else None
+            gate = Gate(spatial_dims, f_int=gate_channels[scale], f_g=n, f_l=n) if gates else None
             return DecoderLevel(up(mode, channels[scale + 1], n), block(stages[scale], n, n), gate)
 
         super().__init__(

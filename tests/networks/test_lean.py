@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from monai_ssl.networks import DualTaskVNet, UNet, VNet, lean
+from monai_ssl.networks.encoder_decoder import Gate
 
 
 def close(actual, expected, rtol=1e-6):
@@ -38,6 +39,7 @@ def both(build, x, monkeypatch, dtype=None):
             patch.setattr(lean, "norm_act", lambda *a, o=original, c=calls: c.append(1) or o(*a))
             if not on:
                 patch.setattr(lean, "can_recompute", lambda *a: False)
+                patch.setattr(lean, "can_gate", lambda *a: False)
             results.append(run(network, x, dtype))
         assert bool(calls) == on
     return results
@@ -70,7 +72,7 @@ def test_equals_plain_autograd(build, shape, channels_last, monkeypatch):
         if not name.endswith("conv.bias"):
             close(gradients[name], gradient)
     for name, value in expected_buffers.items():
-        assert torch.equal(buffers[name], value), name
+        torch.testing.assert_close(buffers[name], value, rtol=1e-9, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.01])
@@ -167,3 +169,75 @@ def test_dual_task_network_trains_like_its_heads(monkeypatch):
     features = network.backbone(x)
     close(logits, network.logits(features))
     close(raw_distance, network.raw_distance(features))
+
+
+# ------------------------------------------------------------------------------------------------- maps of voxels
+
+
+def voxels(*shape, seed=0, dtype=torch.float64):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_moments(masked, monkeypatch):
+    monkeypatch.setattr(lean, "CHUNK", 7)
+    x, weight, bias = voxels(2, 3, 4, 5), voxels(4, 3, 1, 1, seed=1).detach()[:, :, 0, 0], torch.randn(4).double()
+    mask = torch.rand(40, generator=torch.Generator().manual_seed(0)) > 0.7 if masked else None
+    rows = x.movedim(1, -1).reshape(-1, 3)[slice(None) if mask is None else mask]
+    for parameters in ((), (weight.requires_grad_(), bias.requires_grad_())):
+        y = nn.functional.linear(rows, *parameters).relu() if parameters else rows
+        mean, covariance = lean.moments(x, mask, *parameters)
+        torch.testing.assert_close(mean, y.mean(0))
+        torch.testing.assert_close(covariance, torch.cov(y.T, correction=0))
+        assert torch.autograd.gradcheck(lambda *given: lean.moments(given[0], mask, *given[1:]), (x, *parameters))
+
+
+def test_moments_far_from_zero():
+    # squares of 1000 and a spread of 1 leave three digits in float32 unless the mean is taken off before
+    x = voxels(2, 3, 128, 128, dtype=torch.float32).detach() + 1000
+    _, covariance = lean.moments(x)
+    torch.testing.assert_close(covariance, torch.cov(x.movedim(1, -1).reshape(-1, 3).T.double(), correction=0).float(),
+                               rtol=1e-3, atol=1e-3)  # fmt: skip
+
+
+def test_gate_is_the_attention_block(monkeypatch):
+    monkeypatch.setattr(lean, "CHUNK", 11)
+    torch.manual_seed(0)
+    blocks = [Gate(2, f_int=4, f_g=3, f_l=3).double() for _ in range(2)]
+    blocks[1].load_state_dict(blocks[0].state_dict())
+    found = []
+    for block, on in zip(blocks, (True, False), strict=True):
+        monkeypatch.setattr(lean, "can_gate", lambda *a, on=on: on)
+        g, x = voxels(2, 3, 4, 6), voxels(2, 3, 4, 6, seed=1)
+        y = block(g, x)
+        weights = voxels(2, 3, 4, 6, seed=2).detach()
+        gradients = torch.autograd.grad((y * weights).sum(), [g, x, *block.parameters()])
+        found.append(([y.detach(), *gradients], list(block.buffers())))
+    for actual, expected in zip(*(values for values, _ in found), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+    for actual, expected in zip(*(buffers for _, buffers in found), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_gate_takes_over_in_the_layout_of_training_only():
+    block, g, x = Gate(2, f_int=4, f_g=3, f_l=3), *(voxels(2, 3, 4, 6, seed=s, dtype=torch.float32) for s in (0, 1))
+    assert lean.can_gate(block, g, x)
+    assert not lean.can_gate(block, g.detach().clone(memory_format=torch.contiguous_format).requires_grad_(), x)
+    assert not lean.can_gate(block, g, x.detach())
+    with torch.no_grad():
+        assert not lean.can_gate(block, g, x)
+    assert not lean.can_gate(block.eval(), g, x)
+
+
+def test_a_gated_sum_is_computed_again():
+    gate, norm = Gate(2, f_int=4, f_g=3, f_l=3), nn.BatchNorm2d(3)
+    g, x = (lean.norm_act(norm, nn.ReLU(), voxels(2, 3, 8, 8, seed=s, dtype=torch.float32)) for s in (0, 1))
+    gated = lean.gate(gate, g, x)
+    total = lean.add(gated, g)
+    torch.testing.assert_close(total._recipe.compute(), total.detach())
+    reference = weakref.ref(x)
+    del x
+    gc.collect()
+    assert reference() is None  # the gate keeps what x was computed from
+    total.sum().backward()

@@ -1,0 +1,103 @@
+"""The yardstick of the speed benchmarks for TAC: its released loop read plainly, written anew for this purpose.
+
+Default memory layout, float32; every gate and every pooled feature map is computed as the equations say. It shares no
+code with the package.
+"""
+
+from __future__ import annotations
+
+import torch
+from plain import convolutions, down, up
+from torch import Tensor, nn
+
+
+class Gate(nn.Module):
+    """Additive attention: how much of the skip connection passes."""
+
+    def __init__(self, n: int, n_inside: int) -> None:
+        super().__init__()
+        self.of_decoder = nn.Sequential(nn.Conv3d(n, n_inside, 1), nn.BatchNorm3d(n_inside))
+        self.of_encoder = nn.Sequential(nn.Conv3d(n, n_inside, 1), nn.BatchNorm3d(n_inside))
+        self.psi = nn.Sequential(nn.Conv3d(n_inside, 1, 1), nn.BatchNorm3d(1), nn.Sigmoid())
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, decoder: Tensor, encoder: Tensor) -> Tensor:
+        return encoder * self.psi(self.relu(self.of_decoder(decoder) + self.of_encoder(encoder)))
+
+
+class PlainGatedVNet(nn.Module):
+    """V-Net with attention gates; returns two logits, the encoder's maps and the gated maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block1, self.down1 = convolutions(1, 1, 16), down(16, 32)
+        self.block2, self.down2 = convolutions(2, 32, 32), down(32, 64)
+        self.block3, self.down3 = convolutions(3, 64, 64), down(64, 128)
+        self.block4, self.down4 = convolutions(3, 128, 128), down(128, 256)
+        self.block5, self.up5 = convolutions(3, 256, 256), up(256, 128)
+        self.block6, self.up6 = convolutions(3, 128, 128), up(128, 64)
+        self.block7, self.up7 = convolutions(3, 64, 64), up(64, 32)
+        self.block8, self.up8 = convolutions(2, 32, 32), up(32, 16)
+        self.block9 = convolutions(1, 16, 16)
+        self.gate4, self.gate3, self.gate2, self.gate1 = Gate(128, 64), Gate(64, 32), Gate(32, 16), Gate(16, 32)
+        self.dropout = nn.Dropout3d(0.5)
+        self.segmentation = nn.Conv3d(16, 2, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        x1 = self.block1(x)
+        x2 = self.block2(self.down1(x1))
+        x3 = self.block3(self.down2(x2))
+        x4 = self.block4(self.down3(x3))
+        x5 = self.dropout(self.block5(self.down4(x4)))
+        g4 = self.up5(x5)
+        s4 = self.gate4(g4, x4)
+        g3 = self.up6(self.block6(g4 + s4))
+        s3 = self.gate3(g3, x3)
+        g2 = self.up7(self.block7(g3 + s3))
+        s2 = self.gate2(g2, x2)
+        g1 = self.up8(self.block8(g2 + s2))
+        s1 = self.gate1(g1, x1)
+        out = self.segmentation(self.dropout(self.block9(g1 + s1)))
+        return out, [x1, x2, x3, x4, x5], [s4, s3, s2, s1]
+
+
+def representations(features: Tensor, masks: Tensor) -> Tensor:
+    """Class, image, channel: sums under the masks divided by the size of the masks in all images."""
+    masks = nn.functional.interpolate(masks, size=features.shape[2:], mode="nearest")
+    per_class = []
+    for c in range(masks.shape[1]):
+        mask = masks[:, c : c + 1]
+        per_class.append((features * mask).sum((2, 3, 4)) / (mask.sum() + 1e-6))
+    return torch.stack(per_class)
+
+
+def dice_loss(score: Tensor, target: Tensor) -> Tensor:
+    return 1 - (2 * (score * target).sum() + 1e-5) / ((score * score).sum() + (target * target).sum() + 1e-5)
+
+
+class PlainLoop:
+    """One network and its optimiser; :meth:`step` is one iteration of the released loop."""
+
+    def __init__(self) -> None:
+        self.network = PlainGatedVNet()
+        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+    def step(self, image: Tensor, label: Tensor) -> float:
+        """Image ``(B, 1, *spatial)``, labelled rows first; label ``(B_l, *spatial)``. Returns the loss."""
+        rows = len(label)
+        self.network.train()
+        logits, contextual, structural = self.network(image)
+        soft = torch.sigmoid(logits)
+        target = nn.functional.one_hot(label, 2).movedim(-1, 1).float()
+        supervised = dice_loss(soft[:rows, 0], target[:, 0]) + dice_loss(soft[:rows, 1], target[:, 1])
+        consistency = [0.0, 0.0]
+        for kind, maps in enumerate((contextual, structural)):
+            for x in maps:
+                of_labelled = representations(x[:rows], target)
+                of_unlabelled = representations(x[rows:], soft[rows:])
+                consistency[kind] = consistency[kind] + ((of_unlabelled - of_labelled) ** 2).mean()
+        loss = supervised + 0.5 * consistency[0] + consistency[1]
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()

@@ -1,0 +1,242 @@
+"""CAML: correlation-aware mutual learning of two networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from monai_ssl.losses import (
+    CrossPseudoLabelLoss,
+    ForegroundDiceLoss,
+    OmniCorrelationLoss,
+    SharpenedConsistencyLoss,
+    SigmoidRampUp,
+    most_confident,
+)
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.networks import CorrelationHead, MemoryBank
+
+CROSS_SUPERVISION = ("sharpened", "hard")
+
+
+class CorrelationAwareMutualLearning(SemiSupervisedMethod):
+    r"""A vanilla and an auxiliary network teach each other and agree on correlations with labelled prototypes.
+
+    Both networks see labelled and unlabelled images together, once. The auxiliary one upsamples differently and lets
+    the images of a batch attend to each other (:class:`~monai_ssl.networks.CrossSampleNetwork`). Each is pulled to the
+    other's sharpened prediction; and for unlabelled voxels on which both agree, the softmax of similarities to
+    prototypes from a memory of labelled voxels shall be the same in both:
+
+    .. math:: L = \tfrac{1}{2}\left(L_{Dice}^v + L_{Dice}^a\right) + \lambda_c(t)\, L_c + \lambda_o(t)\, L_o
+
+    Only the vanilla network is deployed; it has no attention. The auxiliary one runs without attention in evaluation,
+    which is another function than the one that was trained.
+
+    Args:
+        network: the vanilla network, offers ``features(image)`` and ``logits(features)``: a
+            :class:`~monai_ssl.networks.VNet`, a :class:`~monai_ssl.networks.UNet`, or any network in a
+            :class:`~monai_ssl.networks.FeatureNetwork`. Needs ``feature_channels`` and ``out_channels``.
+        auxiliary: the auxiliary network, as ``network``, with weights of its own.
+        max_iterations: length of the run, for the default ramp-up.
+        ramp_levels: the default ramp-up rises for this many levels, each 1/40 of the run (150 iterations in a run of
+            6000). Released code: 40, 20, 15 for 4, 8, 16 labelled cases.
+        ramp_up: weight as a function of the step number, counted from 1; replaces the default.
+        cross_weight: :math:`\lambda_c >= 0` after the ramp-up.
+        correlation_weight: :math:`\lambda_o >= 0` after the ramp-up; the released code uses 0.05, the paper says 0.1.
+        cross_supervision: ``"sharpened"``: mean squared error to sharpened probabilities (released code).
+            ``"hard"``: cross-entropy with hard labels (CPS, which the paper cites).
+        sharpening_temperature: of ``"sharpened"``.
+        embedding_channels: of projection and prediction; 32 in the released runs, 64 in the paper.
+        rows_per_class: the i most confident unlabelled voxels of each class.
+        prototypes_per_class: the j memory vectors drawn for each class.
+        similarity: ``"dot"`` (released code) or ``"cosine"`` (Eq. 2).
+        temperature: of the correlations; the paper's t is its inverse, 10.
+        detach_target: targets of both unsupervised losses carry no gradient (released code: they do).
+        bank_capacity: vectors stored per labelled case and class; None: all. See
+            :class:`~monai_ssl.networks.MemoryBank`: from ``prototypes_per_class`` on, every draw has the same
+            distribution as with all of them.
+        unsupervised_weight: factor on both unsupervised terms; 0 is the matched floor.
+
+    Paper and released code differ; the defaults are the released code:
+
+    ==========================  ==============================  =====================================
+    item                        paper                           released code
+    ==========================  ==============================  =====================================
+    similarity                  cosine (Eq. 2)                  dot product
+    embedding                   64 channels                     32
+    weight of the correlation   0.1                             0.05
+    supervised weight           1                               0.5 of the sum of both Dice losses
+    cross supervision           as CPS (hard labels)            sharpened, targets not detached
+    memory                      N slots per labelled image      one, with every correct voxel
+    direction of Eq. 3          ambiguous                       vanilla predicts, auxiliary is target
+    confident rows              by "the confidence scores"      of the vanilla network, for both
+    ==========================  ==============================  =====================================
+
+    The released bank update reads the auxiliary features of labelled images in another axis order than the vanilla
+    ones, a slip: half of every stored vector mixes neighbouring voxels. Here both are read in the same order.
+
+    Randomness (dropout, which vectors are stored and drawn) comes from torch's global generator, which the trainer
+    seeds by the position of the step. The memory is part of the state: a resumed run draws the same prototypes.
+
+    Under ``DistributedDataParallel`` attention stays inside each process's batch, and the memory holds the labelled
+    cases of all processes.
+
+    Loss terms: ``dice``, ``cross_supervision``, ``correlation``.
+
+    Raises:
+        ValueError: for an option out of its range.
+        TypeError: when a network lacks what is named above.
+
+    Source: Gao, Zhang, Ma, Li, Zhang, "Correlation-Aware Mutual Learning for Semi-supervised Medical Image
+        Segmentation", MICCAI 2023, Eq. 1-3.
+
+    Example:
+        >>> from monai_ssl.networks import CrossSampleNetwork, VNet
+        >>> vanilla = VNet(spatial_dims=2, base_channels=2)
+        >>> auxiliary = CrossSampleNetwork(VNet(spatial_dims=2, base_channels=2, decoders=("linear",)))
+        >>> method = CorrelationAwareMutualLearning(vanilla, auxiliary)
+        >>> labeled = {"image": torch.rand(2, 1, 16, 16), "label": torch.zeros(2, 1, 16, 16, dtype=torch.long),
+        ...            "index": torch.tensor([0, 4])}
+        >>> sorted(method(labeled, {"image": torch.rand(2, 1, 16, 16)}))
+        ['correlation', 'cross_supervision', 'dice']
+        >>> method.bank.cases
+        [0, 4]
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        auxiliary: nn.Module,
+        max_iterations: int = 6000,
+        ramp_levels: int = 20,
+        ramp_up: Callable[[int], float] | None = None,
+        cross_weight: float = 1.0,
+        correlation_weight: float = 0.05,
+        cross_supervision: str = "sharpened",
+        sharpening_temperature: float = 0.1,
+        embedding_channels: int = 32,
+        rows_per_class: int = 12800,
+        prototypes_per_class: int = 256,
+        similarity: str = "dot",
+        temperature: float = 0.1,
+        detach_target: bool = False,
+        bank_capacity: int | None = 4096,
+        unsupervised_weight: float = 1.0,
+    ) -> None:
+        super().__init__(network, unsupervised_weight)
+        for name, member in (("network", network), ("auxiliary", auxiliary)):
+            missing = [a for a in ("features", "logits", "feature_channels") if not hasattr(member, a)]
+            if missing:
+                raise TypeError(
+                    f"{name} must offer features(image), logits(features) and feature_channels, "
+                    f"got {type(member).__name__} without {', '.join(missing)}; wrap it in "
+                    "monai_ssl.networks.FeatureNetwork"
+                )
+        for name, weight in (("cross_weight", cross_weight), ("correlation_weight", correlation_weight)):
+            if not weight >= 0:
+                raise ValueError(f"{name} must be >= 0, got {weight}")
+        for name, count in (
+            ("max_iterations", max_iterations),
+            ("ramp_levels", ramp_levels),
+            ("embedding_channels", embedding_channels),
+            ("rows_per_class", rows_per_class),
+            ("prototypes_per_class", prototypes_per_class),
+        ):
+            if count < 1:
+                raise ValueError(f"{name} must be >= 1, got {count}")
+        if bank_capacity is not None and bank_capacity < prototypes_per_class:
+            raise ValueError(
+                f"bank_capacity must be None or at least prototypes_per_class, {prototypes_per_class}, got "
+                f"{bank_capacity}"
+            )
+        if cross_supervision not in CROSS_SUPERVISION:
+            raise ValueError(f"cross_supervision must be one of {CROSS_SUPERVISION}, got {cross_supervision!r}")
+        self.auxiliary = auxiliary
+        step = max(round(max_iterations / 40), 1)
+        self.ramp_up = ramp_up or SigmoidRampUp(ramp_levels * step, granularity=step)
+        self.cross_weight, self.correlation_weight = float(cross_weight), float(correlation_weight)
+        self.rows_per_class, self.prototypes_per_class = int(rows_per_class), int(prototypes_per_class)
+        self.dice = ForegroundDiceLoss(squared=False, smooth=1e-8)
+        self.hard = cross_supervision == "hard"
+        self.cross: nn.Module = (
+            CrossPseudoLabelLoss() if self.hard else SharpenedConsistencyLoss(sharpening_temperature, detach_target)
+        )
+        self.correlation = OmniCorrelationLoss(similarity, temperature, detach_target)
+        self.heads = nn.ModuleList(
+            CorrelationHead(int(member.feature_channels), embedding_channels)  # type: ignore[arg-type]
+            for member in (network, auxiliary)
+        )
+        self.bank = MemoryBank(int(network.out_channels), bank_capacity)  # type: ignore[arg-type]
+
+    def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
+        image = joint_images(labeled, unlabeled)
+        members: tuple = (self.network, self.auxiliary)
+        features = [member.features(image) for member in members]
+        logits = [member.logits(x).float() for member, x in zip(members, features, strict=True)]
+        return self.terms(logits, features, labeled)
+
+    def terms(self, logits: Sequence[Tensor], features: Sequence[Tensor], labeled: Batch) -> dict[str, Tensor]:
+        """Loss terms from the outputs of both networks, vanilla first; the labelled rows come first. Updates the bank.
+
+        Args:
+            logits: two of ``(B, n_classes, *spatial)`` float32.
+            features: two of ``(B, F, *spatial)``.
+            labeled: batch with ``label`` and ``index``.
+        """
+        label = labeled["label"]
+        rows = len(label)
+        probabilities = [z.softmax(1) for z in logits]
+        with torch.no_grad():
+            predicted = [p.argmax(1) for p in probabilities]
+            self._remember(features, predicted, labeled)
+        weight = self.unsupervised_weight * self.ramp_up(self.iteration + 1)
+        correlation = self._correlation([x[rows:] for x in features], [p[rows:] for p in predicted], probabilities[0])
+        return {
+            "dice": 0.5 * torch.stack([self.dice(z[:rows], label) for z in logits]).sum(),
+            "cross_supervision": weight * self.cross_weight * self.cross(*(logits if self.hard else probabilities)),
+            "correlation": weight * self.correlation_weight * correlation,
+        }
+
+    def _remember(self, features: Sequence[Tensor], predicted: Sequence[Tensor], labeled: Batch) -> None:
+        """Fill the slots of the labelled cases with the voxels that both networks classify correctly."""
+        label = labeled["label"][:, 0]
+        parts: list[list[Tensor]] = []
+        counts: list[list[int]] = []
+        for b, truth in enumerate(label):
+            correct = (predicted[0][b] == truth) & (predicted[1][b] == truth)
+            classes = torch.where(correct, truth, -1).flatten()
+            parts.append([])
+            counts.append([])
+            for c in range(self.bank.n_classes):
+                found = (classes == c).nonzero()[:, 0]
+                chosen = found[self.bank.choose(len(found), found.device)]
+                embedded = [
+                    head.embed(x[b].flatten(1)[:, chosen].T)  # type: ignore[operator]
+                    for head, x in zip(self.heads, features, strict=True)
+                ]
+                parts[-1].append((embedded[0] + embedded[1]) / 2)
+                counts[-1].append(len(found))
+        self.bank.update(labeled["index"], parts, counts)
+
+    def _correlation(self, features: Sequence[Tensor], predicted: Sequence[Tensor], probability: Tensor) -> Tensor:
+        """Omni-correlation consistency of the unlabelled images."""
+        with torch.no_grad():
+            prototypes, _ = self.bank.sample(self.prototypes_per_class)
+            agreed = (predicted[0] == predicted[1]).flatten()
+            positions = agreed.nonzero()[:, 0]
+            confidence = probability[len(probability) - len(predicted[0]) :].amax(1).flatten()
+            # one set of rows for both branches: ties are broken once
+            chosen = positions[
+                most_confident(
+                    confidence[positions],
+                    predicted[0].flatten()[positions],
+                    self.bank.n_classes,
+                    self.rows_per_class,
+                )
+            ]
+        if len(positions) < 2:  # batch statistics need two rows; every parameter still gets a (zero) gradient
+            return 0.0 * torch.stack([p.sum() for p in self.heads.parameters()]).sum()
+        rows = [head(x, agreed, chosen) for head, x in zip(self.heads, features, strict=True)]
+        return self.correlation(rows[0], rows[1], prototypes)

@@ -1,0 +1,172 @@
+"""TAC: semi-supervised segmentation through task-affinity consistency between unpaired images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks import one_hot
+from torch import Tensor, nn
+
+from monai_ssl.losses import ForegroundDiceLoss, RepresentationConsistencyLoss
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.networks import lean
+
+MASKS = ("soft", "hard")
+ACTIVATIONS = ("sigmoid", "softmax")
+
+
+class TaskAffinityConsistency(SemiSupervisedMethod):
+    r"""Class-specific representations of unlabelled images are matched to those of labelled images.
+
+    One forward pass over labelled and unlabelled images together gives logits, the encoder's feature maps
+    (*contextual*) and the skip connections behind their attention gates (*structural*). At every scale the features are
+    averaged under the mask of each class, the label of a labelled image, the prediction of an unlabelled one, and the
+    representations E (contextual) and S (structural) of both kinds of images are pulled together:
+
+    .. math:: L = \sum_c L_{Dice}^c + \tau_1 \sum_k \overline{(E^k_u - E^k_l)^2}
+        + \tau_2 \sum_k \overline{(S^k_u - S^k_l)^2}
+
+    There is no teacher, no second pass, no memory and no ramp-up.
+
+    Args:
+        network: offers ``taps(image) -> (logits, contextual maps, structural maps)``: a
+            :class:`~monai_ssl.networks.VNet` or :class:`~monai_ssl.networks.UNet` with ``gates=True``, or any network
+            in a :class:`~monai_ssl.networks.TappedNetwork`.
+        contextual_weight: :math:`\tau_1 >= 0`; published 0.5 in 3D, 1 in 2D.
+        structural_weight: :math:`\tau_2 >= 0`; published 1. Must be 0 for a network without gates.
+        contextual_scales: scales of the contextual term, 1 = full resolution; None: all, the coarsest included
+            (released code; the paper names four).
+        structural_scales: scales of the structural term, 1 = full resolution; None: all four.
+        pooling: ``"batch"``: the denominator of the masked average sums over the images of one kind (released code);
+            ``"image"``: a true masked average per image (Eq. 1).
+        pairing: ``"same_index"`` or ``"all_pairs"``. Different numbers of labelled and unlabelled images are always
+            paired each with each.
+        empty: ``"skip"``: a class that an image of the pair does not show at a scale is left out there. ``"zero"``: its
+            representation is 0 and the other image's is pulled to it (released code).
+        masks: of unlabelled images. ``"soft"``: probabilities, with gradient (released code). ``"hard"``: the most
+            probable class, without.
+        reduction: ``"mean"`` or ``"norm"``, see :class:`~monai_ssl.losses.RepresentationConsistencyLoss`.
+        detach_labeled: labelled representations are fixed targets (released code: both sides move).
+        activation: ``"sigmoid"`` per channel (released code) or ``"softmax"``, of Dice and of the masks. The deployed
+            segmentation is the most probable class either way.
+        unsupervised_weight: factor on both consistency terms; 0 is the matched floor.
+
+    Paper and released code differ:
+
+    =========================  ================================  ==============================================
+    item                       paper                             released code, default here
+    =========================  ================================  ==============================================
+    denominator of the mean    per image (Eq. 1, 4, 5)           over the half-batch; ``pooling="image"``
+    distance                   sum over channels (Eq. 6)         mean over channels; ``reduction="norm"``
+    pairs                      all (Eq. 7)                       same index; ``pairing="all_pairs"``
+    contextual scales          4                                 5; ``contextual_scales=[1, 2, 3, 4]``
+    forward pass               labelled, unlabelled separately   one mixed batch
+    mask of unlabelled images  not stated                        soft, with gradient; ``masks="hard"``
+    activation                 not stated                        sigmoid; ``activation="softmax"``
+    class that is not there    not discussed                     zero vector; here skipped, ``empty="zero"``
+    =========================  ================================  ==============================================
+
+    Loss terms: ``dice``, ``contextual``, ``structural``.
+
+    Raises:
+        ValueError: for an unknown option, a negative weight, a scale that does not exist, or a structural weight
+            without gates.
+        TypeError: when the network has no ``taps`` method.
+
+    Source: Chen, Zhang, Debattista, Han, "Semi-supervised Unpaired Medical Image Segmentation Through Task-affinity
+        Consistency", IEEE TMI 42(3), 2023, Eq. 1-7.
+
+    Example:
+        >>> from monai_ssl.networks import VNet
+        >>> method = TaskAffinityConsistency(VNet(spatial_dims=2, base_channels=2, gates=True))
+        >>> labeled = {"image": torch.rand(2, 1, 16, 16), "label": torch.zeros(2, 1, 16, 16, dtype=torch.long)}
+        >>> sorted(method(labeled, {"image": torch.rand(2, 1, 16, 16)}))
+        ['contextual', 'dice', 'structural']
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        contextual_weight: float = 0.5,
+        structural_weight: float = 1.0,
+        contextual_scales: Sequence[int] | None = None,
+        structural_scales: Sequence[int] | None = None,
+        pooling: str = "batch",
+        pairing: str = "same_index",
+        empty: str = "skip",
+        masks: str = "soft",
+        reduction: str = "mean",
+        detach_labeled: bool = False,
+        activation: str = "sigmoid",
+        unsupervised_weight: float = 1.0,
+    ) -> None:
+        super().__init__(network, unsupervised_weight)
+        if not hasattr(network, "taps"):
+            raise TypeError(
+                f"network must offer taps(image) -> (logits, contextual, structural), got {type(network).__name__}; "
+                "wrap it in monai_ssl.networks.TappedNetwork"
+            )
+        for name, weight in (("contextual_weight", contextual_weight), ("structural_weight", structural_weight)):
+            if not weight >= 0:
+                raise ValueError(f"{name} must be >= 0, got {weight}")
+        if masks not in MASKS:
+            raise ValueError(f"masks must be one of {MASKS}, got {masks!r}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
+        self.contextual_weight, self.structural_weight = float(contextual_weight), float(structural_weight)
+        self.contextual_scales, self.structural_scales = contextual_scales, structural_scales
+        self.masks, self.activation = masks, activation
+        self.dice = ForegroundDiceLoss(include_background=True, activation=activation, reduction="sum")
+        self.consistency = RepresentationConsistencyLoss(pooling, pairing, empty, reduction, detach_labeled)
+
+    def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
+        logits, contextual, structural = self.network.taps(joint_images(labeled, unlabeled))  # type: ignore[operator]
+        return self.terms(logits, contextual, structural, labeled)
+
+    def terms(
+        self, logits: Tensor, contextual: Sequence[Tensor], structural: Sequence[Tensor], labeled: Batch
+    ) -> dict[str, Tensor]:
+        """Loss terms from the network's outputs; the labelled rows come first.
+
+        Args:
+            logits: ``(B, n_classes, *spatial)``.
+            contextual: feature maps ``(B, F_k, *spatial_k)``, fine to coarse.
+            structural: gated maps, fine to coarse.
+            labeled: batch with ``label``.
+        """
+        label = labeled["label"]
+        rows, n_classes = len(label), logits.shape[1]
+        logits = logits.float()
+        if self.structural_weight > 0 and not structural:
+            raise ValueError(
+                f"structural_weight must be 0 for a network without attention gates, got {self.structural_weight}; "
+                "build the network with gates=True"
+            )
+        terms = {"dice": self.dice(logits[:rows], label)}
+        kinds = {
+            "contextual": (self.contextual_weight, _at(contextual, self.contextual_scales, "contextual_scales")),
+            "structural": (self.structural_weight, _at(structural, self.structural_scales, "structural_scales")),
+        }
+        if len(logits) == rows:  # no unlabelled image
+            return terms | {kind: logits.new_zeros(()) for kind in kinds}
+        masks = torch.cat([one_hot(label, n_classes, dtype=torch.float32), self._masks(logits[rows:])])
+        for kind, (weight, maps) in kinds.items():
+            with lean.recipes():
+                losses = [self.consistency(x, masks, rows) for x in maps]
+            total = torch.stack(losses).sum() if losses else logits.new_zeros(())
+            terms[kind] = self.unsupervised_weight * weight * total
+        return terms
+
+    def _masks(self, logits: Tensor) -> Tensor:
+        if self.masks == "hard":
+            return one_hot(logits.argmax(1, keepdim=True), logits.shape[1], dtype=torch.float32)
+        return logits.sigmoid() if self.activation == "sigmoid" else logits.softmax(1)
+
+
+def _at(maps: Sequence[Tensor], scales: Sequence[int] | None, name: str) -> list[Tensor]:
+    if scales is None:
+        return list(maps)
+    if any(not 1 <= scale <= len(maps) for scale in scales):
+        raise ValueError(f"{name} must be numbers from 1 (full resolution) to {len(maps)}, got {list(scales)}")
+    return [maps[scale - 1] for scale in scales]

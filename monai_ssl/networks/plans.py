@@ -1,0 +1,113 @@
+"""The literature's network for a number of dimensions, and adapters that bring other networks to the same interface."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from monai_ssl.networks.encoder_decoder import EncoderDecoder
+from monai_ssl.networks.unet import UNet
+from monai_ssl.networks.vnet import VNet
+
+__all__ = ["TappedNetwork", "literature_network"]
+
+
+def literature_network(
+    spatial_dims: int,
+    in_channels: int = 1,
+    out_channels: int | None = 2,
+    base_channels: int = 16,
+    dropout: float | None = None,
+    gates: bool = False,
+    alternative: bool = False,
+) -> EncoderDecoder:
+    """The network that the semi-supervised literature uses: V-Net for volumes, SSL4MIS's U-Net for slices.
+
+    Args:
+        spatial_dims: 3: :class:`~monai_ssl.networks.VNet`. 2: :meth:`~monai_ssl.networks.UNet.literature_2d`.
+        in_channels: channels of the image.
+        out_channels: channels of the logits.
+        base_channels: channels at full resolution; they double at each of the four coarser scales.
+        dropout: None: as published (V-Net 0.5, U-Net 0.05 to 0.5 by scale). A number: at the coarsest scale and at
+            the end.
+        gates: attention gates on the skip connections (TAC).
+        alternative: the decoder of a second network that shall differ from the first one: V-Net with trilinear
+            instead of transposed upsampling, U-Net the other way round (MC-Net, CAML).
+
+    Raises:
+        ValueError: when an option is out of its range.
+
+    Example:
+        >>> sum(p.numel() for p in literature_network(3).parameters())
+        9448866
+        >>> sum(p.numel() for p in literature_network(2, out_channels=4).parameters())
+        1813764
+    """
+    if spatial_dims == 2:
+        options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+        decoders = ("transpose",) if alternative else ("linear",)
+        channels = [base_channels * 2**i for i in range(5)]
+        return UNet.literature_2d(
+            in_channels, out_channels, channels=channels, decoders=decoders, gates=gates, **options
+        )
+    return VNet(
+        spatial_dims,
+        in_channels,
+        out_channels,
+        base_channels,
+        dropout=0.5 if dropout is None else dropout,
+        decoders=("linear",) if alternative else ("transpose",),
+        gates=gates,
+    )
+
+
+class TappedNetwork(nn.Module):
+    """Any network with feature maps tapped from modules by name: for methods that read ``taps``, such as TAC.
+
+    Args:
+        network: image -> logits, for example a MONAI network; its own forward is the deployed one.
+        contextual: names of the modules (as in ``network.named_modules()``) whose outputs are the encoder's features.
+        structural: names of the modules whose outputs are the gated skip connections; may be empty.
+
+    Raises:
+        ValueError: when a name does not exist.
+
+    Example:
+        >>> from monai.networks.nets import BasicUNet
+        >>> network = BasicUNet(2, 1, 2, features=(4, 4, 4, 4, 4, 4))
+        >>> tapped = TappedNetwork(network, ["conv_0", "down_1", "down_2"])
+        >>> logits, contextual, structural = tapped.taps(torch.zeros(2, 1, 32, 32))
+        >>> [tuple(x.shape[2:]) for x in contextual], structural
+        ([(32, 32), (16, 16), (8, 8)], [])
+    """
+
+    def __init__(self, network: nn.Module, contextual: Sequence[str], structural: Sequence[str] = ()) -> None:
+        super().__init__()
+        known = {name for name, _ in network.named_modules()}
+        for name in (*contextual, *structural):
+            if name not in known:
+                raise ValueError(f"contextual and structural must be names of the network's modules, got {name!r}")
+        self.network = network
+        self.contextual, self.structural = tuple(contextual), tuple(structural)
+
+    def taps(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Logits float32, the contextual and the structural maps, from one pass."""
+        seen: dict[str, Tensor] = {}
+        modules = dict(self.network.named_modules())
+
+        def keep(name: str) -> Any:
+            return lambda module, args, output: seen.__setitem__(name, output)
+
+        hooks = [modules[name].register_forward_hook(keep(name)) for name in {*self.contextual, *self.structural}]
+        try:
+            logits = self.network(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return logits.float(), [seen[name] for name in self.contextual], [seen[name] for name in self.structural]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(B, n_classes, *spatial)``."""
+        return self.network(x)
