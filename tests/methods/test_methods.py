@@ -542,7 +542,7 @@ class TestSmoothnessSeparation(MethodTester):
             self.build(**options)
 
     def test_rejects_a_network_without_features(self):
-        with pytest.raises(TypeError, match=r"got Conv2d without features, heads.*FeatureNetwork"):
+        with pytest.raises(TypeError, match=r"got Conv2d without features, logits.*FeatureNetwork"):
             SmoothnessSeparation(nn.Conv2d(1, 2, 1))
         with pytest.raises(TypeError, match=r"got VNet without out_channels"):
             SmoothnessSeparation(VNet(2, 1, None, base_channels=2))
