@@ -8,6 +8,7 @@ methods x datasets need no copies of configs. ``load_preset("left_atrium")`` rea
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +45,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from monai_ssl.data.datalist import DataError
 from monai_ssl.data.guard import CheckCased
 from monai_ssl.data.writer import AtomicNibabelWriter
-from monai_ssl.transforms import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd
+from monai_ssl.transforms import LiteraturePadd, OrientSlicesd, RandLiteratureCropd, RandRotateFlipd, RandSliced
 
 PRESET_DIR = Path(__file__).parent / "presets"
 
@@ -119,12 +120,13 @@ class Preset(_Strict):
 
     Attributes:
         name, description, flavour: what it is.
-        spatial_dims: 2 or 3.
+        spatial_dims: of network and patches. 2: images are 2D files, or volumes whose slices along the LAST axis (after
+            ``orientation``) train one by one and are restacked, so that results lie on the volume.
         channels: one name per image channel.
         modality: for the bundle's metadata, for example ``MR`` or ``CT``.
         labels: class index -> name; 0 is the background; indices 0..n-1 without gap.
         orientation: axis codes to which images are brought (``RAS``), or None for arrays as stored.
-        spacing: millimetres per axis to which images are resampled, or None for the stored grid.
+        spacing: millimetres per axis to which images are resampled (2D: in plane), or None for the stored grid.
         patch_size: voxels per axis.
         intensity, augmentation, window, training: see the classes of these names.
         largest_component: keep the largest component of each class (changes results: see the literature's tables).
@@ -199,9 +201,11 @@ class Preset(_Strict):
             CheckCased(self),
         ]
         if self.orientation is not None:
-            steps.append(Orientationd(keys, axcodes=self.orientation[: self.spatial_dims], labels=None))
+            orient = OrientSlicesd if self.spatial_dims == 2 else partial(Orientationd, labels=None)
+            steps.append(orient(keys, axcodes=self.orientation))
         if self.spacing is not None:
-            steps.append(Spacingd(keys, pixdim=self.spacing, mode=mode))
+            # -1: the distance between the slices of a volume stays
+            steps.append(Spacingd(keys, pixdim=(*self.spacing, -1.0)[:3], mode=mode))
         return steps + self._intensity()
 
     def _intensity(self) -> list[Transform]:
@@ -271,21 +275,34 @@ class Preset(_Strict):
     # --- training only ---
 
     def training_preprocessing(self, label: bool = True) -> Compose:
-        """Everything deterministic of the training chain: preprocessing, padding to the patch, plain tensors."""
+        """Everything deterministic of the training chain: preprocessing, padding to the patch, plain tensors.
+
+        With ``spatial_dims: 2`` a volume stays a volume here: its slices are drawn and padded one by one.
+        """
         keys = ["image", "label"] if label else ["image"]
         steps = self._preprocessing(keys)
-        if self.augmentation.policy == "literature":
-            steps.append(LiteraturePadd(keys, self.patch_size))
-        else:
-            steps.append(SpatialPadd(keys, self.patch_size))
+        if self.spatial_dims == 3:
+            steps.append(self._padding(keys))
         steps.append(EnsureTyped("image", dtype="float32", track_meta=False))
         if label:
             steps.append(EnsureTyped("label", dtype="uint8", track_meta=False))
         return Compose(steps)
 
+    def _padding(self, keys: list[str]) -> Transform:
+        if self.augmentation.policy == "literature":
+            return LiteraturePadd(keys, self.patch_size)
+        return SpatialPadd(keys, self.patch_size)
+
     def random_transforms(self, label: bool = True) -> list[Transform]:
-        """Random transforms of one training item, ending in a patch of ``patch_size``."""
+        """Random transforms of one training item, ending in a patch of ``patch_size``.
+
+        With ``spatial_dims: 2`` they begin with a random slice of the volume.
+        """
         keys = ["image", "label"] if label else ["image"]
+        steps = self._augmentation(keys)
+        return steps if self.spatial_dims == 3 else [RandSliced(keys), self._padding(keys), *steps]
+
+    def _augmentation(self, keys: list[str]) -> list[Transform]:
         a = self.augmentation
         if a.policy == "literature":
             return [RandRotateFlipd(keys), RandLiteratureCropd(keys, self.patch_size)]

@@ -336,3 +336,63 @@ def test_the_practical_policy_includes_the_original(tmp_path):
         torch.equal(torch.as_tensor(random({"image": image, "label": image})["label"]), image) for _ in range(200)
     )
     assert same > 0
+
+
+# ------------------------------------------------------------------------------------------- 2D networks, volumes
+
+
+@pytest.mark.parametrize("policy", ["practical", "literature", "none"])
+@pytest.mark.parametrize("sides", [(24, 20, 5), (9, 40, 3), (24, 20)])
+def test_slices_of_a_volume(tmp_path, sides, policy):
+    """Slices larger and smaller than the patch; image and label stay together; every slice is drawn."""
+    from monai.transforms import Compose
+
+    levels = np.broadcast_to(np.arange(1, 1 + (sides[2] if len(sides) == 3 else 1)), sides).astype(np.float32)
+    case, _, _ = write_case(tmp_path, sides=sides, array=levels)
+    label = (levels == levels.max()).astype(np.uint8) * (np.indices(sides)[0] < sides[0] // 2)
+    nib.save(nib.Nifti1Image(label, nib.load(case["image"]).affine), case["label"])
+    p = preset(
+        spatial_dims=2,
+        patch_size=[16, 16],
+        intensity={"policy": "as_stored"},
+        augmentation={"policy": policy, "affine_probability": 0.0, "intensity_probability": 0.0},
+    )
+    # constant slices are no constant volume; a 2D image of one value is an error of its own
+    if len(sides) == 2:
+        nib.save(nib.Nifti1Image(levels + np.indices(sides)[0], nib.load(case["image"]).affine), case["image"])
+    item = p.training_preprocessing()(dict(case))
+    assert item["image"].shape[1:] == sides
+    random = Compose(p.random_transforms())
+    random.set_random_state(0)
+    seen = set()
+    for _ in range(40):
+        out = random(item)
+        assert out["image"].shape == out["label"].shape == (1, 16, 16)
+        if len(sides) == 3:
+            values = set(torch.as_tensor(out["image"]).unique().tolist()) - {0}  # 0: padding
+            assert len(values) == 1
+            seen |= values
+            if out["label"].any():
+                assert values == {float(sides[2])}
+    assert len(sides) == 2 or seen == set(range(1, sides[2] + 1))
+
+
+@pytest.mark.parametrize("spacing", [None, [1.5, 1.5]])
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
+def test_a_2d_preset_gives_the_volume_back(tmp_path, codes, spacing):
+    """Through orientation, in-plane resampling and back, to the voxel grid and spacing of the file."""
+    sides, zooms = (30, 26, 24), (1.2, 1.1, 1.3)
+    ball = -sum((g - s // 2) ** 2 / (s / 3) ** 2 for g, s in zip(np.indices(sides), sides, strict=True))
+    case, _, stored = write_case(tmp_path, sides=sides, spacing=zooms, codes=codes, array=ball)
+    p = preset(spatial_dims=2, patch_size=[16, 16], spacing=spacing, intensity={"policy": "as_stored"})
+    chain = p.preprocessing()
+    item = chain({"image": case["image"]})
+    assert item["image"].ndim == 4
+    foreground = torch.sigmoid(40 * (item["image"] - float(np.percentile(ball, 70))))
+    item["pred"] = torch.cat([1 - foreground, foreground])
+    out = p.postprocessing(chain, output_dir=str(tmp_path / "out"))(item)["pred"][0].numpy()
+    assert out.shape == sides
+    assert 2 * (out * stored).sum() / (out.sum() + stored.sum()) > (0.99 if spacing is None else 0.95)
+    written = nib.load(tmp_path / "out" / "image_seg.nii.gz")
+    np.testing.assert_allclose(written.affine, nib.load(case["image"]).affine)
+    np.testing.assert_allclose(np.sort(written.header.get_zooms()), np.sort(zooms), atol=1e-5)
