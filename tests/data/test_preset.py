@@ -115,7 +115,11 @@ def test_a_preset_cannot_be_changed():
         ({"window": {"stride": [8, 8]}}, r"window\.stride must have 3 entries, got \[8, 8\]"),
         ({"window": {"overlap": 1.0}}, r"window\.overlap: .*less than 1 \(got 1\.0\)"),
         ({"intensity": {"policy": "window"}}, r"intensity: .*needs intensity\.window: \[low, high\]"),
-        ({"intensity": {"policy": "hu"}}, r"intensity\.policy: .*'robust' or 'window' \(got 'hu'\)"),
+        ({"intensity": {"policy": "hu"}}, r"intensity\.policy: .*'minmax' or 'window' \(got 'hu'\)"),
+        ({"intensity": {"policy": "robust", "window": [0, 1]}}, r"intensity\.window goes with policy 'window' or"),
+        ({"intensity": {"policy": "minmax", "nonzero": True}}, r"intensity\.nonzero goes with policy 'robust' or"),
+        ({"resize": [32, 32]}, r"resize is for spatial_dims 2 and goes without spacing"),
+        ({"centre_crop": [100, -1]}, r"centre_crop must be positive millimetres or null, .* got \[100\.0, -1\.0\]"),
         ({"spatial_dims": 4}, r"spatial_dims: .*got 4"),
         ({"training": {"max_iterations": 0}}, r"training\.max_iterations: .*got 0"),
         ({"augmentation": {"policy": "literature"}, "patch_size": [16, 32, 16]},
@@ -187,6 +191,24 @@ def test_intensity_policies(tmp_path):
     np.testing.assert_allclose(run(policy="robust", percentiles=[5, 90]), expected, atol=1e-3)
     window = np.clip((stored - 20) / 40 * 2 - 1, -1, 1)
     np.testing.assert_allclose(run(policy="window", window=[20, 60]), window, atol=1e-5)
+
+
+def test_intensity_of_skull_stripped_brains_and_of_ct(tmp_path):
+    values = np.random.RandomState(0).rand(20, 18, 17) * 100 + 1
+    values[:6] = 0
+    case, stored, _ = write_case(tmp_path, array=values)
+
+    def run(**intensity):
+        return preset(intensity=intensity).preprocessing()({"image": case["image"]})["image"][0].numpy()
+
+    brain = np.minimum(stored[6:], np.percentile(stored[6:], 90))
+    out = run(policy="robust", nonzero=True, percentiles=[0, 90])
+    np.testing.assert_allclose(out[6:], (brain - brain.mean()) / brain.std(), atol=1e-4)
+    np.testing.assert_allclose(out[:6], -brain.mean() / brain.std(), atol=1e-4)
+    np.testing.assert_allclose(run(policy="minmax"), stored / stored.max(), atol=1e-6)
+    clipped = np.clip(stored, 20, 60)
+    expected = (clipped - clipped.mean()) / clipped.std()
+    np.testing.assert_allclose(run(policy="zscore", window=[20, 60]), expected, atol=1e-4)
 
 
 def test_channels_are_normalised_one_by_one(tmp_path):
@@ -396,3 +418,34 @@ def test_a_2d_preset_gives_the_volume_back(tmp_path, codes, spacing):
     written = nib.load(tmp_path / "out" / "image_seg.nii.gz")
     np.testing.assert_allclose(written.affine, nib.load(case["image"]).affine)
     np.testing.assert_allclose(np.sort(written.header.get_zooms()), np.sort(zooms), atol=1e-5)
+
+
+def test_centre_crop_and_back(tmp_path):
+    """The field of view is cut in training and inference alike; what lies outside is background in the result."""
+    case, stored, _ = write_case(tmp_path, sides=(40, 30, 20), spacing=(0.5, 1.0, 2.0), codes="LPS")
+    p = preset(centre_crop=[10.0, 100.0, None], intensity={"policy": "as_stored"})
+    item = p.preprocessing(label=True)(dict(case))
+    assert item["image"].shape == item["label"].shape == (1, 20, 30, 20)
+    np.testing.assert_array_equal(item["image"][0], stored[::-1, ::-1][10:30])
+    chain = p.preprocessing()
+    item = chain({"image": case["image"]})
+    item["pred"] = torch.cat([torch.zeros(1, 20, 30, 20), torch.ones(1, 20, 30, 20)])
+    out = p.postprocessing(chain)(item)["pred"][0].numpy()
+    assert out.shape == (40, 30, 20)
+    assert out[10:30].all()
+    assert not out[:10].any()
+    assert not out[30:].any()
+
+
+@pytest.mark.parametrize("sides", [(30, 26, 5), (30, 26)])
+def test_slices_resized_and_back(tmp_path, sides):
+    """As the 2D literature does it: every slice to one size, the result on the pixels of the file."""
+    disc = -sum((g - s // 2) ** 2 / (s / 3) ** 2 for g, s in zip(np.indices(sides)[:2], sides, strict=False))
+    case, _, stored = write_case(tmp_path, sides=sides, array=disc + np.zeros(sides))
+    p = preset(spatial_dims=2, patch_size=[64, 64], resize=[64, 64], intensity={"policy": "as_stored"})
+    chain = p.preprocessing()
+    item = chain({"image": case["image"]})
+    assert item["image"].shape == (1, 64, 64, *sides[2:])
+    foreground = (item["image"] > float(np.percentile(disc + np.zeros(sides), 70))).float()
+    item["pred"] = torch.cat([1 - foreground, foreground])
+    np.testing.assert_array_equal(p.postprocessing(chain)(item)["pred"][0].numpy(), stored)
