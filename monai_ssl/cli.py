@@ -96,6 +96,70 @@ class Commands:
         counts = {key: len(content.get(key, [])) for key in ("training", "unlabeled", "validation", "testing")}
         print(f"{path}: {_counts(counts)}")
 
+    def prepare(
+        self,
+        dataset: str,
+        source: str,
+        output: str,
+        n_labeled: int | None = None,
+        n_validation: int | None = None,
+        n_testing: int | None = None,
+        split: str | None = None,
+        seed: int | None = None,
+        workers: int | None = None,
+        check: bool = True,
+        download: bool = False,
+        **options: Any,
+    ) -> None:
+        """From the official download of a public data set to a checked datalist with the published split.
+
+        Type it again to go on after an interruption: what is done is kept. docs/datasets.md has a section per data set.
+
+        Args:
+            dataset: left_atrium, pancreas_ct, brats2019, acdc, mscmrseg2019, hippocampus, or msd for any task of the
+                Decathlon.
+            source: folder of the download, searched with its subfolders.
+            output: new folder for images, labels, datalist.json and manifest.json.
+            n_labeled: labelled patients, the first of the training list; default: as published.
+            n_validation: validation patients, the last of the training list, where the published split has none.
+            n_testing: test patients, where no list is published.
+            split: name of another shipped list, or path of your own .yaml.
+            seed: draw the split anew, with the published sizes.
+            workers: processes; default: one per core, up to 8.
+            check: read all written files again with the rules of `monai-ssl check`; --check False skips it.
+            download: fetch hippocampus or an msd task into SOURCE first.
+            **options: of the data set: --crop literature, label_free or none (left_atrium; pancreas_ct without
+                label_free), --spacing (pancreas_ct), --target whole_tumour or multi_class (brats2019), --task (msd).
+        """
+        from monai_ssl.data.prepare import RECIPES, build_recipe
+        from monai_ssl.data.prepare import prepare as run_recipe
+
+        if dataset not in RECIPES:
+            near = difflib.get_close_matches(dataset, RECIPES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(RECIPES)}"
+            raise DataError(
+                f"dataset: {dataset!r} is none that can be prepared, {hint}; your own data: {PROGRAM} split"
+            )
+        recipe = build_recipe(RECIPES[dataset], options)
+        done = run_recipe(recipe, source, output, n_labeled, n_validation, n_testing, split, seed, workers, check,
+                          download)  # fmt: skip
+        for remark in done.remarks:
+            print(f"note: {remark}")
+        for name, reason in done.skipped.items():
+            print(f"skipped: {name}: {reason}")
+        for problem in done.problems:
+            print(problem)
+        errors = sum(problem.severity == "error" for problem in done.problems)
+        print(f"{done.datalist}: {_counts(done.counts)}; {done.converted} converted, {done.reused} from before, "
+              f"{len(done.skipped)} skipped; {_plural(errors, 'error')}")  # fmt: skip
+        if options.get("crop", "literature") == "literature" and "crop" in recipe.options():
+            print("ATTENTION: images are cropped around their LABELS, as in the literature. The crop tells where the organ "
+                  "is, also in unlabelled and test cases: results do not carry over to whole scans.")  # fmt: skip
+        flavour = f" --flavour {done.flavour}" if done.flavour else ""
+        print(f"next: {PROGRAM} train dtc {shlex.quote(str(done.datalist.parent))} --dataset {done.preset}{flavour}")
+        if errors:
+            raise SystemExit(1)
+
     def preset(self, name: str, output: str, flavour: str | None = None) -> None:
         """Write a dataset preset to a YAML file, to adapt it to your data.
 
