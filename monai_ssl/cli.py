@@ -153,8 +153,8 @@ class Commands:
         print(f"{done.datalist}: {_counts(done.counts)}; {done.converted} converted, {done.reused} from before, "
               f"{len(done.skipped)} skipped; {_plural(errors, 'error')}")  # fmt: skip
         if options.get("crop", "literature") == "literature" and "crop" in recipe.options():
-            print("ATTENTION: images are cropped around their LABELS, as in the literature. The crop tells where the organ "
-                  "is, also in unlabelled and test cases: results do not carry over to whole scans.")  # fmt: skip
+            print("ATTENTION: images are cropped around their LABELS, as in the literature. The crop tells where the "
+                  "organ is, also in unlabelled and test cases: results do not carry over to whole scans.")  # fmt: skip
         flavour = f" --flavour {done.flavour}" if done.flavour else ""
         print(f"next: {PROGRAM} train dtc {shlex.quote(str(done.datalist.parent))} --dataset {done.preset}{flavour}")
         if errors:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -127,7 +128,7 @@ class Recipe(ABC):
         return self
 
     def finish(self, target: Path, lists: Mapping[str, list[dict[str, Any]]]) -> list[str]:
-        """Write what else belongs to the data set, once all cases are there; returns remarks."""
+        """Write what else belongs to the data set, once all cases are there; returns what the user should know."""
         return []
 
     def download(self, source: Path) -> None:
@@ -276,8 +277,8 @@ def prepare(
         if case.name in records:
             entries.setdefault(case.patient, []).append(records[case.name]["entry"])
     lists, about_split = sections(named, entries, n_labeled, n_validation)
-    remarks += about_split + _same_labels(records)
     ordered = {case.name: records[case.name] for case in cases if case.name in records}
+    remarks += about_split + _same_labels(ordered)
     datalist = target / DATALIST
     n_patients = {name: len(_patients(lists[name], cases, records)) for name in lists}
     content = {
@@ -289,7 +290,7 @@ def prepare(
         **lists,
     }
     write_text(datalist, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-    remarks += recipe.finish(target, lists)
+    notes = recipe.finish(target, lists)
     name, flavour = recipe.preset
     preset = target / name if name.endswith(".yaml") else name
     problems = verify(load_datalist(datalist, target), load_preset(preset, flavour)) if check else []
@@ -305,6 +306,7 @@ def prepare(
     _write_journal(target, identity, ordered.values())
     for case_name, record in ordered.items():
         remarks += [f"{case_name}: {remark}" for remark in record["remarks"]]
+    remarks += notes
     return Prepared(
         datalist, {key: len(value) for key, value in lists.items()}, len(records) - reused, reused, skipped, remarks,
         problems, str(preset), flavour,
@@ -378,8 +380,9 @@ def _run(
         for case in cases:
             yield _convert(recipe, case, str(source), str(target))
         return
-    # spawn: a fork of a process with PyTorch's threads may hang
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    # as PyTorch's own loaders: a fork is there at once, where a new process imports PyTorch first
+    method = "fork" if sys.platform == "linux" else "spawn"
+    with ProcessPoolExecutor(workers, mp_context=get_context(method)) as pool:
         waiting: dict[Future[dict[str, Any]], str] = {}
         queue = iter(cases)
         try:
@@ -488,7 +491,7 @@ def _same_labels(records: Mapping[str, Mapping[str, Any]]) -> list[str]:
         for path, entry in record["written"].items():
             if path.startswith("labels/") and "label is empty, background only" not in record["remarks"]:
                 groups.setdefault(entry["sha256"], []).append(name)
-    return [f"{' and '.join(names)}: have the very same label" for names in groups.values() if len(names) > 1]
+    return [f"{_enumerate(names)}: the very same label" for names in groups.values() if len(names) > 1]
 
 
 def _patients(
