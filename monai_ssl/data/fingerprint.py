@@ -28,8 +28,7 @@ class Fingerprint:
 
     Attributes:
         shape, spacing: per axis; spacing None where the format states none.
-        axis: the stored axis with the largest spacing is this one after reorientation to RAS.
-        last: the stored axis with the largest spacing is the last one.
+        slices: which axis the last stored one is after reorientation to RAS: where a 2D network finds its slices.
         low, high, minimum: 0.5th and 99.5th percentile and minimum of the first channel.
         integer: all values are integers.
         n_channels: in the file or files.
@@ -39,8 +38,7 @@ class Fingerprint:
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...] | None
-    axis: int
-    last: bool
+    slices: int
     low: float
     high: float
     minimum: float
@@ -78,10 +76,9 @@ def fingerprint(entry: Entry) -> Fingerprint:
             raise DataError(f"{file}: {error}") from error
         volumes.append(volume)
     image = volumes[0]
-    order, spacing, largest = list(range(image.ndim - 1)), None, image.ndim - 2
+    order, spacing = list(range(image.ndim - 1)), None
     if affine is not None:
         zooms = nib.affines.voxel_sizes(affine)[: image.ndim - 1]
-        largest = int(np.argmax(zooms))
         if image.ndim == 4:
             codes = nib.io_orientation(affine)[:, 0]
             if np.isfinite(codes).all():
@@ -91,8 +88,7 @@ def fingerprint(entry: Entry) -> Fingerprint:
     found = Fingerprint(
         shape=tuple(int(image.shape[1 + i]) for i in order),
         spacing=spacing,
-        axis=order.index(largest),
-        last=largest == image.ndim - 2,
+        slices=order.index(image.ndim - 2),
         low=float(np.percentile(values, 0.5)),
         high=float(np.percentile(values, 99.5)),
         minimum=float(values.min()),
@@ -133,6 +129,8 @@ def propose_preset(
     """
     if not entries:
         raise DataError("a preset can only be proposed from cases, got none")
+    if sorted(labels) != list(range(len(labels))) or len(labels) < 2:
+        raise DataError(f"a preset needs classes 0, 1, 2, ... without gap, got {sorted(labels)}: remap the label files")
     labelled = [entry for entry in entries if "label" in entry]
     others = [entry for entry in entries if "label" not in entry]
     half = SAMPLE // 2
@@ -191,23 +189,25 @@ def _dims(found: list[Fingerprint], reasons: list[str]) -> int:
     if len(found[0].shape) == 2:
         reasons.append("spatial_dims 2: the files are 2D")
         return 2
-    known = [f for f in found if f.spacing is not None]
-    ratios = [max(f.spacing or ()) / min(f.spacing or (1,)) for f in known]
-    ratio = float(np.median(ratios)) if ratios else 1.0
-    depth = int(np.median([f.shape[f.axis] for f in found]))
-    if ratio >= 3 and depth < 48:
-        if all(f.last for f in found):
-            reasons.append(
-                f"spatial_dims 2: slices are {ratio:.1f} times thicker than pixels are wide ({depth} slices): a 2D "
-                "network goes through them"
-            )
-            return 2
-        reasons.append(
-            f"spatial_dims 3, although slices are {ratio:.1f} times thicker than pixels are wide: they are not the "
-            "last axis of every file, where a 2D network needs them"
-        )
-        return 3
-    reasons.append(f"spatial_dims 3: voxels are at most {ratio:.1f} times longer than wide, {depth} slices")
+
+    def across(values: Sequence[float], f: Fingerprint) -> float:
+        """Along the slices' axis, relative to the smaller of the other two."""
+        return values[f.slices] / min(value for axis, value in enumerate(values) if axis != f.slices)
+
+    ratio = float(np.median([1.0 if f.spacing is None else across(f.spacing, f) for f in found]))
+    depth = int(np.median([f.shape[f.slices] for f in found]))
+    if depth < 48 and ratio >= 3:
+        reasons.append(f"spatial_dims 2: slices are {ratio:.1f} times thicker than pixels are wide, a 2D network goes "
+                       f"through the {depth} slices")  # fmt: skip
+        return 2
+    if depth < 32 and max(across(f.shape, f) for f in found) <= 1 / 6:
+        reasons.append(f"spatial_dims 2: there are only {depth} slices, a 2D network goes through them")
+        return 2
+    longest = max((max(f.spacing) / min(f.spacing) for f in found if f.spacing is not None), default=1.0)
+    text = f"spatial_dims 3: {depth} slices, voxels at most {longest:.1f} times longer than wide"
+    if longest >= 3:
+        text += "; for a 2D network, the thick slices would have to be the last axis of every file"
+    reasons.append(text)
     return 3
 
 
@@ -219,7 +219,7 @@ def _channels(number: int, names: Sequence[str] | None, reasons: list[str]) -> l
 
 
 def _orientation(found: list[Fingerprint], dims: int, reasons: list[str]) -> str | None:
-    if dims == 3 or len(found[0].shape) == 2 or all(f.axis == 2 for f in found):
+    if dims == 3 or len(found[0].shape) == 2 or all(f.slices == 2 for f in found):
         reasons.append("orientation RAS: all files are brought to the same axes")
         return "RAS"
     reasons.append("orientation null: in RAS the slices of some files would not be the last axis")
