@@ -52,22 +52,29 @@ class Commands:
 
     def split(
         self,
-        source: str,
+        source: str | None = None,
         output: str | None = None,
+        images: str | None = None,
         labels: str | None = None,
         n_labeled: int | None = None,
         n_validation: int | None = None,
         n_testing: int = 0,
         seed: int = 0,
         patient_pattern: str | None = None,
+        patients: str | None = None,
         label_names: dict[int, str] | None = None,
+        preset: str | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Choose which cases of a folder are labelled, unlabelled, for validation and testing; write a datalist.
+        """Choose which cases of a folder are labelled, unlabelled, for validation and testing; propose a preset.
+
+        Images and labels are paired by their names; images without label are unlabelled. The preset is a start: it
+        says why each value was chosen.
 
         Args:
-            source: folder with images (and labels), or a Decathlon dataset.json.
-            output: the datalist to write; default: datalist.json beside the images.
+            source: folder with images and labels, or a Decathlon dataset.json.
+            output: the datalist to write; default: datalist.json in the folder of the data.
+            images: folder of the images, instead of SOURCE.
             labels: folder of the labels, where it is not found by its name.
             n_labeled: labelled training cases; the other labelled cases become unlabelled.
             n_validation: validation cases; default: a fifth of the labelled ones.
@@ -75,13 +82,24 @@ class Commands:
             seed: the same seed gives the same split on every machine.
             patient_pattern: regular expression that finds the patient in a case's name, so that no patient is on two
                 sides; the numbers then count patients.
+            patients: instead of a pattern, a CSV file with the columns case and patient.
             label_names: names of the classes: "{1: left atrium}"; default: as in dataset.json, else from the labels.
-            overwrite: replace an existing datalist.
+            preset: the preset to write; default: preset.yaml beside the datalist. One that exists is kept.
+            overwrite: replace an existing datalist (and a preset that is named with --preset).
         """
+        from monai_ssl.data import load_datalist
+        from monai_ssl.data.fingerprint import propose_preset, write_preset
         from monai_ssl.data.split import make_split
 
+        if (source is None) == (images is None):
+            raise UsageError("split: give either SOURCE or --images DIR")
+        target = None if preset is None else Path(preset).expanduser()
+        if target is not None and target.suffix.lower() not in {".yaml", ".yml"}:
+            raise DataError(f"preset: must be a .yaml file, got {preset!r}")
+        if target is not None and target.exists() and not overwrite:
+            raise DataError(f"preset: {target} exists already; choose another name or pass --overwrite")
         path = make_split(
-            source,
+            str(source or images),
             labels=labels,
             output=output,
             n_labeled=n_labeled,
@@ -89,12 +107,94 @@ class Commands:
             n_testing=n_testing,
             seed=seed,
             patient_pattern=patient_pattern,
+            patients=patients,
             label_names=label_names,
             overwrite=overwrite,
         )
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         counts = {key: len(content.get(key, [])) for key in ("training", "unlabeled", "validation", "testing")}
         print(f"{path}: {_counts(counts)}")
+        cases = load_datalist(path)
+        print("classes:", ", ".join(f"{value} {name}" for value, name in cases.labels.items()))
+        proposed = target or path.parent / "preset.yaml"
+        if target is None and proposed.exists():
+            print(f"{proposed}: exists already and is kept; --preset FILE proposes a new one")
+            return
+        try:
+            proposal = propose_preset(cases.training + cases.unlabeled, cases.labels)
+        except DataError as error:
+            print(f"no preset is proposed: {error}", file=sys.stderr)
+            return
+        write_preset(proposed, proposal)
+        print(f"{proposed}: a proposal, from the data:")
+        for reason in proposal.reasons:
+            print(f"  - {reason}")
+        print(f"next: {PROGRAM} check {shlex.quote(str(path.parent))} --datalist {shlex.quote(path.name)} --dataset "
+              f"{shlex.quote(str(proposed))}")  # fmt: skip
+
+    def prepare(
+        self,
+        dataset: str,
+        source: str,
+        output: str,
+        n_labeled: int | None = None,
+        n_validation: int | None = None,
+        n_testing: int | None = None,
+        split: str | None = None,
+        seed: int | None = None,
+        workers: int | None = None,
+        check: bool = True,
+        download: bool = False,
+        **options: Any,
+    ) -> None:
+        """From the official download of a public data set to a checked datalist with the published split.
+
+        Type it again to go on after an interruption: what is done is kept. docs/datasets.md has a section per data set.
+
+        Args:
+            dataset: left_atrium, pancreas_ct, brats2019, acdc, mscmrseg2019, hippocampus, or msd for any task of the
+                Decathlon.
+            source: folder of the download, searched with its subfolders.
+            output: new folder for images, labels, datalist.json and manifest.json.
+            n_labeled: labelled patients, the first of the training list; default: as published.
+            n_validation: validation patients, the last of the training list, where the published split has none.
+            n_testing: test patients, where no list is published.
+            split: name of another shipped list, or path of your own .yaml.
+            seed: draw the split anew, with the published sizes.
+            workers: processes; default: one per core, up to 8.
+            check: read all written files again with the rules of `monai-ssl check`; --check False skips it.
+            download: fetch hippocampus or an msd task into SOURCE first.
+            **options: of the data set: --crop literature, label_free or none (left_atrium; pancreas_ct without
+                label_free), --spacing (pancreas_ct), --target whole_tumour or multi_class (brats2019), --task (msd).
+        """
+        from monai_ssl.data.prepare import RECIPES, build_recipe
+        from monai_ssl.data.prepare import prepare as run_recipe
+
+        if dataset not in RECIPES:
+            near = difflib.get_close_matches(dataset, RECIPES, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(RECIPES)}"
+            raise DataError(
+                f"dataset: {dataset!r} is none that can be prepared, {hint}; your own data: {PROGRAM} split"
+            )
+        recipe = build_recipe(RECIPES[dataset], options)
+        done = run_recipe(recipe, source, output, n_labeled, n_validation, n_testing, split, seed, workers, check,
+                          download)  # fmt: skip
+        for remark in done.remarks:
+            print(f"note: {remark}")
+        for name, reason in done.skipped.items():
+            print(f"skipped: {name}: {reason}")
+        for problem in done.problems:
+            print(problem)
+        errors = sum(problem.severity == "error" for problem in done.problems)
+        print(f"{done.datalist}: {_counts(done.counts)}; {done.converted} converted, {done.reused} from before, "
+              f"{len(done.skipped)} skipped; {_plural(errors, 'error')}")  # fmt: skip
+        if options.get("crop", "literature") == "literature" and "crop" in recipe.options():
+            print("ATTENTION: images are cropped around their LABELS, as in the literature. The crop tells where the "
+                  "organ is, also in unlabelled and test cases: results do not carry over to whole scans.")  # fmt: skip
+        flavour = f" --flavour {done.flavour}" if done.flavour else ""
+        print(f"next: {PROGRAM} train dtc {shlex.quote(str(done.datalist.parent))} --dataset {done.preset}{flavour}")
+        if errors:
+            raise SystemExit(1)
 
     def preset(self, name: str, output: str, flavour: str | None = None) -> None:
         """Write a dataset preset to a YAML file, to adapt it to your data.
@@ -150,6 +250,24 @@ class Commands:
               f"{_plural(len(problems) - errors, 'warning')}")  # fmt: skip
         if errors:
             raise SystemExit(1)
+
+    def describe(
+        self, source: str, datalist: str | None = None, output: str | None = None, title: str | None = None
+    ) -> None:
+        """Write an HTML page that shows the data: sizes, spacings, intensities, class volumes, pictures with labels.
+
+        Args:
+            source: a datalist, or the folder of the data.
+            datalist: JSON inside the folder; default: the datalist found there.
+            output: the page; default: NAME-OF-THE-DATALIST.html beside the datalist.
+            title: heading; default: name of the folder.
+        """
+        from monai_ssl.data import load_datalist
+        from monai_ssl.description import describe
+
+        cases = load_datalist(source) if source.lower().endswith(".json") else load_datalist(datalist, source)
+        assert cases.path is not None  # strict
+        print(describe(cases, output or cases.path.with_suffix(".html"), title))
 
     def train(
         self,
@@ -598,8 +716,8 @@ def _usage(name: str, command: Callable[..., None]) -> str:
     words = [PROGRAM, name]
     parameters = inspect.signature(command).parameters.values()
     words += [p.name.upper() for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if name == "evaluate":
-        words.append("[RUN]")
+    if name in ("evaluate", "split"):
+        words.append("[RUN]" if name == "evaluate" else "[SOURCE]")
     if len(words) < len(parameters) + 2:
         words.append("[OPTIONS]")
     return " ".join(words)

@@ -26,7 +26,20 @@ from monai_ssl.handlers import checkpoint
 
 TINY = ["--dataset", "phantom", "--max_iterations", "4", "--epoch_length", "2", "--val_interval", "2",
         "--network_def#base_channels", "2", "--num_workers", "0", "--amp", "off", "--device", "cpu"]  # fmt: skip
-COMMANDS = ["demo", "split", "preset", "check", "train", "evaluate", "predict", "report", "bundle", "list"]
+COMMANDS = [
+    "demo",
+    "split",
+    "prepare",
+    "preset",
+    "check",
+    "describe",
+    "train",
+    "evaluate",
+    "predict",
+    "report",
+    "bundle",
+    "list",
+]
 
 
 def run(*words: Any) -> int:
@@ -150,7 +163,10 @@ class TestMistakesBeforeTraining:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            (["--dataset", "phantm"], "dataset: must be one of hippocampus, left_atrium, phantom"),
+            (
+                ["--dataset", "phantm"],
+                "dataset: must be one of acdc, brats2019, hippocampus, left_atrium, mscmrseg2019, pancreas_ct, phantom",
+            ),
             (["--dataset", "phantom", "--flavour", "practicle"], "flavour: phantom.yaml offers literature, practical"),
             (
                 ["--max_iteration", "4"],

@@ -22,6 +22,7 @@ from monai.transforms import (
     KeepLargestConnectedComponentd,
     LoadImaged,
     NormalizeIntensityd,
+    Orientation,
     Orientationd,
     RandAdjustContrastd,
     RandAffined,
@@ -32,7 +33,9 @@ from monai.transforms import (
     RandScaleIntensityd,
     RandShiftIntensityd,
     RandSpatialCropd,
+    Resize,
     SaveImaged,
+    ScaleIntensityd,
     ScaleIntensityRanged,
     ScaleIntensityRangePercentilesd,
     Spacingd,
@@ -44,7 +47,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from monai_ssl.data.datalist import DataError
 from monai_ssl.data.guard import CheckCased
 from monai_ssl.data.writer import AtomicNibabelWriter
-from monai_ssl.transforms import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd
+from monai_ssl.transforms import (
+    ByRankd,
+    CentreCropd,
+    LiteraturePadd,
+    NormalizeNonzerod,
+    RandLiteratureCropd,
+    RandRotateFlipd,
+    RandSliced,
+    RandSliceRotateFlipd,
+)
 
 PRESET_DIR = Path(__file__).parent / "presets"
 
@@ -56,18 +68,25 @@ class _Strict(BaseModel):
 class Intensity(_Strict):
     """How grey values are normalised, volume by volume.
 
-    ``as_stored``: untouched. ``zscore``: zero mean, unit variance. ``robust``: clipped to the two percentiles, then
-    z-scored. ``window``: ``window`` (for example in Hounsfield units) is mapped to [-1, 1] and clipped.
+    ``as_stored``: untouched. ``zscore``: zero mean, unit variance, after clipping to ``window`` where one is given.
+    ``robust``: clipped to the two percentiles, then z-scored. ``minmax``: mapped to [0, 1]. ``window``: ``window`` (for
+    example in Hounsfield units) is mapped to [-1, 1] and clipped. With ``nonzero`` the statistics of ``robust`` and
+    ``zscore`` are those of the voxels that are not 0 (skull-stripped brains).
     """
 
-    policy: Literal["as_stored", "zscore", "robust", "window"] = "robust"
+    policy: Literal["as_stored", "zscore", "robust", "minmax", "window"] = "robust"
     percentiles: tuple[float, float] = (0.5, 99.5)
     window: tuple[float, float] | None = None
+    nonzero: bool = False
 
     @model_validator(mode="after")
     def _window(self) -> Intensity:
         if self.policy == "window" and self.window is None:
             raise ValueError("intensity.policy 'window' needs intensity.window: [low, high]")
+        if self.window is not None and (self.policy not in ("window", "zscore") or self.nonzero):
+            raise ValueError(f"intensity.window goes with policy 'window' or 'zscore', not with {self.policy!r}")
+        if self.nonzero and self.policy not in ("robust", "zscore"):
+            raise ValueError(f"intensity.nonzero goes with policy 'robust' or 'zscore', not with {self.policy!r}")
         return self
 
 
@@ -75,8 +94,9 @@ class Augmentation(_Strict):
     """Random transforms of the training patches.
 
     ``literature``: rotation by k * 90 degrees in the first plane, then a flip that is ALWAYS applied, then the crop
-    (the identity never occurs). ``practical``: small affine, flips along ``flip_axes`` with probability 0.5,
-    quarter turns in ``rotate90_axes`` with probability 0.5, noise, blur, brightness, contrast. ``none``: crop only.
+    (the identity never occurs); in 2D that for half of the slices, a small rotation for a quarter. ``practical``:
+    small affine, flips along ``flip_axes`` with probability 0.5, quarter turns in ``rotate90_axes`` with probability
+    0.5, noise, blur, brightness, contrast. ``none``: crop only.
     """
 
     policy: Literal["literature", "practical", "none"] = "practical"
@@ -119,12 +139,17 @@ class Preset(_Strict):
 
     Attributes:
         name, description, flavour: what it is.
-        spatial_dims: 2 or 3.
+        spatial_dims: of network and patches. 2: images are 2D files, or volumes whose slices along the LAST axis (after
+            ``orientation``) train one by one and are restacked, so that results lie on the volume.
         channels: one name per image channel.
         modality: for the bundle's metadata, for example ``MR`` or ``CT``.
         labels: class index -> name; 0 is the background; indices 0..n-1 without gap.
         orientation: axis codes to which images are brought (``RAS``), or None for arrays as stored.
-        spacing: millimetres per axis to which images are resampled, or None for the stored grid.
+        spacing: millimetres per axis to which images are resampled (2D: in plane), or None for the stored grid.
+        resize: 2D only: pixels per axis to which every slice is resized (nearest pixel), as the 2D literature does.
+            Distorts, and forgets the pixel size; None for the stored grid.
+        centre_crop: millimetres per axis of a field of view around the centre, the same in training and inference;
+            null entries keep the axis. Finds no organ and needs no label: choose it generously. None: whole image.
         patch_size: voxels per axis.
         intensity, augmentation, window, training: see the classes of these names.
         largest_component: keep the largest component of each class (changes results: see the literature's tables).
@@ -139,6 +164,8 @@ class Preset(_Strict):
     labels: dict[int, str]
     orientation: str | None = "RAS"
     spacing: tuple[float, ...] | None = None
+    resize: tuple[int, int] | None = None
+    centre_crop: tuple[float | None, ...] | None = None
     patch_size: tuple[int, ...]
     intensity: Intensity = Intensity()
     augmentation: Augmentation = Augmentation()
@@ -156,6 +183,14 @@ class Preset(_Strict):
             value = getattr(self, key)
             if value is not None and len(value) != self.spatial_dims:
                 raise ValueError(f"{key} must have {self.spatial_dims} entries (spatial_dims), got {list(value)}")
+        if self.resize is not None and (self.spatial_dims == 3 or self.spacing is not None):
+            raise ValueError("resize is for spatial_dims 2 and goes without spacing; remove one of them")
+        if self.centre_crop is not None and (
+            len(self.centre_crop) > 3 or any(size is not None and size <= 0 for size in self.centre_crop)
+        ):
+            raise ValueError(
+                f"centre_crop must be positive millimetres or null, up to 3 entries, got {list(self.centre_crop)}"
+            )
         if self.window.stride is not None and len(self.window.stride) != self.spatial_dims:
             raise ValueError(f"window.stride must have {self.spatial_dims} entries, got {list(self.window.stride)}")
         if any(p < 16 or p % 16 for p in self.patch_size):
@@ -199,19 +234,38 @@ class Preset(_Strict):
             CheckCased(self),
         ]
         if self.orientation is not None:
-            steps.append(Orientationd(keys, axcodes=self.orientation[: self.spatial_dims], labels=None))
+            codes = self.orientation
+            if self.spatial_dims == 3:
+                steps.append(Orientationd(keys, axcodes=codes, labels=None))
+            else:
+                steps.append(ByRankd(keys, Orientation(codes[:2], labels=None), Orientation(codes, labels=None)))
         if self.spacing is not None:
-            steps.append(Spacingd(keys, pixdim=self.spacing, mode=mode))
+            # -1: the distance between the slices of a volume stays
+            steps.append(Spacingd(keys, pixdim=(*self.spacing, -1.0)[:3], mode=mode))
+        if self.centre_crop is not None:
+            steps.append(CentreCropd(keys, self.centre_crop))
+        if self.resize is not None:
+            steps.append(
+                ByRankd(
+                    keys, Resize(self.resize, mode="nearest-exact"), Resize((*self.resize, -1), mode="nearest-exact")
+                )
+            )
         return steps + self._intensity()
 
     def _intensity(self) -> list[Transform]:
         i = self.intensity
         if i.policy == "as_stored":
             return []
+        clip: list[Transform] = []
+        if i.window is not None:
+            clip.append(ScaleIntensityRanged("image", *i.window, -1.0, 1.0, clip=True))
         if i.policy == "window":
-            assert i.window is not None  # validated
-            return [ScaleIntensityRanged("image", *i.window, -1.0, 1.0, clip=True)]
-        steps: list[Transform] = [NormalizeIntensityd("image", channel_wise=True)]
+            return clip
+        if i.policy == "minmax":
+            return [ScaleIntensityd("image", 0.0, 1.0, channel_wise=True)]
+        if i.nonzero:
+            return [NormalizeNonzerod("image", i.percentiles if i.policy == "robust" else (0.0, 100.0))]
+        steps: list[Transform] = [*clip, NormalizeIntensityd("image", channel_wise=True)]
         if i.policy == "robust":
             low, high = i.percentiles
             steps.insert(0, ScaleIntensityRangePercentilesd(
@@ -271,25 +325,40 @@ class Preset(_Strict):
     # --- training only ---
 
     def training_preprocessing(self, label: bool = True) -> Compose:
-        """Everything deterministic of the training chain: preprocessing, padding to the patch, plain tensors."""
+        """Everything deterministic of the training chain: preprocessing, padding to the patch, plain tensors.
+
+        With ``spatial_dims: 2`` a volume stays a volume here: its slices are drawn and padded one by one.
+        """
         keys = ["image", "label"] if label else ["image"]
         steps = self._preprocessing(keys)
-        if self.augmentation.policy == "literature":
-            steps.append(LiteraturePadd(keys, self.patch_size))
-        else:
-            steps.append(SpatialPadd(keys, self.patch_size))
+        if self.spatial_dims == 3:
+            steps.append(self._padding(keys))
         steps.append(EnsureTyped("image", dtype="float32", track_meta=False))
         if label:
             steps.append(EnsureTyped("label", dtype="uint8", track_meta=False))
         return Compose(steps)
 
+    def _padding(self, keys: list[str]) -> Transform:
+        if self.augmentation.policy == "literature" and self.spatial_dims == 3:
+            return LiteraturePadd(keys, self.patch_size)
+        return SpatialPadd(keys, self.patch_size)
+
     def random_transforms(self, label: bool = True) -> list[Transform]:
-        """Random transforms of one training item, ending in a patch of ``patch_size``."""
+        """Random transforms of one training item, ending in a patch of ``patch_size``.
+
+        With ``spatial_dims: 2`` they begin with a random slice of the volume.
+        """
         keys = ["image", "label"] if label else ["image"]
+        steps = self._augmentation(keys)
+        return steps if self.spatial_dims == 3 else [RandSliced(keys), self._padding(keys), *steps]
+
+    def _augmentation(self, keys: list[str]) -> list[Transform]:
         a = self.augmentation
-        if a.policy == "literature":
+        if a.policy == "literature" and self.spatial_dims == 3:
             return [RandRotateFlipd(keys), RandLiteratureCropd(keys, self.patch_size)]
         crop = RandSpatialCropd(keys, self.patch_size, random_size=False)
+        if a.policy == "literature":
+            return [RandSliceRotateFlipd(keys), crop]
         if a.policy == "none":
             return [crop]
         mode = ["bilinear", "nearest"][: len(keys)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -55,6 +56,7 @@ def make_split(
     n_testing: int = 0,
     seed: int = 0,
     patient_pattern: str | None = None,
+    patients: str | Path | None = None,
     label_names: Mapping[int, str] | None = None,
     description: str | None = None,
     overwrite: bool = False,
@@ -67,8 +69,8 @@ def make_split(
     Args:
         source: the folder or the ``dataset.json``.
         labels: folder of the labels, where it is not found by its name.
-        output, n_labeled, n_validation, n_testing, seed, patient_pattern, label_names, description, overwrite: see
-            :func:`split_folder`.
+        output, n_labeled, n_validation, n_testing, seed, patient_pattern, patients, label_names, description,
+            overwrite: see :func:`split_folder`.
 
     Returns:
         Path of the datalist.
@@ -88,6 +90,7 @@ def make_split(
         "n_testing": n_testing,
         "seed": seed,
         "patient_pattern": patient_pattern,
+        "patients": patients,
         "label_names": label_names,
         "description": description,
         "overwrite": overwrite,
@@ -144,6 +147,7 @@ def split_folder(
     n_testing: int = 0,
     seed: int = 0,
     patient_pattern: str | None = None,
+    patients: str | Path | None = None,
     label_names: Mapping[int, str] | None = None,
     description: str | None = None,
     overwrite: bool = False,
@@ -169,6 +173,8 @@ def split_folder(
         seed: of the shuffle.
         patient_pattern: regular expression that finds the patient in the case's name (its first group, or all of
             it), such as ``patient\\d+``; then the three numbers count *patients*, and no patient is on two sides.
+        patients: instead of a pattern, a CSV file with the columns ``case`` (the case's name, with or without file
+            suffix) and ``patient``.
         label_names: names of the classes by value; None finds the values in the labels of the training part.
         description: text for the datalist; None describes the split.
         overwrite: replace an existing ``output``.
@@ -192,8 +198,9 @@ def split_folder(
     target = _target(output, overwrite)
     entries = _pair(image_dir, label_dir)
     return _deal(
-        entries, image_dir, target, n_labeled, n_validation, n_testing, seed, patient_pattern, label_names, description
-    )
+        entries, image_dir, target, n_labeled, n_validation, n_testing, seed, patient_pattern, patients, label_names,
+        description,
+    )  # fmt: skip
 
 
 def split_msd(
@@ -204,6 +211,7 @@ def split_msd(
     n_testing: int = 0,
     seed: int = 0,
     patient_pattern: str | None = None,
+    patients: str | Path | None = None,
     label_names: Mapping[int, str] | None = None,
     description: str | None = None,
     overwrite: bool = False,
@@ -216,7 +224,7 @@ def split_msd(
     Args:
         dataset_json: the file; its ``labels`` become the datalist's.
         output: the datalist; None writes ``datalist.json`` beside ``dataset_json``.
-        n_labeled, n_validation, n_testing, seed, patient_pattern, label_names, description, overwrite: see
+        n_labeled, n_validation, n_testing, seed, patient_pattern, patients, label_names, description, overwrite: see
             :func:`split_folder`.
 
     Returns:
@@ -250,6 +258,7 @@ def split_msd(
         n_testing,
         seed,
         patient_pattern,
+        patients,
         names or None,
         description,
     )
@@ -453,8 +462,14 @@ def _count(argument: str, value: Any, least: int, most: int | None = None, rule:
     return int(value)
 
 
-def _groups(entries: Sequence[Entry], root: Path, pattern: str | None) -> dict[str, list[Entry]]:
+def _groups(
+    entries: Sequence[Entry], root: Path, pattern: str | None, table: str | Path | None
+) -> dict[str, list[Entry]]:
     """Cases by patient, in an order that depends on names alone."""
+    if table is not None:
+        if pattern is not None:
+            raise DataError("patient_pattern and patients both say who the patient is: give one of the two")
+        return _groups_of_table(entries, Path(table).expanduser())
     if pattern is None:
         single: dict[str, list[Entry]] = {}
         for entry in entries:
@@ -484,6 +499,40 @@ def _groups(entries: Sequence[Entry], root: Path, pattern: str | None) -> dict[s
     return groups
 
 
+def _groups_of_table(entries: Sequence[Entry], path: Path) -> dict[str, list[Entry]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"patients: {path} must be a CSV file in UTF-8 that can be read ({error})") from error
+    rows = csv.DictReader(text.splitlines(), delimiter=";" if ";" in text.partition("\n")[0] else ",")
+    if not {"case", "patient"} <= set(rows.fieldnames or ()):
+        raise DataError(
+            f"{path}: must have the columns case and patient, got {', '.join(rows.fieldnames or ()) or 'none'}"
+        )
+    known: dict[str, str] = {}
+    for row in rows:
+        case = _order(split_suffix(Path((row["case"] or "").strip()).name)[0])
+        patient = (row["patient"] or "").strip()
+        if not case or not patient:
+            raise DataError(f"{path}: line {rows.line_num} must name a case and a patient, got {row['case']!r} and "
+                            f"{row['patient']!r}")  # fmt: skip
+        if known.setdefault(case, patient) != patient:
+            raise DataError(f"{path}: a case has one patient, got {known[case]} and {patient} for {case}")
+    groups: dict[str, list[Entry]] = {}
+    missed = []
+    for entry in entries:
+        name = _order(case_name(entry))
+        if name not in known:
+            missed.append(name)
+        groups.setdefault(known.get(name, ""), []).append(entry)
+    if missed:
+        raise DataError(
+            f"{path}: must name the patient of every case, misses {len(missed)} of {len(entries)}: {_enumerate(missed)}"
+        )
+    return groups
+
+
 def _deal(
     entries: Sequence[Entry],
     root: Path,
@@ -493,11 +542,12 @@ def _deal(
     n_testing: int,
     seed: int,
     patient_pattern: str | None,
+    patients: str | Path | None,
     label_names: Mapping[int, str] | None,
     description: str | None,
 ) -> Path:
-    groups = _groups(entries, root, patient_pattern)
-    unit = "cases" if patient_pattern is None else "patients"
+    groups = _groups(entries, root, patient_pattern, patients)
+    unit = "cases" if patient_pattern is None and patients is None else "patients"
     labelled = sorted(name for name, group in groups.items() if any("label" in entry for entry in group))
     total = len(labelled)
     if not total:
@@ -550,7 +600,7 @@ def _deal(
     if description is None:
         description = ", ".join(f"{len(lists[section])} {section}" for section in lists)
         description = f"{description}; seed {seed}" + (
-            f", split by patient ({patient_pattern})" if patient_pattern else ""
+            f", split by patient ({patient_pattern or Path(str(patients)).name})" if unit == "patients" else ""
         )
     content = {
         "description": description,
@@ -563,6 +613,7 @@ def _deal(
             "n_testing": n_testing,
             "unit": unit,
             "patient_pattern": patient_pattern,
+            "patients": None if patients is None else Path(patients).name,
         },
         **{section: [_relative(entry, target.parent) for entry in lists[section]] for section in lists},
     }

@@ -194,9 +194,11 @@ def _findings(image: Any, label: Any, preset: PresetLike, shape: Sequence[float]
 
     dims, channels = preset.spatial_dims, list(preset.channels)
     spatial = image.shape[1:]
-    if len(spatial) != dims:
-        hint = "write every slice as a file of its own" if dims == 2 else "choose a preset for these data"
-        add("dims", "error", f"image must have {dims} spatial axes, got shape {spatial}: {hint}")
+    # a 2D network goes through a volume slice by slice
+    if len(spatial) not in ((3,) if dims == 3 else (2, 3)):
+        allowed = "3" if dims == 3 else "2 or 3"
+        text = f"image must have {allowed} spatial axes, got shape {spatial}"
+        add("dims", "error", f"{text}: write one file per time frame and channel, or choose another preset")
         return found
     if image.shape[0] != len(channels):
         add(
@@ -221,10 +223,11 @@ def _findings(image: Any, label: Any, preset: PresetLike, shape: Sequence[float]
             add("constant", "error", f"image must show something, got {value:g} in every voxel: leave the case out")
         elif constant:
             add("constant", "warning", f"channel {constant[0]} has {value:g} in every voxel: is the channel missing?")
-    effective = tuple(spatial if shape is None else shape)
+    effective = tuple(spatial if shape is None else shape)[:dims]
     if any(round(size) < patch for size, patch in zip(effective, preset.patch_size, strict=True)):
         sizes = tuple(round(size) for size in effective)
-        text = f"volume {sizes} is smaller than the patch {tuple(preset.patch_size)} and will be padded"
+        what = "volume" if dims == 3 else "slice"
+        text = f"{what} {sizes} is smaller than the patch {tuple(preset.patch_size)} and will be padded"
         add("patch", "warning", f"{text}: choose a smaller patch_size if most cases are so small")
     if label is not None:
         _label_findings(_to_numpy(label), spatial, preset, add)
@@ -440,17 +443,18 @@ def _geometry(
 ) -> tuple[float, ...] | None:
     """Note spacing and orientation; return the shape that the network will see, or None where it cannot be said."""
     dims = preset.spatial_dims
-    if len(spatial) != dims:
+    if len(spatial) not in ((3,) if dims == 3 else (2, 3)):
         return None
-    zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))[:dims]
+    zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))[: len(spatial)]
     shape: np.ndarray = np.asarray(spatial, dtype=float)
-    if dims == 3:
+    if len(spatial) == 3:
         case.orientation = "".join(code or "?" for code in nib.aff2axcodes(affine))
         if preset.orientation is not None and "?" not in case.orientation:
             start = nib.orientations.axcodes2ornt(case.orientation)
             end = nib.orientations.axcodes2ornt(preset.orientation)
             order = nib.orientations.ornt_transform(start, end)[:, 0].astype(int)
             zooms, shape = zooms[np.argsort(order)], shape[np.argsort(order)]
+    zooms, shape = zooms[:dims], shape[:dims]  # of the slices, for a 2D network
     case.spacing = tuple(float(zoom) for zoom in zooms)
     if preset.spacing is not None:
         shape = shape * zooms / np.asarray(preset.spacing, dtype=float)

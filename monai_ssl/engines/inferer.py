@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from monai.inferers import SlidingWindowInferer
+from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor, nn
 
 from monai_ssl.engines.precision import autocast, autocast_dtype, layout, temporarily_channels_last
@@ -29,7 +30,8 @@ class WindowInferer(SlidingWindowInferer):
 
     Shapes:
         image ``(B, C, *spatial)`` of any size -> probabilities ``(B, n_classes, *spatial)`` float32. Volumes smaller
-        than the window are zero-padded, half on each side.
+        than the window are zero-padded, half on each side. A volume under a 2D window ``(B, C, H, W, D)`` is
+        segmented slice by slice along its last axis and restacked.
 
     Raises:
         ValueError: when ``stride`` does not fit ``roi_size``.
@@ -38,6 +40,8 @@ class WindowInferer(SlidingWindowInferer):
         >>> inferer = WindowInferer((16, 16), stride=(8, 8), amp="off")
         >>> inferer(torch.zeros(1, 1, 20, 30), nn.Conv2d(1, 2, 1)).shape
         torch.Size([1, 2, 20, 30])
+        >>> inferer(torch.zeros(1, 1, 20, 30, 5), nn.Conv2d(1, 2, 1)).shape
+        torch.Size([1, 2, 20, 30, 5])
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class WindowInferer(SlidingWindowInferer):
             overlaps = [1.0 - (s + 0.5) / r if s < r else 0.0 for s, r in zip(stride, roi_size, strict=True)]
         super().__init__(roi_size=tuple(roi_size), sw_batch_size=sw_batch_size, overlap=overlaps, mode=mode, **kwargs)
         self.amp = amp
+        self.window_dims = len(roi_size)
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         plain = isinstance(network, nn.Module) and not isinstance(network, torch.jit.ScriptModule)
@@ -73,4 +78,9 @@ class WindowInferer(SlidingWindowInferer):
             return logits.float().softmax(dim=1)
 
         with weights:
+            if self.window_dims == 2 and inputs.dim() == 5:
+                slices = convert_to_tensor(inputs, track_meta=False).movedim(-1, 1)
+                flat = super().__call__(slices.flatten(0, 1), probabilities, *args, **kwargs)
+                stack = flat.unflatten(0, slices.shape[:2]).movedim(1, -1)  # type: ignore[union-attr]
+                return convert_to_dst_type(stack, inputs)[0]
             return super().__call__(inputs, probabilities, *args, **kwargs)  # type: ignore[return-value]

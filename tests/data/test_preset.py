@@ -115,7 +115,11 @@ def test_a_preset_cannot_be_changed():
         ({"window": {"stride": [8, 8]}}, r"window\.stride must have 3 entries, got \[8, 8\]"),
         ({"window": {"overlap": 1.0}}, r"window\.overlap: .*less than 1 \(got 1\.0\)"),
         ({"intensity": {"policy": "window"}}, r"intensity: .*needs intensity\.window: \[low, high\]"),
-        ({"intensity": {"policy": "hu"}}, r"intensity\.policy: .*'robust' or 'window' \(got 'hu'\)"),
+        ({"intensity": {"policy": "hu"}}, r"intensity\.policy: .*'minmax' or 'window' \(got 'hu'\)"),
+        ({"intensity": {"policy": "robust", "window": [0, 1]}}, r"intensity\.window goes with policy 'window' or"),
+        ({"intensity": {"policy": "minmax", "nonzero": True}}, r"intensity\.nonzero goes with policy 'robust' or"),
+        ({"resize": [32, 32]}, r"resize is for spatial_dims 2 and goes without spacing"),
+        ({"centre_crop": [100, -1]}, r"centre_crop must be positive millimetres or null, .* got \[100\.0, -1\.0\]"),
         ({"spatial_dims": 4}, r"spatial_dims: .*got 4"),
         ({"training": {"max_iterations": 0}}, r"training\.max_iterations: .*got 0"),
         ({"augmentation": {"policy": "literature"}, "patch_size": [16, 32, 16]},
@@ -187,6 +191,24 @@ def test_intensity_policies(tmp_path):
     np.testing.assert_allclose(run(policy="robust", percentiles=[5, 90]), expected, atol=1e-3)
     window = np.clip((stored - 20) / 40 * 2 - 1, -1, 1)
     np.testing.assert_allclose(run(policy="window", window=[20, 60]), window, atol=1e-5)
+
+
+def test_intensity_of_skull_stripped_brains_and_of_ct(tmp_path):
+    values = np.random.RandomState(0).rand(20, 18, 17) * 100 + 1
+    values[:6] = 0
+    case, stored, _ = write_case(tmp_path, array=values)
+
+    def run(**intensity):
+        return preset(intensity=intensity).preprocessing()({"image": case["image"]})["image"][0].numpy()
+
+    brain = np.minimum(stored[6:], np.percentile(stored[6:], 90))
+    out = run(policy="robust", nonzero=True, percentiles=[0, 90])
+    np.testing.assert_allclose(out[6:], (brain - brain.mean()) / brain.std(), atol=1e-4)
+    np.testing.assert_allclose(out[:6], -brain.mean() / brain.std(), atol=1e-4)
+    np.testing.assert_allclose(run(policy="minmax"), stored / stored.max(), atol=1e-6)
+    clipped = np.clip(stored, 20, 60)
+    expected = (clipped - clipped.mean()) / clipped.std()
+    np.testing.assert_allclose(run(policy="zscore", window=[20, 60]), expected, atol=1e-4)
 
 
 def test_channels_are_normalised_one_by_one(tmp_path):
@@ -336,3 +358,94 @@ def test_the_practical_policy_includes_the_original(tmp_path):
         torch.equal(torch.as_tensor(random({"image": image, "label": image})["label"]), image) for _ in range(200)
     )
     assert same > 0
+
+
+# ------------------------------------------------------------------------------------------- 2D networks, volumes
+
+
+@pytest.mark.parametrize("policy", ["practical", "literature", "none"])
+@pytest.mark.parametrize("sides", [(24, 20, 5), (9, 40, 3), (24, 20)])
+def test_slices_of_a_volume(tmp_path, sides, policy):
+    """Slices larger and smaller than the patch; image and label stay together; every slice is drawn."""
+    from monai.transforms import Compose
+
+    levels = np.broadcast_to(np.arange(1, 1 + (sides[2] if len(sides) == 3 else 1)), sides).astype(np.float32)
+    case, _, _ = write_case(tmp_path, sides=sides, array=levels)
+    label = (levels == levels.max()).astype(np.uint8) * (np.indices(sides)[0] < sides[0] // 2)
+    nib.save(nib.Nifti1Image(label, nib.load(case["image"]).affine), case["label"])
+    p = preset(
+        spatial_dims=2,
+        patch_size=[16, 16],
+        intensity={"policy": "as_stored"},
+        augmentation={"policy": policy, "affine_probability": 0.0, "intensity_probability": 0.0},
+    )
+    # constant slices are no constant volume; a 2D image of one value is an error of its own
+    if len(sides) == 2:
+        nib.save(nib.Nifti1Image(levels + np.indices(sides)[0], nib.load(case["image"]).affine), case["image"])
+    item = p.training_preprocessing()(dict(case))
+    assert item["image"].shape[1:] == sides
+    random = Compose(p.random_transforms())
+    random.set_random_state(0)
+    seen = set()
+    for _ in range(40):
+        out = random(item)
+        assert out["image"].shape == out["label"].shape == (1, 16, 16)
+        if len(sides) == 3:
+            values = set(torch.as_tensor(out["image"]).unique().tolist()) - {0}  # 0: padding
+            assert len(values) == 1
+            seen |= values
+            if out["label"].any():
+                assert values == {float(sides[2])}
+    assert len(sides) == 2 or seen == set(range(1, sides[2] + 1))
+
+
+@pytest.mark.parametrize("spacing", [None, [1.5, 1.5]])
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
+def test_a_2d_preset_gives_the_volume_back(tmp_path, codes, spacing):
+    """Through orientation, in-plane resampling and back, to the voxel grid and spacing of the file."""
+    sides, zooms = (30, 26, 24), (1.2, 1.1, 1.3)
+    ball = -sum((g - s // 2) ** 2 / (s / 3) ** 2 for g, s in zip(np.indices(sides), sides, strict=True))
+    case, _, stored = write_case(tmp_path, sides=sides, spacing=zooms, codes=codes, array=ball)
+    p = preset(spatial_dims=2, patch_size=[16, 16], spacing=spacing, intensity={"policy": "as_stored"})
+    chain = p.preprocessing()
+    item = chain({"image": case["image"]})
+    assert item["image"].ndim == 4
+    foreground = torch.sigmoid(40 * (item["image"] - float(np.percentile(ball, 70))))
+    item["pred"] = torch.cat([1 - foreground, foreground])
+    out = p.postprocessing(chain, output_dir=str(tmp_path / "out"))(item)["pred"][0].numpy()
+    assert out.shape == sides
+    assert 2 * (out * stored).sum() / (out.sum() + stored.sum()) > (0.99 if spacing is None else 0.95)
+    written = nib.load(tmp_path / "out" / "image_seg.nii.gz")
+    np.testing.assert_allclose(written.affine, nib.load(case["image"]).affine)
+    np.testing.assert_allclose(np.sort(written.header.get_zooms()), np.sort(zooms), atol=1e-5)
+
+
+def test_centre_crop_and_back(tmp_path):
+    """The field of view is cut in training and inference alike; what lies outside is background in the result."""
+    case, stored, _ = write_case(tmp_path, sides=(40, 30, 20), spacing=(0.5, 1.0, 2.0), codes="LPS")
+    p = preset(centre_crop=[10.0, 100.0, None], intensity={"policy": "as_stored"})
+    item = p.preprocessing(label=True)(dict(case))
+    assert item["image"].shape == item["label"].shape == (1, 20, 30, 20)
+    np.testing.assert_array_equal(item["image"][0], stored[::-1, ::-1][10:30])
+    chain = p.preprocessing()
+    item = chain({"image": case["image"]})
+    item["pred"] = torch.cat([torch.zeros(1, 20, 30, 20), torch.ones(1, 20, 30, 20)])
+    out = p.postprocessing(chain)(item)["pred"][0].numpy()
+    assert out.shape == (40, 30, 20)
+    assert out[10:30].all()
+    assert not out[:10].any()
+    assert not out[30:].any()
+
+
+@pytest.mark.parametrize("sides", [(30, 26, 5), (30, 26)])
+def test_slices_resized_and_back(tmp_path, sides):
+    """As the 2D literature does it: every slice to one size, the result on the pixels of the file."""
+    disc = -sum((g - s // 2) ** 2 / (s / 3) ** 2 for g, s in zip(np.indices(sides)[:2], sides, strict=False))
+    case, _, stored = write_case(tmp_path, sides=sides, array=disc + np.zeros(sides))
+    p = preset(spatial_dims=2, patch_size=[64, 64], resize=[64, 64], intensity={"policy": "as_stored"})
+    chain = p.preprocessing()
+    item = chain({"image": case["image"]})
+    assert item["image"].shape == (1, 64, 64, *sides[2:])
+    foreground = (item["image"] > float(np.percentile(disc + np.zeros(sides), 70))).float()
+    item["pred"] = torch.cat([1 - foreground, foreground])
+    np.testing.assert_array_equal(p.postprocessing(chain)(item)["pred"][0].numpy(), stored)

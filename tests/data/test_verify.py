@@ -218,9 +218,16 @@ def test_channels_in_several_files(dataset, tmp_path):
 def test_wrong_number_of_axes(dataset, tmp_path):
     save(dataset.image(2), voxels(2, (12, 10)))
     assert "image must have 3 spatial axes, got shape (12, 10)" in only(dataset.verify(), "error", dataset.image(2))
-    datalist = Datalist(unlabeled=[{"image": str(dataset.image())}])
+
+
+def test_a_2d_preset_takes_images_and_stacks_of_slices(dataset, tmp_path):
+    save(dataset.image(0), voxels(0, (12, 10)))
+    save(dataset.image(1), voxels(1, (6, 10, 3)))
+    datalist = Datalist(unlabeled=[{"image": str(dataset.image(i))} for i in range(2)])
     problems = verify(datalist, preset(spatial_dims=2, patch_size=(8, 8)), sections=["unlabeled"], progress=False)
-    assert "image must have 2 spatial axes" in only(problems, "error", dataset.image())
+    assert not [p for p in problems if p.severity == "error"]
+    # the patch is compared with the slice, not with the number of slices
+    assert "slice (6, 10) is smaller than the patch (8, 8)" in only(problems, "warning", dataset.image(1))
 
 
 def test_5d(dataset):

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from torch import nn
 
 from monai_ssl.engines import WindowInferer
@@ -48,6 +49,20 @@ def test_equals_a_loop_with_exact_strides(sides, roi, stride):
     image = torch.randn(1, 1, *sides)
     inferer = WindowInferer(roi, stride=stride, mode="constant", amp="off")
     torch.testing.assert_close(inferer(image, net), by_hand(image, net, roi, stride), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("sides", [(20, 30), (9, 40), (7, 5)])
+@torch.no_grad()
+def test_a_volume_under_a_2d_window_is_restacked_from_its_slices(sides):
+    net, inferer = network(2), WindowInferer((16, 16), overlap=0.5, sw_batch_size=3, amp="off")
+    image = MetaTensor(torch.randn(2, 1, *sides, 5), affine=torch.diag(torch.tensor([2.0, 2, 8, 1])))
+    stack = inferer(image, net)
+    assert stack.shape == (2, 3, *sides, 5)
+    assert torch.equal(stack.affine, image.affine)
+    for k in range(5):
+        torch.testing.assert_close(
+            stack[..., k].as_tensor(), inferer(image[..., k].as_tensor(), net), rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])
