@@ -26,7 +26,7 @@ from monai_ssl.handlers import checkpoint
 
 TINY = ["--dataset", "phantom", "--max_iterations", "4", "--epoch_length", "2", "--val_interval", "2",
         "--network_def#base_channels", "2", "--num_workers", "0", "--amp", "off", "--device", "cpu"]  # fmt: skip
-COMMANDS = ["demo", "split", "preset", "check", "train", "evaluate", "predict", "report", "bundle", "list"]
+COMMANDS = ["demo", "split", "preset", "check", "train", "evaluate", "predict", "report", "package", "bundle", "list"]
 
 
 def run(*words: Any) -> int:
@@ -391,6 +391,7 @@ class TestEvaluateAndPredict:
         assert {path.name for path in (tmp_path / "out").iterdir()} == {
             "testing_0000_seg.nii.gz",
             "testing_0000_prob.nii.gz",
+            "predict.json",
         }
 
     def test_report_page(self, trained, tmp_path, capsys):
