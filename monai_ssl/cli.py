@@ -412,6 +412,32 @@ class Commands:
 
         print(copy_bundle(name, output))
 
+    def label_app(
+        self,
+        output: str,
+        bundles: str = "dtc",
+        dataset: str | None = None,
+        flavour: str | None = None,
+        **overrides: Any,
+    ) -> None:
+        """Write an app of MONAI Label: it trains on the labelled and the unlabelled scans of its datastore.
+
+        Args:
+            output: new folder.
+            bundles: names, or folders of packaged bundles, separated by commas.
+            dataset: preset: a name or the path of your own YAML; default: the bundle's own.
+            flavour: of the preset; default: practical, where there is one.
+            **overrides: any id of the bundles' configs/train.yaml, for example --labeled_batch_size 4
+        """
+        from monai_ssl.deploy.package import write_label_app
+
+        names = [name.strip() for name in bundles.split(",") if name.strip()]
+        if not names:
+            raise UsageError(f"--bundles: must name a bundle, got {bundles!r}")
+        target = write_label_app(output, names, dataset, flavour, overrides)
+        start = f"monailabel start_server --app {target} --studies SCANS --host 127.0.0.1"
+        print(f"app: {target}\nin the environment of MONAI Label: {start}")
+
     def list(self) -> None:
         """Show the shipped bundles and dataset presets."""
         from monai_ssl.data import available_presets
@@ -712,7 +738,7 @@ def _help() -> str:
     lines = [f"{documentation[0]} {' '.join(documentation[2:])}", "", f"usage: {PROGRAM} COMMAND ...", ""]
     for name, command in _commands().items():
         summary = (inspect.getdoc(command) or "").splitlines()[0]
-        lines += textwrap.wrap(summary, 100, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+        lines += textwrap.wrap(summary, 100, initial_indent=f"  {name:<10} ", subsequent_indent=" " * 13)
     lines += ["", f"  {PROGRAM} COMMAND --help    arguments of a command",
               f"  {PROGRAM} --version", "",
               f"A first look:    {PROGRAM} demo",

@@ -26,7 +26,20 @@ from monai_ssl.handlers import checkpoint
 
 TINY = ["--dataset", "phantom", "--max_iterations", "4", "--epoch_length", "2", "--val_interval", "2",
         "--network_def#base_channels", "2", "--num_workers", "0", "--amp", "off", "--device", "cpu"]  # fmt: skip
-COMMANDS = ["demo", "split", "preset", "check", "train", "evaluate", "predict", "report", "package", "bundle", "list"]
+COMMANDS = [
+    "demo",
+    "split",
+    "preset",
+    "check",
+    "train",
+    "evaluate",
+    "predict",
+    "report",
+    "package",
+    "bundle",
+    "label-app",
+    "list",
+]
 
 
 def run(*words: Any) -> int:
@@ -74,7 +87,7 @@ class TestHelp:
     def test_overview_names_every_command_and_nothing_else(self, words, capsys):
         assert run(*words) == 0
         out = capsys.readouterr().out
-        assert re.findall(r"^  (\w+)\s{2,}\S", out, re.MULTILINE) == COMMANDS
+        assert re.findall(r"^  ([\w-]+)\s{2,}\S", out, re.MULTILINE) == COMMANDS
         assert "_of_run" not in out
         assert max(map(len, out.splitlines())) <= 145
 
@@ -429,7 +442,7 @@ class TestEvaluateAndPredict:
         (phantom / "images" / "testing_0001.nii.gz").write_bytes(b"no image")
         error = fails_after_log(capsys, "predict", trained, phantom / "images", tmp_path / "out")
         assert "testing_0001.nii.gz" in error
-        for path in (tmp_path / "out").glob("*"):
+        for path in (tmp_path / "out").glob("*.nii.gz"):
             assert np.asarray(nib.load(path).dataobj).ndim == 3
 
     def test_weights_of_another_network_or_unsafe(self, trained, tmp_path, tiny_phantom, capsys):

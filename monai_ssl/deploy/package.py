@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,66 @@ def _require(package: str, extra: str) -> None:
 
     if importlib.util.find_spec(package) is None:
         raise DataError(f"{package} is not installed; pip install 'monai_ssl[{extra}]'")
+
+
+# ------------------------------------------------------------------------------------------------- app of MONAI Label
+
+MAIN = '''"""An app of MONAI Label, written by `monai-ssl label-app`: every bundle in model/ is offered."""
+
+from monai_ssl.deploy.label import SemiSupervisedApp  # noqa: F401
+'''
+
+
+def write_label_app(
+    output: str | Path,
+    bundles: Sequence[str],
+    dataset: str | None,
+    flavour: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the folder of an app of MONAI Label.
+
+    Args:
+        output: new folder.
+        bundles: names of shipped bundles, or folders of packaged ones, which keep their weights.
+        dataset: preset for the shipped bundles; None leaves a packaged bundle its own.
+        flavour: of the preset; None: ``practical``, where there is one.
+        overrides: ids of the bundles' configs -> values.
+
+    Returns:
+        the folder.
+
+    Raises:
+        DataError: when the folder is not empty, or a bundle or preset is unknown.
+    """
+    from monai_ssl.deploy.bundles import check_ids, find_bundle, is_shipped, own_dataset
+
+    target = Path(output).expanduser().resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"output: {target} exists and is not an empty folder; give a new one")
+    sources = [find_bundle(name) for name in bundles]
+    presets = []
+    for source in sources:
+        check_ids(source, ["train.yaml"], overrides or {})
+        chosen = dataset if dataset is not None else own_dataset(source)
+        try:
+            presets.append(load_preset(chosen, flavour or "practical"))
+        except DataError:
+            if flavour is not None:
+                raise
+            presets.append(load_preset(chosen))
+    for source, preset in zip(sources, presets, strict=True):
+        folder = target / "model" / source.name
+        weights = ("*.pt",) if is_shipped(source) else ()
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(
+            *weights, "*.ts", "*.onnx", "eval", "data", "__pycache__", ".gitkeep"))  # fmt: skip
+        (folder / "models").mkdir(exist_ok=True)
+        merge_preset(folder, preset, overrides or {}, HEAD.format(command="label-app", bundle=source.name))
+        meta = read_json(folder / "configs" / "metadata.json")
+        _describe_data(meta, preset)
+        _write_json(folder / "configs" / "metadata.json", meta)
+    (target / "main.py").write_text(MAIN, encoding="utf-8")
+    return target
 
 
 # ---------------------------------------------------------------------------------------------------------- the package
@@ -303,6 +363,17 @@ def _times(values: Any) -> str:
     return " x ".join(f"{v:g}" for v in values)
 
 
+def _describe_data(meta: dict[str, Any], preset: Preset) -> None:
+    """Channels, classes and patch of the data set in a bundle's metadata."""
+    image = meta["network_data_format"]["inputs"]["image"]
+    pred = meta["network_data_format"]["outputs"]["pred"]
+    sides = list(preset.patch_size)
+    image |= {"modality": preset.modality, "num_channels": preset.in_channels, "spatial_shape": sides,
+              "channel_def": {str(k): channel for k, channel in enumerate(preset.channels)}}  # fmt: skip
+    pred |= {"num_channels": preset.n_classes, "spatial_shape": sides,
+             "channel_def": {str(value): label for value, label in preset.labels.items()}}  # fmt: skip
+
+
 def _metadata(
     bundle: Path,
     preset: Preset,
@@ -319,13 +390,7 @@ def _metadata(
     classes = ", ".join(f"{value} {label}" for value, label in preset.labels.items())
     means = {section: block["summary"]["mean"]["dice"]["mean"] for section, block in results.items()}
     scores = {f"mean_dice_{section}": round(mean, 6) for section, mean in means.items() if mean is not None}
-    image = meta["network_data_format"]["inputs"]["image"]
-    pred = meta["network_data_format"]["outputs"]["pred"]
-    sides = list(preset.patch_size)
-    image |= {"modality": preset.modality, "num_channels": preset.in_channels, "spatial_shape": sides,
-              "channel_def": {str(k): channel for k, channel in enumerate(preset.channels)}}  # fmt: skip
-    pred |= {"num_channels": preset.n_classes, "spatial_shape": sides,
-             "channel_def": {str(value): label for value, label in preset.labels.items()}}  # fmt: skip
+    _describe_data(meta, preset)
     return meta | {
         "version": "1.0.0",
         "changelog": {"1.0.0": f"trained {record.get('max_iterations')} iterations with {bundle.name}"},
