@@ -61,6 +61,11 @@ class InferTask(BundleInferTask):
     Since MONAI 1.6.0, ``Spacingd`` takes every entry whose name begins with ``image_`` for meta data.
     """
 
+    def __init__(self, path: str, conf: dict[str, str], **kwargs: Any) -> None:
+        super().__init__(path, conf, **kwargs)
+        if self.is_valid():
+            self._config["result_dtype"] = "uint8"
+
     def run_pre_transforms(self, data: dict[str, Any], transforms: Any) -> Any:
         path = data.pop("image_path", None)
         result = super().run_pre_transforms(data, transforms)

@@ -113,9 +113,9 @@ def cases(hippocampus: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def packaged(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of a training of two iterations."""
+    """A bundle of a training that is just long enough to draw something."""
     folder = tmp_path_factory.mktemp("package")
-    tiny = ["--network_def#base_channels", "2", "--max_iterations", "2", "--epoch_length", "2", "--num_workers", "0",
+    tiny = ["--network_def#base_channels", "4", "--max_iterations", "40", "--num_workers", "0",
             "--device", "cpu", "--check", "False", "--amp", "off"]  # fmt: skip
     cli.main(["train", "dtc", str(hippocampus), "--datalist", "hippocampus_10_200.json", "--dataset", "hippocampus",
               "--output", str(folder / "run"), *tiny])  # fmt: skip
@@ -139,7 +139,7 @@ class TestOurApp:
     @pytest.fixture(scope="class")
     def app(self, packaged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("ours") / "app"
-        words = ["--bundles", f"{packaged},dtc", "--dataset", "hippocampus", "--network_def#base_channels", "2"]
+        words = ["--bundles", f"{packaged},dtc", "--dataset", "hippocampus", "--network_def#base_channels", "4"]
         cli.main(["label-app", "--output", str(folder), *words])
         return folder
 
@@ -159,6 +159,8 @@ class TestOurApp:
 
         # infer, both forms: the mask of `predict`, on the grid of the scan
         before = server.mask(model, cases[5], tmp_path / "before.nii.gz")
+        assert before.dtype == np.uint8
+        assert 0 < (before > 0).mean() < 0.9
         cli.main(["predict", str(packaged), str(hippocampus / "imagesTr" / f"{cases[5]}.nii.gz"), "--output",
                   str(tmp_path / "predict"), "--device", "cpu"])  # fmt: skip
         expected = nib.load(tmp_path / "predict" / f"{cases[5]}_seg.nii.gz")
