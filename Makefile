@@ -14,10 +14,10 @@ BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage lint format bench docs build clean
+.PHONY: help setup demo test test-label test-deploy coverage lint format bench docs build clean
 
 help:  ## This list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,35 @@ demo: $(BASE)  ## Synthetic data -> four trainings -> report, on any laptop
 
 test: $(DEV)  ## All tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
+
+# MONAI Label wants NumPy 1 and pydicom 2, the Deploy SDK pydicom 3: an environment for each. Nothing is left to the
+# resolver that would move PyTorch; sam2, which MONAI Label asks for, is built against the PyTorch that is there.
+LABEL := .venv-label
+LABEL_PIP := $(LABEL)/bin/python -m pip --disable-pip-version-check
+LABEL_PINS := torch==2.13.0 torchvision==0.28.0
+
+$(LABEL)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(LABEL)
+	$(LABEL_PIP) install $(LABEL_PINS) setuptools wheel
+	SAM2_BUILD_CUDA=0 $(LABEL_PIP) install --no-build-isolation $(LABEL_PINS) "monailabel==0.8.5" "monai==1.6.1" \
+	    "pydicom<3" "pynetdicom<3" "dicomweb-client<0.60" "hatchling>=1.27" editables pytest
+	$(LABEL_PIP) install --no-build-isolation -e . $(LABEL_PINS) "numpy<2" "pydicom<3"
+	@touch $@
+
+test-label: $(LABEL)/.ready  ## MONAI Label's server with real scans (MONAI_SSL_DATA), in its own environment
+	$(LABEL)/bin/python -m pytest tests/label $(PYTEST_ARGS)
+
+DEPLOY := .venv-deploy
+DEPLOY_PIP := $(DEPLOY)/bin/python -m pip --disable-pip-version-check
+
+$(DEPLOY)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY_PIP) install torch==2.13.0
+	$(DEPLOY_PIP) install torch==2.13.0 monai==1.6.1 monai-deploy-app-sdk==4.0.0 pytest -e ".[dicom]"
+	@touch $@
+
+test-deploy: $(DEPLOY)/.ready  ## The example app of MONAI Deploy, in its own environment
+	$(DEPLOY)/bin/python -m pytest tests/deploy/test_deploy_app.py $(PYTEST_ARGS)
 
 coverage: $(DEV)  ## The same with coverage and its gate
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term $(PYTEST_ARGS)

@@ -274,7 +274,7 @@ class Commands:
         bundle: str,
         dataset_dir: str,
         datalist: str = "datalist.json",
-        dataset: str = "left_atrium",
+        dataset: str | None = None,
         output: str | None = None,
         check: bool = True,
         **overrides: Any,
@@ -285,7 +285,8 @@ class Commands:
             bundle: dtc, supervised, ... (`monai-ssl list`), or the folder of your own bundle.
             dataset_dir: folder of the data.
             datalist: JSON inside it (or a path); `monai-ssl split` writes one.
-            dataset: preset: left_atrium, hippocampus, phantom, ..., or the path of your own YAML.
+            dataset: preset: left_atrium, hippocampus, phantom, ..., or the path of your own YAML; default: what the
+                bundle names (left_atrium), or carries in it (a packaged one).
             output: folder of the run; default: runs/BUNDLE-DATASET-seedSEED.
             check: read all scans first and stop at bad data (seconds); --check False skips it.
             **overrides: any id of the bundle's configs/train.yaml, for example --flavour practical --seed 1
@@ -299,13 +300,14 @@ class Commands:
 
         folder = bundles.find_bundle(bundle)
         bundles.check_ids(folder, ["train.yaml"], overrides)
-        preset = load_preset(dataset, overrides.get("flavour"))
+        source = dataset if dataset is not None else bundles.own_dataset(folder)
+        preset = load_preset(source, overrides.get("flavour"))
         cases = load_datalist(datalist, dataset_dir)
         cases.require("training")
         name = f"{folder.name}-{preset.name}-seed{overrides.get('seed', 0)}"
         run = Path(output or Path("runs") / name).expanduser().resolve()
         settings = {
-            "dataset": str(Path(dataset).resolve()) if dataset.endswith((".yaml", ".yml")) else dataset,
+            "dataset": str(Path(source).resolve()) if str(source).endswith((".yaml", ".yml")) else source,
             "dataset_dir": str(Path(dataset_dir).expanduser().resolve()),
             "datalist": str(cases.path),
             "output_dir": str(run),
@@ -391,34 +393,83 @@ class Commands:
         print_summary(results, against)
         print(f"report: {page}")
 
-    def predict(self, run: str, images: str, output: str, ckpt: str | None = None, **overrides: Any) -> None:
-        """Segment every image of a folder with a trained run; results lie on the grid of the images.
+    def predict(
+        self,
+        run: str | None = None,
+        images: str | None = None,
+        output: str = "segmentations",
+        bundle: str | None = None,
+        dicom: str | None = None,
+        ckpt: str | None = None,
+        probabilities: bool = False,
+        uncertainty: bool = False,
+        tta: bool = False,
+        measurements: bool = False,
+        jobs: int = 2,
+        memory_gb: int = 8,
+        overwrite: bool = False,
+        **overrides: Any,
+    ) -> None:
+        """Segment the images of a folder, or a DICOM series; results lie on the grid of the images.
+
+        Started again, it goes on with the images that are missing.
 
         Args:
-            run: folder that `monai-ssl train` wrote.
+            run: folder that `monai-ssl train` or `monai-ssl package` wrote.
             images: folder of images, or one image.
-            output: folder for NAME_seg.nii.gz.
-            ckpt: other weights than RUN/model.pt.
-            **overrides: ids of the bundle's configs/inference.yaml: --probabilities True, --amp off, --device cpu ...
+            output: folder for NAME_seg.nii.gz; with --dicom for segmentation.dcm and segmentation.nii.gz.
+            bundle: a packaged bundle (folder or .zip), instead of RUN.
+            dicom: folder of one DICOM series, instead of IMAGES.
+            ckpt: other weights.
+            probabilities: also write NAME_prob.nii.gz, one channel per class.
+            uncertainty: also write NAME_uncertainty.nii.gz: 0 certain, 1 a guess.
+            tta: average over mirrored views, along the axes that the preset's augmentation allows.
+            measurements: with --dicom, also write a structured report with the volumes in ml.
+            jobs: threads that read and write beside the network.
+            memory_gb: for images under way at one time.
+            overwrite: segment again what is there already.
+            **overrides: ids of the bundle's configs/inference.yaml: --amp off, --device cpu, --datalist FILE ...
         """
-        from monai_ssl.data import images_to_segment
         from monai_ssl.deploy import bundles
+        from monai_ssl.deploy.inference import Segmenter, predict_folder
 
-        folder, settings, _ = self._of_run(run, ckpt, ["inference.yaml"], overrides)
-        source, target = Path(images).expanduser(), Path(output).expanduser().resolve()
-        if not source.exists():
-            raise DataError(f"images: {source} does not exist; check the path")
-        found = images_to_segment(source, overrides.get("datalist"), overrides.get("section", "testing"))
-        if not found:
-            raise DataError(f"images: no image below {source}; give a folder with NIfTI files (or one file)")
+        if (run is None) == (bundle is None):
+            raise UsageError("predict: give either RUN or --bundle DIR")
+        if (images is None) == (dicom is None):
+            raise UsageError("predict: give either IMAGES or --dicom SERIES_DIR")
+        if measurements and dicom is None:
+            raise UsageError("predict: --measurements goes with --dicom")
+        target = Path(output).expanduser().resolve()
         if target.exists() and not target.is_dir():
             raise DataError(f"output: must be a folder, got the file {target}")
-        root = source if source.is_dir() else source.parent
-        if target == root.resolve():
-            raise DataError(f"output: must not be the folder of the images, {target}: results would be read as images")
-        settings |= {"dataset_dir": str(source.resolve()), "output_dir": str(target)}
-        bundles.run_bundle(folder, ["inference.yaml"], settings)
-        print(f"{_plural(len(found), 'segmentation')}: {target}")
+        with bundles.opened(Path(str(run or bundle)).expanduser()) as source:
+            if (source / RUN).is_file() or not (source / "configs" / "inference.yaml").is_file():
+                folder, settings, _ = self._of_run(source, ckpt, ["inference.yaml"], overrides)
+            else:
+                folder, settings = source, _of_package(source, ckpt, overrides)
+            if dicom is not None:
+                from monai_ssl.deploy.dicom import predict_series
+
+                segmenter = Segmenter(folder, settings, tta)
+                meta = bundles.read_json(folder / "configs" / "metadata.json")
+                name, version = str(meta.get("name", folder.name)), str(meta.get("version", "0"))
+                written = predict_series(segmenter, dicom, target, name, version, measurements, uncertainty, overwrite)
+                print("\n".join(map(str, written)))
+                return
+            entries, root = _images(Path(str(images)).expanduser(), target, overrides)
+            settings |= {"dataset_dir": str(root)}
+            if not bundles.standard_inference(folder):
+                if tta or uncertainty:
+                    raise DataError("predict: --tta and --uncertainty need the inference.yaml of a shipped bundle")
+                settings |= {"output_dir": str(target), "probabilities": probabilities}
+                bundles.run_bundle(folder, ["inference.yaml"], settings)
+                done, former = len(entries), 0
+            else:
+                segmenter = Segmenter(folder, settings, tta)
+                done, former = predict_folder(
+                    segmenter, entries, target, root, probabilities, uncertainty, jobs, memory_gb, overwrite
+                )
+        print(f"{_plural(done, 'segmentation')}: {target}" + (f" ({former} were there already)" if former else ""))
 
     def report(
         self,
@@ -447,6 +498,27 @@ class Commands:
         results = {role: Path(p).expanduser() for role, p in given.items() if p is not None}
         print(comparison_report(Path(output).expanduser(), title, results))
 
+    def package(
+        self, run: str, output: str, name: str | None = None, onnx: bool = False, ckpt: str | None = None
+    ) -> None:
+        """Make a bundle that stands on its own from a trained run: weights, exported networks, configs, model card.
+
+        Args:
+            run: folder that `monai-ssl train` wrote; evaluate it first, so that the model card has scores.
+            output: new folder.
+            name: title of the model; default: data set and method.
+            onnx: also export ONNX.
+            ckpt: other weights than RUN/model.pt.
+        """
+        from monai_ssl.deploy.package import package_run
+
+        configs = ["train.yaml", "inference.yaml"]
+        folder, settings, record = self._of_run(run, ckpt, configs, {})
+        weights = Path(settings.pop("ckpt"))
+        settings.pop("dataset")
+        target = package_run(folder, Path(run).expanduser(), record, settings, weights, output, name, onnx)
+        print(f"bundle: {target}\nmodel card: {target / 'docs' / 'README.md'}")
+
     def bundle(self, name: str, output: str) -> None:
         """Write a shipped bundle to a folder, to edit it or to load it in MONAI Label.
 
@@ -457,6 +529,32 @@ class Commands:
         from monai_ssl.deploy.bundles import copy_bundle
 
         print(copy_bundle(name, output))
+
+    def label_app(
+        self,
+        output: str,
+        bundles: str = "dtc",
+        dataset: str | None = None,
+        flavour: str | None = None,
+        **overrides: Any,
+    ) -> None:
+        """Write an app of MONAI Label: it trains on the labelled and the unlabelled scans of its datastore.
+
+        Args:
+            output: new folder.
+            bundles: names, or folders of packaged bundles, separated by commas.
+            dataset: preset: a name or the path of your own YAML; default: the bundle's own.
+            flavour: of the preset; default: practical, where there is one.
+            **overrides: any id of the bundles' configs/train.yaml, for example --labeled_batch_size 4
+        """
+        from monai_ssl.deploy.package import write_label_app
+
+        names = [name.strip() for name in bundles.split(",") if name.strip()]
+        if not names:
+            raise UsageError(f"--bundles: must name a bundle, got {bundles!r}")
+        target = write_label_app(output, names, dataset, flavour, overrides)
+        start = f"monailabel start_server --app {target} --studies SCANS --host 127.0.0.1"
+        print(f"app: {target}\nin the environment of MONAI Label: {start}")
 
     def list(self) -> None:
         """Show the shipped bundles and dataset presets."""
@@ -505,6 +603,37 @@ def _record(folder: Path) -> dict[str, Any]:
     if missing := [key for key in ("bundle", "overrides", "dataset_dir", "datalist") if key not in record]:
         raise DataError(f"{folder / RUN}: must hold {', '.join(missing)}; was it written by `{PROGRAM} train`?")
     return record
+
+
+def _of_package(folder: Path, ckpt: str | None, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Settings with which a packaged bundle segments."""
+    from monai_ssl.deploy import bundles
+
+    bundles.check_ids(folder, ["inference.yaml"], overrides)
+    bundles.read_json(folder / "configs" / "metadata.json")
+    path = Path(ckpt).expanduser().resolve() if ckpt is not None else folder / "models" / "model.pt"
+    if not path.is_file():
+        hint = "check the path" if ckpt else f"train it, then `{PROGRAM} package` the run"
+        raise DataError(f"ckpt: {path} does not exist; {hint}")
+    return {**overrides, "ckpt": str(path)}
+
+
+def _images(source: Path, target: Path, overrides: dict[str, Any]) -> tuple[list[dict[str, Any]], Path]:
+    """The images to segment and the folder whose layout the results repeat."""
+    from monai_ssl.data import images_to_segment
+    from monai_ssl.data.datalist import image_files
+
+    if not source.exists():
+        raise DataError(f"images: {source} does not exist; check the path")
+    source = source.resolve()
+    entries = images_to_segment(source, overrides.get("datalist"), overrides.get("section", "testing"))
+    if not entries:
+        raise DataError(f"images: no image below {source}; give a folder with NIfTI files (or one file)")
+    root = source if source.is_dir() else source.parent
+    if target == root:
+        raise DataError(f"output: must not be the folder of the images, {target}: results would be read as images")
+    folders = (os.path.dirname(os.path.abspath(file)) for entry in entries for file in image_files(entry))
+    return entries, Path(os.path.commonpath([root, *folders]))
 
 
 def _weights(run: Path, record: dict[str, Any], ckpt: str | None) -> Path:
@@ -604,7 +733,7 @@ def _plural(n: int, noun: str) -> str:
 
 def _commands() -> dict[str, Callable[..., None]]:
     commands = Commands()
-    return {name: getattr(commands, name) for name in vars(Commands) if not name.startswith("_")}
+    return {name.replace("_", "-"): getattr(commands, name) for name in vars(Commands) if not name.startswith("_")}
 
 
 def _is_option(token: str) -> bool:
@@ -716,8 +845,7 @@ def _usage(name: str, command: Callable[..., None]) -> str:
     words = [PROGRAM, name]
     parameters = inspect.signature(command).parameters.values()
     words += [p.name.upper() for p in parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if name in ("evaluate", "split"):
-        words.append("[RUN]" if name == "evaluate" else "[SOURCE]")
+    words += {"evaluate": ["[RUN]"], "predict": ["[RUN]", "[IMAGES]"], "split": ["[SOURCE]"]}.get(name, [])
     if len(words) < len(parameters) + 2:
         words.append("[OPTIONS]")
     return " ".join(words)
@@ -728,7 +856,7 @@ def _help() -> str:
     lines = [f"{documentation[0]} {' '.join(documentation[2:])}", "", f"usage: {PROGRAM} COMMAND ...", ""]
     for name, command in _commands().items():
         summary = (inspect.getdoc(command) or "").splitlines()[0]
-        lines += textwrap.wrap(summary, 100, initial_indent=f"  {name:<10}", subsequent_indent=" " * 12)
+        lines += textwrap.wrap(summary, 100, initial_indent=f"  {name:<10} ", subsequent_indent=" " * 13)
     lines += ["", f"  {PROGRAM} COMMAND --help    arguments of a command",
               f"  {PROGRAM} --version", "",
               f"A first look:    {PROGRAM} demo",

@@ -193,8 +193,8 @@ def _page(title: str, datalist: Datalist, cases: Sequence[CaseStatistics], label
                                       "Volume of every class in every labelled case", scroll=True))  # fmt: skip
         parts.append("<h2>Pictures</h2>")
         parts.append(
-            '<p class="note">The slice with the largest label, else the middle one. Where the file states its orientation, '
-            "the patient's right and front are right and top of the picture.</p>"
+            '<p class="note">The slice with the largest label, else the middle one. Where the file states its '
+            "orientation, the patient's right and front are right and top of the picture.</p>"
         )
         for section in SECTIONS:
             shown = [case for case in good if case.section == section and case.picture is not None]
@@ -207,8 +207,8 @@ def _page(title: str, datalist: Datalist, cases: Sequence[CaseStatistics], label
                  f"<summary>{len(cases)} rows</summary>{_html_table(rows, (0, 1, 4, 5))}</details>")  # fmt: skip
     source = str(datalist.path or datalist.dataset_dir or "")
     parts.append(
-        f"<footer>Written by <code>monai-ssl describe</code> from <code>{_escape(source)}</code>. Percentiles and volumes "
-        "are of the files as stored.</footer>"
+        f"<footer>Written by <code>monai-ssl describe</code> from <code>{_escape(source)}</code>. Percentiles and "
+        "volumes are of the files as stored.</footer>"
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

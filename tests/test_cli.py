@@ -37,7 +37,9 @@ COMMANDS = [
     "evaluate",
     "predict",
     "report",
+    "package",
     "bundle",
+    "label-app",
     "list",
 ]
 
@@ -87,7 +89,7 @@ class TestHelp:
     def test_overview_names_every_command_and_nothing_else(self, words, capsys):
         assert run(*words) == 0
         out = capsys.readouterr().out
-        assert re.findall(r"^  (\w+)\s{2,}\S", out, re.MULTILINE) == COMMANDS
+        assert re.findall(r"^  ([\w-]+)\s{2,}\S", out, re.MULTILINE) == COMMANDS
         assert "_of_run" not in out
         assert max(map(len, out.splitlines())) <= 145
 
@@ -407,6 +409,7 @@ class TestEvaluateAndPredict:
         assert {path.name for path in (tmp_path / "out").iterdir()} == {
             "testing_0000_seg.nii.gz",
             "testing_0000_prob.nii.gz",
+            "predict.json",
         }
 
     def test_report_page(self, trained, tmp_path, capsys):
@@ -444,7 +447,7 @@ class TestEvaluateAndPredict:
         (phantom / "images" / "testing_0001.nii.gz").write_bytes(b"no image")
         error = fails_after_log(capsys, "predict", trained, phantom / "images", tmp_path / "out")
         assert "testing_0001.nii.gz" in error
-        for path in (tmp_path / "out").glob("*"):
+        for path in (tmp_path / "out").glob("*.nii.gz"):
             assert np.asarray(nib.load(path).dataobj).ndim == 3
 
     def test_weights_of_another_network_or_unsafe(self, trained, tmp_path, tiny_phantom, capsys):

@@ -8,6 +8,7 @@ methods x datasets need no copies of configs. ``load_preset("left_atrium")`` rea
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,6 +154,8 @@ class Preset(_Strict):
         patch_size: voxels per axis.
         intensity, augmentation, window, training: see the classes of these names.
         largest_component: keep the largest component of each class (changes results: see the literature's tables).
+        codes: class index -> (code value, coding scheme, meaning), as DICOM SEG names a segment's type, for example
+            ``[82471001, SCT, Left atrium]``; classes without one get a private code.
     """
 
     name: str
@@ -172,6 +175,7 @@ class Preset(_Strict):
     window: Window = Window()
     training: Training = Training()
     largest_component: bool = False
+    codes: dict[int, tuple[str, str, str]] = Field(default={}, description="of the classes, for DICOM")
 
     @model_validator(mode="after")
     def _consistent(self) -> Preset:
@@ -179,6 +183,17 @@ class Preset(_Strict):
             raise ValueError(
                 f"labels must be 0 (background), 1, ... without gap, at least two, got {list(self.labels)}"
             )
+        for index, (value, scheme, meaning) in self.codes.items():
+            # VRs of a coded entry: SH, SH, LO
+            if (
+                index not in self.labels
+                or index == 0
+                or not (0 < len(value) <= 16 >= len(scheme) > 0 < len(meaning) <= 64)
+            ):
+                raise ValueError(
+                    "codes: must map a foreground class to (value of 1-16 characters, scheme of 1-16, meaning of "
+                    f"1-64), got {index}: {(value, scheme, meaning)}"
+                )
         for key in ("patch_size", "spacing"):
             value = getattr(self, key)
             if value is not None and len(value) != self.spatial_dims:
@@ -301,26 +316,34 @@ class Preset(_Strict):
         ]
         if probabilities:
             steps.append(CopyItemsd("pred", names=["prob"]))
-        steps.append(AsDiscreted("pred", argmax=True))
-        if self.largest_component:
-            classes = list(range(1, self.n_classes))
-            steps.append(KeepLargestConnectedComponentd("pred", applied_labels=classes, independent=True))
+        steps += [AsDiscreted("pred", argmax=True), *self.cleaning()]
         if output_dir is not None:
-            for key, postfix, dtype in [("pred", "seg", "uint8"), ("prob", "prob", "float32")][: 1 + probabilities]:
-                steps.append(
-                    SaveImaged(
-                        key,
-                        output_dir=output_dir,
-                        output_postfix=postfix,
-                        output_dtype=dtype,
-                        resample=False,
-                        separate_folder=False,
-                        data_root_dir=data_root,
-                        writer=AtomicNibabelWriter,
-                        print_log=False,
-                    )
-                )
+            steps.append(self.saver("pred", "seg", output_dir, data_root))
+            if probabilities:
+                steps.append(self.saver("prob", "prob", output_dir, data_root))
         return Compose(steps)
+
+    def cleaning(self) -> list[Transform]:
+        """What is done to a label map ``pred``."""
+        if not self.largest_component:
+            return []
+        classes = list(range(1, self.n_classes))
+        return [KeepLargestConnectedComponentd("pred", applied_labels=classes, independent=True)]
+
+    @staticmethod
+    def saver(key: str, postfix: str, output_dir: str, data_root: str = "") -> SaveImaged:
+        """Writes ``<name>_<postfix>.nii.gz``: uint8 for ``seg``, else float32."""
+        return SaveImaged(
+            key,
+            output_dir=output_dir,
+            output_postfix=postfix,
+            output_dtype="uint8" if postfix == "seg" else "float32",
+            resample=False,
+            separate_folder=False,
+            data_root_dir=data_root,
+            writer=AtomicNibabelWriter,
+            print_log=False,
+        )
 
     # --- training only ---
 
@@ -398,11 +421,12 @@ def available_presets() -> list[str]:
     return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
 
 
-def load_preset(name: str | Path, flavour: str | None = None, **overrides: Any) -> Preset:
+def load_preset(name: str | Path | Mapping[str, Any], flavour: str | None = None, **overrides: Any) -> Preset:
     """Read and validate a preset.
 
     Args:
-        name: a name of :func:`available_presets` or the path of your own YAML.
+        name: a name of :func:`available_presets`, the path of your own YAML, or a preset's content (packaged bundles
+            carry it in their configs).
         flavour: ``"literature"`` (as published) or ``"practical"`` (what a clinic should use), where the file offers
             ``flavours``; None takes the file's ``default_flavour``.
         **overrides: fields to replace; nested mappings are merged.
@@ -416,21 +440,10 @@ def load_preset(name: str | Path, flavour: str | None = None, **overrides: Any) 
         >>> preset.patch_size, preset.n_classes, preset.window.stride
         ((112, 112, 80), 2, (18, 18, 4))
     """
-    path = Path(name)
-    if path.suffix not in {".yaml", ".yml"}:
-        path = PRESET_DIR / f"{name}.yaml"
-        if not path.is_file():
-            raise DataError(
-                f"dataset: must be one of {', '.join(available_presets())} or the path of a preset .yaml, got {name!r}"
-            )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the preset ({error.strerror}); check the path") from None
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: a preset must be a mapping of keys to values, got {type(content).__name__}")
+    if isinstance(name, Mapping):
+        path, content = Path("dataset"), dict(name)
+    else:
+        path, content = _read(name)
     flavours = content.pop("flavours", {}) or {}
     default = content.pop("default_flavour", next(iter(flavours), None))
     chosen = flavour or default
@@ -457,6 +470,25 @@ def load_preset(name: str | Path, flavour: str | None = None, **overrides: Any) 
                 f"unknown key; known keys stand in the docstring of monai_ssl.data.preset.{type_hint(first['loc'])}"
             )
         raise DataError(f"{path}: {where}: {message} (got {first.get('input')!r})") from None
+
+
+def _read(name: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = Path(name)
+    if path.suffix not in {".yaml", ".yml"}:
+        path = PRESET_DIR / f"{name}.yaml"
+        if not path.is_file():
+            raise DataError(
+                f"dataset: must be one of {', '.join(available_presets())} or the path of a preset .yaml, got {name!r}"
+            )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the preset ({error.strerror}); check the path") from None
+    except yaml.YAMLError as error:
+        raise DataError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: a preset must be a mapping of keys to values, got {type(content).__name__}")
+    return path, content
 
 
 def type_hint(location: tuple[Any, ...]) -> str:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import shutil
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import monai_ssl
@@ -50,6 +54,13 @@ def is_shipped(folder: Path) -> bool:
     return folder.parent == bundles_root()
 
 
+def own_dataset(folder: Path) -> Any:
+    """Name, path or content of the preset that a bundle trains with unless another is asked for."""
+    import yaml
+
+    return yaml.safe_load((folder / "configs" / "train.yaml").read_text(encoding="utf-8")).get("dataset", "left_atrium")
+
+
 def copy_bundle(name: str, output: str | Path) -> Path:
     """Write a shipped bundle to ``output`` for editing; weights are not copied (none are shipped).
 
@@ -63,6 +74,62 @@ def copy_bundle(name: str, output: str | Path) -> Path:
                     dirs_exist_ok=True)  # fmt: skip
     (target / "models").mkdir(exist_ok=True)
     return target
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """A bundle's folder; a ``.zip`` is unpacked for the time of the block.
+
+    Raises:
+        DataError: when the archive is damaged, holds no bundle, or names a file outside itself.
+    """
+    if path.suffix.lower() != ".zip":
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="monai_ssl-") as folder:
+        unpack(path, Path(folder))
+        inside = [config.parent.parent for config in Path(folder).glob("**/configs/metadata.json")]
+        if len(inside) != 1:
+            raise DataError(f"bundle: {path} must hold one bundle (configs/metadata.json), got {len(inside)}")
+        yield inside[0]
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip file that may come from anybody.
+
+    Raises:
+        DataError: for a damaged archive, a member whose path leads out of it (``..``, absolute), a link, or more than
+            4 GB of content.
+    """
+    try:
+        with zipfile.ZipFile(archive) as source:
+            members = source.infolist()
+            for member in members:
+                path = PurePosixPath(member.filename.replace("\\", "/"))
+                if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+                    raise DataError(
+                        f"bundle: {archive} names a file outside itself ({member.filename!r}); not unpacked"
+                    )
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    raise DataError(f"bundle: {archive} holds a link ({member.filename!r}); not unpacked")
+            if sum(member.file_size for member in members) > 4e9:
+                raise DataError(f"bundle: {archive} would take more than 4 GB; not unpacked")
+            source.extractall(folder)
+    except FileNotFoundError:
+        raise DataError(f"bundle: {archive} does not exist; check the path") from None
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise DataError(f"bundle: {archive} is no readable zip file ({error})") from None
+
+
+def standard_inference(folder: Path) -> bool:
+    """Whether a bundle segments as the shipped ones do, so that only its parts are needed and not its workflow."""
+    import yaml
+
+    def parts(path: Path) -> list[Any]:
+        config = yaml.safe_load((path / "configs" / "inference.yaml").read_text(encoding="utf-8"))
+        return [config.get(key) for key in ("postprocessing", "evaluator", "initialize", "run", "dataset_images")]
+
+    return parts(folder) == parts(bundles_root() / "supervised")
 
 
 def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) -> None:

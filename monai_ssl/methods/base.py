@@ -68,6 +68,21 @@ class SemiSupervisedMethod(nn.Module, ABC):
         """Called once after every optimiser step: EMA and memory updates. Overrides call ``super().after_step()``."""
         self.iteration += 1
 
+    def second_opinion(self, image: Tensor) -> Tensor | None:
+        """What the method knows of an image beside its deployed network: another head, a teacher, a second network.
+
+        Where it contradicts the network, a label would teach most: active learning ranks unlabelled scans by it, see
+        :func:`monai_ssl.deploy.disagreement.disagreement`. Called in eval mode, without gradients.
+
+        Args:
+            image: ``(B, C_in, *spatial)``.
+
+        Returns:
+            class probabilities ``(B, n_classes, *spatial)``; None where the method has none (the default), and the
+            network's own uncertainty is taken instead.
+        """
+        return None
+
     def get_extra_state(self) -> dict[str, Any]:
         """State beside parameters and buffers: plain containers and tensors only (read with ``weights_only``)."""
         return {"iteration": self.iteration}

@@ -63,6 +63,39 @@ def test_a_volume_under_a_2d_window_is_restacked_from_its_slices(sides):
         torch.testing.assert_close(
             stack[..., k].as_tensor(), inferer(image[..., k].as_tensor(), net), rtol=0, atol=1e-5
         )
+    ((first, slab),) = inferer.sweep(image[:1].as_tensor(), net)
+    assert first == 0
+    torch.testing.assert_close(slab, stack[0].as_tensor(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sides", "options"),
+    [
+        ((20, 33, 18), {"overlap": 0.25}),
+        ((40, 12, 18), {"stride": (4, 8, 3), "mode": "constant"}),
+        ((9, 9, 40), {"overlap": 0.5, "sw_batch_size": 3}),
+        ((16, 16, 16), {}),
+        ((50, 20), {"overlap": 0.25, "flips": [[0], [0, 1]], "sw_batch_size": 2}),
+    ],
+)
+@torch.no_grad()
+def test_slab_by_slab_is_the_same_bit_for_bit(sides, options):
+    inferer = WindowInferer((16,) * len(sides), amp="off", **options)
+    image, net = torch.randn(1, 1, *sides), network(len(sides))
+    slabs = list(inferer.sweep(image, net))
+    assert [first for first, _ in slabs] == list(itertools.accumulate([0, *(p.shape[1] for _, p in slabs[:-1])]))
+    assert torch.equal(torch.cat([p for _, p in slabs], dim=1), inferer(image, net)[0])
+
+
+@torch.no_grad()
+def test_flips_average_mirrored_views():
+    image, net = torch.randn(1, 1, 16, 16), network(2)
+    views = [image, image.flip(2), image.flip(2, 3)]
+    expected = sum(net(v).softmax(1).flip(a) for v, a in zip(views, [(), (2,), (2, 3)], strict=True)) / 3
+    found = WindowInferer((16, 16), amp="off", flips=[[0], [0, 1]])(image, net)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(ValueError, match="flips must name spatial axes 0 to 1"):
+        WindowInferer((16, 16), flips=[[2]])
 
 
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])

@@ -1,0 +1,479 @@
+"""From a trained run to a bundle that stands on its own: weights, exported networks, configs, model card."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+import monai_ssl
+from monai_ssl.data import Preset, load_datalist, load_preset
+from monai_ssl.data.datalist import DataError, image_files
+from monai_ssl.deploy.bundles import read_json
+
+TOLERANCE = 1e-4
+CONFIGS = ("train.yaml", "inference.yaml")
+HEAD = (
+    "# Written by `monai-ssl {command}`: the configs of the bundle `{bundle}` with the data set's preset merged in.\n"
+)
+
+
+def merge_preset(folder: Path, preset: Preset, overrides: Mapping[str, Any], head: str) -> None:
+    """Write the preset, and the settings of a training, into the configs of a bundle's copy.
+
+    The id ``dataset`` then holds the preset's content instead of a name, so the bundle needs no file beside it and
+    ``--dataset`` still replaces it.
+
+    Args:
+        folder: the copy; ``configs/train.yaml`` and ``configs/inference.yaml`` are rewritten.
+        preset: the data set.
+        overrides: ids -> values; those that a config does not know are left out of it.
+        head: comment line of the new files.
+
+    Raises:
+        DataError: when a text of the preset would be code in a config (``$``, ``@`` or ``%`` in front).
+    """
+    content = preset.model_dump(mode="json")
+    for text in _texts(content):
+        if text.strip().startswith(("$", "@", "%")):
+            raise DataError(f"preset: texts must not begin with $, @ or %, which are code in a bundle, got {text!r}")
+    for name in CONFIGS:
+        path = folder / "configs" / name
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for key, value in overrides.items():
+            _set(config, key, value)
+        config |= {"dataset": content, "flavour": None}
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
+        path.write_text(head + text, encoding="utf-8")
+
+
+def _texts(content: Any) -> list[str]:
+    if isinstance(content, Mapping):
+        return [text for pair in content.items() for part in pair for text in _texts(part)]
+    if isinstance(content, (list, tuple)):
+        return [text for part in content for text in _texts(part)]
+    return [content] if isinstance(content, str) else []
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = re.split("#|::", key)
+    if (path or [last])[0] not in config:
+        return
+    block: Any = config
+    for part in path:
+        block = block[int(part)] if isinstance(block, list) else block.setdefault(part, {})
+    block[int(last) if isinstance(block, list) else last] = value
+
+
+# ------------------------------------------------------------------------------------------------------- exported files
+
+
+def export(folder: Path, onnx: bool = False) -> dict[str, float]:
+    """Write ``models/model.ts`` (and ``model.onnx``) of a bundle with weights, and compare their outputs.
+
+    Args:
+        folder: the bundle.
+        onnx: also write ONNX (needs the extra ``export``).
+
+    Returns:
+        file name -> largest absolute difference of its logits from those of ``model.pt``, on a random patch.
+
+    Raises:
+        DataError: when ONNX is asked for and not installed, or when an output differs by more than 1e-4.
+    """
+    from monai.bundle import ConfigParser, ckpt_export, onnx_export
+
+    from monai_ssl.handlers import load_network
+
+    models, configs = folder / "models", folder / "configs"
+    if onnx:
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            _require(package, "export")
+    parser = ConfigParser()
+    parser.read_config(str(configs / "inference.yaml"))
+    parser["bundle_root"] = str(folder)
+    preset: Preset = parser.get_parsed_content("preset")
+    network: nn.Module = load_network(parser.get_parsed_content("network_def"), models / "model.pt").eval()
+    shape = (1, preset.in_channels, *preset.patch_size)
+    settings: dict[str, Any] = {
+        "net_id": "network_def",
+        "ckpt_file": str(models / "model.pt"),
+        "bundle_root": str(folder),
+        "meta_file": str(configs / "metadata.json"),
+        "config_file": str(configs / "inference.yaml"),
+    }
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # deprecations of torch's own exporters
+        warnings.simplefilter("ignore")
+        ckpt_export(filepath=str(models / "model.ts"), **settings)
+        if onnx:
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # "torchvision is not installed"
+            onnx_export(filepath=str(models / "model.onnx"), input_shape=list(shape), **settings)
+            _strip_onnx(models / "model.onnx")
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = network(x)
+        results: dict[str, Tensor] = {"model.ts": torch.jit.load(models / "model.ts").eval()(x)}
+    if onnx:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(models / "model.onnx", providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+        results["model.onnx"] = torch.from_numpy(found)
+    differences = {name: float((result - logits).abs().max()) for name, result in results.items()}
+    for name, difference in differences.items():
+        if not difference <= TOLERANCE:  # also NaN
+            raise DataError(f"{name}: logits differ from model.pt's by {difference:g}, allowed are {TOLERANCE:g}")
+    return differences
+
+
+def _strip_onnx(path: Path) -> None:
+    """Take out the stack traces that the exporter notes at every node: they hold folders of this machine."""
+    import onnx
+
+    model = onnx.load(path)
+    for graph in [model.graph, *model.functions]:
+        for node in graph.node:
+            del node.metadata_props[:]
+    onnx.save(model, path)
+
+
+def _require(package: str, extra: str) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is None:
+        raise DataError(f"{package} is not installed; pip install 'monai_ssl[{extra}]'")
+
+
+# ------------------------------------------------------------------------------------------------- app of MONAI Label
+
+MAIN = '''"""An app of MONAI Label, written by `monai-ssl label-app`: every bundle in model/ is offered."""
+
+from monai_ssl.deploy.label import SemiSupervisedApp  # noqa: F401
+'''
+
+
+def write_label_app(
+    output: str | Path,
+    bundles: Sequence[str],
+    dataset: str | None,
+    flavour: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write the folder of an app of MONAI Label.
+
+    Args:
+        output: new folder.
+        bundles: names of shipped bundles, or folders of packaged ones, which keep their weights.
+        dataset: preset for the shipped bundles; None leaves a packaged bundle its own.
+        flavour: of the preset; None: ``practical``, where there is one.
+        overrides: ids of the bundles' configs -> values.
+
+    Returns:
+        the folder.
+
+    Raises:
+        DataError: when the folder is not empty, or a bundle or preset is unknown.
+    """
+    from monai_ssl.deploy.bundles import check_ids, find_bundle, is_shipped, own_dataset
+
+    target = Path(output).expanduser().resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"output: {target} exists and is not an empty folder; give a new one")
+    sources = [find_bundle(name) for name in bundles]
+    presets = []
+    for source in sources:
+        check_ids(source, ["train.yaml"], overrides or {})
+        chosen = dataset if dataset is not None else own_dataset(source)
+        try:
+            presets.append(load_preset(chosen, flavour or "practical"))
+        except DataError:
+            if flavour is not None:
+                raise
+            presets.append(load_preset(chosen))
+    for source, preset in zip(sources, presets, strict=True):
+        folder = target / "model" / source.name
+        weights = ("*.pt",) if is_shipped(source) else ()
+        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(
+            *weights, "*.ts", "*.onnx", "eval", "data", "__pycache__", ".gitkeep"))  # fmt: skip
+        (folder / "models").mkdir(exist_ok=True)
+        merge_preset(folder, preset, overrides or {}, HEAD.format(command="label-app", bundle=source.name))
+        meta = read_json(folder / "configs" / "metadata.json")
+        _describe_data(meta, preset)
+        _write_json(folder / "configs" / "metadata.json", meta)
+    (target / "main.py").write_text(MAIN, encoding="utf-8")
+    return target
+
+
+# ---------------------------------------------------------------------------------------------------------- the package
+
+
+def package_run(
+    bundle: Path,
+    run: Path,
+    record: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    ckpt: Path,
+    output: str | Path,
+    name: str | None = None,
+    onnx: bool = False,
+) -> Path:
+    """Write a self-contained bundle of a trained run.
+
+    Nothing that names a patient, a file or a folder of the training machine goes into it: cases are numbered.
+
+    Args:
+        bundle: folder of the bundle that was trained.
+        run: the run's folder, with ``preset.yaml`` and, if it was evaluated, ``evaluation-*``.
+        record: content of its ``run.json``.
+        overrides: ids of the bundle's configs that the training had changed.
+        ckpt: the weights.
+        output: new folder; its last part is the bundle's name in MONAI Label.
+        name: title in metadata and model card; default: method and data set.
+        onnx: also write ``models/model.onnx``.
+
+    Returns:
+        the folder.
+
+    Raises:
+        DataError: when the folder is not empty, the weights do not fit, or an exported network computes other values.
+    """
+    from monai_ssl.handlers import load, save
+
+    target = Path(output).expanduser().resolve()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"output: {target} exists and is not an empty folder; give a new one")
+    if not re.fullmatch(r"\w[\w.-]*", target.name):
+        raise DataError(f"output: the folder's name must be made of letters, digits, - and _, got {target.name!r}")
+    if name is not None and name.strip().startswith(("$", "@", "%")):
+        raise DataError(f"name: must not begin with $, @ or %, got {name!r}")
+    preset = _with_codes(load_preset(run / "preset.yaml"))
+    partial = target.with_name(f".{os.getpid()}-{target.name}")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(bundle, partial, ignore=shutil.ignore_patterns(
+            "*.pt", "*.ts", "*.onnx", "*.onnx.data", "eval", "data", "__pycache__", ".gitkeep"))  # fmt: skip
+        (partial / "models").mkdir(exist_ok=True)
+        state = load(ckpt)
+        save({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial / "models" / "model.pt")
+        merge_preset(partial, preset, overrides, HEAD.format(command="package", bundle=bundle.name))
+        results = _copy_results(run, partial / "docs" / "results")
+        data = _data_statistics(record, preset)
+        metadata = _metadata(bundle, preset, record, results, data, name)
+        _write_json(partial / "configs" / "metadata.json", metadata)
+        differences = export(partial, onnx)
+        card = model_card(metadata, preset, record, results, data, differences)
+        (partial / "docs" / "README.md").write_text(card, encoding="utf-8")
+        if target.exists():
+            target.rmdir()
+        os.replace(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+def _with_codes(preset: Preset) -> Preset:
+    """Runs of former versions hold no codes: take those of the shipped preset with the same classes."""
+    from monai_ssl.data import available_presets
+
+    if preset.codes or preset.name not in available_presets():
+        return preset
+    shipped = load_preset(preset.name)
+    return preset.model_copy(update={"codes": shipped.codes}) if shipped.labels == preset.labels else preset
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _copy_results(run: Path, target: Path) -> dict[str, dict[str, Any]]:
+    """Scores per evaluated list, with numbered cases and without paths; also written to ``target``."""
+    found: dict[str, dict[str, Any]] = {}
+    for folder in sorted(run.glob("evaluation-*")):
+        if not (folder / "summary.json").is_file():
+            continue
+        content = read_json(folder / "summary.json")
+        with open(folder / "per_case.csv", newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        numbers = {case: f"case-{k:03d}" for k, case in enumerate(dict.fromkeys(row["case"] for row in rows), 1)}
+        section = str(content["meta"]["section"])
+        _number_cases(content["summary"], numbers)
+        meta = {key: content["meta"].get(key) for key in ("date", "versions", "dataset", "flavour", "section", "seed")}
+        found[section] = {"meta": meta, "summary": content["summary"]}
+        (target / section).mkdir(parents=True)
+        _write_json(target / section / "summary.json", found[section])
+        with open(target / section / "per_case.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+            writer.writeheader()
+            writer.writerows({**row, "case": numbers[row["case"]]} for row in rows)
+    return found
+
+
+def _number_cases(content: Any, numbers: Mapping[str, str]) -> None:
+    """Replace the value of every key ``case``, at any depth."""
+    if isinstance(content, list):
+        for item in content:
+            _number_cases(item, numbers)
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if key == "case":
+                content[key] = numbers.get(value, "case")
+            else:
+                _number_cases(value, numbers)
+
+
+def _data_statistics(record: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
+    """Numbers of cases per list, spacing and shape of the training images; as far as the data are still there."""
+    import nibabel as nib
+    import numpy as np
+
+    try:
+        cases = load_datalist(record["datalist"], record["dataset_dir"])
+    except DataError:
+        return {}
+    spacings, shapes = [], []
+    for entry in cases.training + cases.unlabeled:
+        try:
+            header: Any = nib.load(image_files(entry)[0]).header  # type: ignore[attr-defined]
+        except (OSError, nib.filebasedimages.ImageFileError):
+            continue
+        spacings.append(header.get_zooms()[: preset.spatial_dims])
+        shapes.append(header.get_data_shape()[: preset.spatial_dims])
+    data: dict[str, Any] = {"counts": cases.counts()}
+    for key, values in (("spacing", spacings), ("shape", shapes)):
+        if values:
+            table = np.asarray(values, dtype=float)
+            data[key] = [[round(float(v), 4) for v in f(table, axis=0)] for f in (np.min, np.median, np.max)]
+    return data
+
+
+def _times(values: Any) -> str:
+    return " x ".join(f"{v:g}" for v in values)
+
+
+def _describe_data(meta: dict[str, Any], preset: Preset) -> None:
+    """Channels, classes and patch of the data set in a bundle's metadata."""
+    image = meta["network_data_format"]["inputs"]["image"]
+    pred = meta["network_data_format"]["outputs"]["pred"]
+    sides = list(preset.patch_size)
+    image |= {"modality": preset.modality, "num_channels": preset.in_channels, "spatial_shape": sides,
+              "channel_def": {str(k): channel for k, channel in enumerate(preset.channels)}}  # fmt: skip
+    pred |= {"num_channels": preset.n_classes, "spatial_shape": sides,
+             "channel_def": {str(value): label for value, label in preset.labels.items()}}  # fmt: skip
+
+
+def _metadata(
+    bundle: Path,
+    preset: Preset,
+    record: Mapping[str, Any],
+    results: Mapping[str, Any],
+    data: Mapping[str, Any],
+    name: str | None,
+) -> dict[str, Any]:
+    meta = read_json(bundle / "configs" / "metadata.json")
+    versions = record.get("versions", {})
+    spacing = f"resampled to {_times(preset.spacing)} mm" if preset.spacing else "as stored"
+    if "spacing" in data:
+        spacing += f", median of the training images {_times(data['spacing'][1])} mm"
+    classes = ", ".join(f"{value} {label}" for value, label in preset.labels.items())
+    means = {section: block["summary"]["mean"]["dice"]["mean"] for section, block in results.items()}
+    scores = {f"mean_dice_{section}": round(mean, 6) for section, mean in means.items() if mean is not None}
+    _describe_data(meta, preset)
+    return meta | {
+        "version": "1.0.0",
+        "changelog": {"1.0.0": f"trained {record.get('max_iterations')} iterations with {bundle.name}"},
+        "monai_version": str(versions.get("monai") or meta["monai_version"]),
+        "pytorch_version": str(versions.get("torch") or meta["pytorch_version"]).partition("+")[0],
+        "numpy_version": str(versions.get("numpy") or meta["numpy_version"]),
+        "required_packages_version": meta["required_packages_version"] | {"monai_ssl": monai_ssl.__version__},
+        "name": name or f"{preset.description or preset.name} ({meta['name']})",
+        "description": f"{preset.description or preset.name}. {meta['description']}",
+        "data_source": f"{preset.description or preset.name}; not included",
+        "image_classes": f"{', '.join(preset.channels)}; axes {preset.orientation or 'as stored'}; spacing {spacing}",
+        "label_classes": classes,
+        "pred_classes": classes,
+        "eval_metrics": scores,
+    }
+
+
+def model_card(
+    meta: Mapping[str, Any],
+    preset: Preset,
+    record: Mapping[str, Any],
+    results: Mapping[str, Any],
+    data: Mapping[str, Any],
+    differences: Mapping[str, float],
+) -> str:
+    """``docs/README.md`` of a package: data, training, scores with intervals, intended use, limits."""
+    counts = data.get("counts", {})
+    cases = ", ".join(f"{n} {key}" for key, n in counts.items()) or "unknown (the data were not at hand when packaging)"
+    lines = [f"# {meta['name']}", "", meta["description"], "", "## Data", "",
+             f"- data set: `{preset.name}` ({preset.flavour}): {preset.description or 'no description'}",
+             f"- cases: {cases}. Only the labels of `training` were read.",
+             f"- channels: {', '.join(preset.channels)} ({preset.modality})",
+             f"- classes: {meta['label_classes']}"]  # fmt: skip
+    for key, unit in (("spacing", " mm"), ("shape", " voxels")):
+        if key in data:
+            low, middle, high = (_times(values) for values in data[key])
+            lines.append(f"- {key} of the training images: median {middle}{unit} (from {low} to {high})")
+    versions = record.get("versions", {})
+    lines += ["", "## Training", "",
+              f"Bundle `{Path(str(record['bundle'])).name}`, {record.get('max_iterations')} iterations, seed "
+              f"{record['overrides'].get('seed', 0)}, patches of {_times(preset.patch_size)} voxels; monai_ssl "
+              f"{versions.get('monai_ssl')}, MONAI {versions.get('monai')}, PyTorch {versions.get('torch')}. Status: "
+              f"{record.get('status', 'unknown')}. The settings stand in `configs/train.yaml`.", "", "## Results",
+              ""]  # fmt: skip
+    if not results:
+        lines.append(
+            "**This model has not been evaluated.** Evaluate the run (`monai-ssl evaluate`) and package again."
+        )
+    for section, block in results.items():
+        lines += [f"On the list `{section}`, original grid, mean with 95 % bootstrap interval over the cases "
+                  f"([per case](results/{section}/per_case.csv), [summary](results/{section}/summary.json)):", "",
+                  "| class | n | failed | Dice | 95HD, mm | ASSD, mm |", "|---|---|---|---|---|---|"]  # fmt: skip
+        for label, scores in block["summary"]["classes"].items():
+            cells = [_interval(scores[key], digits) for key, digits in (("dice", 3), ("hd95_mm", 2), ("assd_mm", 2))]
+            lines.append(f"| {label} | {scores['dice']['n']} | {scores['n_failed']} | {' | '.join(cells)} |")
+        lines += ["", "An empty prediction counts with the image diagonal as distance; `failed` is Dice below "
+                  f"{block['summary'].get('failure_dice', 0.5)}.", ""]  # fmt: skip
+    checks = ", ".join(f"`{name}` {difference:.1e}" for name, difference in differences.items())
+    lines += ["", "## Files", "",
+              "- `models/model.pt`: state dict of the deployed network. "
+              f"Largest difference of the exported networks' logits from it: {checks}.",
+              "- `configs/inference.yaml`, `train.yaml`, `evaluate.yaml`: with the preset merged in (`dataset`).",
+              "", "```bash", "monai-ssl predict . IMAGES --output DIR",
+              "monai-ssl predict --bundle . --dicom SERIES_DIR --output DIR",
+              'python -m monai.bundle run --config_file configs/inference.yaml --dataset_dir IMAGES',
+              "```", "", "## Intended use", "", meta["intended_use"], "", "## Limits", "",
+              "- Scores hold for scans like those of the evaluation: other scanners, protocols, ages and diseases may "
+              "give worse results without a warning.",
+              "- Images outside the ranges of spacing and size above have not been seen.",
+              f"- It draws {', '.join(list(preset.labels.values())[1:])} and nothing else, also where the organ is "
+              "missing or abnormal.",
+              "- A person must look at every result before it is used.",
+              "- A bundle's configs are code: run this folder only if you trust its author.", "", "## Licence", "",
+              "The code is under the licence in `LICENSE`. Weights are derived from the training data: their licence "
+              "applies as well, add it as `docs/data_license.txt` before you pass the bundle on.", "",
+              "## References", "", *(f"- {reference}" for reference in meta.get("references", [])), ""]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _interval(block: Mapping[str, Any], digits: int) -> str:
+    if block.get("mean") is None:
+        return "not defined"
+    text = f"{block['mean']:.{digits}f}"
+    if block.get("ci_low") is not None:
+        text += f" [{block['ci_low']:.{digits}f}, {block['ci_high']:.{digits}f}]"
+    return text
