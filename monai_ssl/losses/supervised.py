@@ -19,7 +19,8 @@ class ForegroundDiceLoss(nn.Module):
         squared: squared probabilities in the denominator (released code) or plain sums (DTC's text).
         pooled: sums over all images of the batch (released code) or Dice per image, then the mean.
         include_background: class 0 counts as well.
-        activation: ``"softmax"``, or ``"sigmoid"`` for each channel by itself (TAC).
+        activation: ``"softmax"``, ``"sigmoid"`` for each channel by itself (TAC), or ``"none"``: probabilities are
+            given instead of logits.
         reduction: ``"mean"`` or ``"sum"`` over the classes.
         smooth: :math:`\epsilon > 0`; the MC-Net family uses :math:`10^{-8}`.
 
@@ -47,8 +48,8 @@ class ForegroundDiceLoss(nn.Module):
         smooth: float = 1e-5,
     ) -> None:
         super().__init__()
-        if activation not in ("softmax", "sigmoid"):
-            raise ValueError(f'activation must be "softmax" or "sigmoid", got {activation!r}')
+        if activation not in ("softmax", "sigmoid", "none"):
+            raise ValueError(f'activation must be "softmax", "sigmoid" or "none", got {activation!r}')
         if reduction not in ("mean", "sum"):
             raise ValueError(f'reduction must be "mean" or "sum", got {reduction!r}')
         if not smooth > 0:
@@ -57,8 +58,10 @@ class ForegroundDiceLoss(nn.Module):
         self.activation, self.reduction, self.smooth = activation, reduction, float(smooth)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        logits = logits.float()
-        p = (logits.softmax(1) if self.activation == "softmax" else logits.sigmoid())[:, self.first :]
+        p = logits.float()
+        if self.activation != "none":
+            p = p.softmax(1) if self.activation == "softmax" else p.sigmoid()
+        p = p[:, self.first :]
         y = one_hot(label, logits.shape[1], dtype=p.dtype)[:, self.first :]
         axes = [0] * self.pooled + list(range(2, p.dim()))
         size = (p * p if self.squared else p).sum(axes) + y.sum(axes)
