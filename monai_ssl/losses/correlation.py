@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 SIMILARITIES = ("dot", "cosine")
+ROWS = 1024  # at a time: both matrices of a piece stay in the cache
 
 
 def most_confident(confidence: Tensor, classes: Tensor, n_classes: int, per_class: int) -> Tensor:
@@ -32,6 +36,36 @@ def most_confident(confidence: Tensor, classes: Tensor, n_classes: int, per_clas
         if len(rows) > 1:
             found.append(rows[confidence[rows].topk(min(per_class, len(rows))).indices])
     return torch.cat(found) if found else classes.new_empty(0, dtype=torch.int64)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy of two softmax matrices, and its gradients, some rows at a time.
+
+    The matrices have rows times prototypes entries, a hundred times the inputs: none of them is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, prediction: Tensor, target: Tensor, prototypes: Tensor) -> Tensor:
+        total = prediction.new_zeros((), dtype=torch.float64)
+        grads = [torch.empty_like(z) for z in (prediction, target)]
+        for start in range(0, len(prediction), ROWS):
+            place = slice(start, start + ROWS)
+            c_v, c_a = ((z[place] @ prototypes.T).softmax(1) for z in (prediction, target))
+            logarithm = (c_v + 1e-8).log_()
+            entropy = (c_a * logarithm).sum(1)
+            total -= entropy.sum(dtype=torch.float64)
+            # through softmax: c * (d - sum(c * d)) for a derivative d
+            grads[1][place] = (c_a * (entropy[:, None] - logarithm)) @ prototypes
+            of_v = c_a.div_(c_v + 1e-8)
+            grads[0][place] = (c_v * ((c_v * of_v).sum(1, keepdim=True) - of_v)) @ prototypes
+        ctx.save_for_backward(*(g / len(prediction) for g in grads))
+        return (total / len(prediction)).to(prediction.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        of_prediction, of_target = ctx.saved_tensors
+        return grad * of_prediction, grad * of_target if ctx.needs_input_grad[1] else None, None
 
 
 class OmniCorrelationLoss(nn.Module):
@@ -75,10 +109,10 @@ class OmniCorrelationLoss(nn.Module):
     def correlation(self, rows: Tensor, prototypes: Tensor) -> Tensor:
         """Softmax of the similarities, ``(M, D)`` and ``(K, D)`` -> ``(M, K)`` float32."""
         with torch.autocast(rows.device.type, enabled=False):
-            rows, prototypes = rows.float(), prototypes.float()
-            if self.similarity == "cosine":
-                rows, prototypes = (nn.functional.normalize(x, dim=1) for x in (rows, prototypes))
-            return (rows @ prototypes.T / self.temperature).softmax(1)
+            return (self._comparable(rows) @ self._comparable(prototypes).T / self.temperature).softmax(1)
+
+    def _comparable(self, x: Tensor) -> Tensor:
+        return nn.functional.normalize(x.float(), dim=1) if self.similarity == "cosine" else x.float()
 
     def forward(self, prediction: Tensor, target: Tensor, prototypes: Tensor) -> Tensor:
         if prediction.shape != target.shape or prediction.shape[1] != prototypes.shape[1]:
@@ -88,9 +122,10 @@ class OmniCorrelationLoss(nn.Module):
             )
         if len(prediction) < 2 or len(prototypes) < 2:
             return 0.0 * (prediction.float().sum() + target.float().sum())
-        c_v = self.correlation(prediction, prototypes)
-        c_a = self.correlation(target.detach() if self.detach_target else target, prototypes)
-        return -(c_a * (c_v + 1e-8).log()).sum(1).mean()
+        with torch.autocast(prediction.device.type, enabled=False):
+            z_v, z_a, p = (self._comparable(x) for x in (prediction, target.detach() if self.detach_target else target,
+                                                         prototypes))  # fmt: skip
+            return _CrossEntropy.apply(z_v, z_a, p / self.temperature)
 
     def extra_repr(self) -> str:
         return f"similarity={self.similarity}, temperature={self.temperature}, detach_target={self.detach_target}"
