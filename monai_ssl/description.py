@@ -46,7 +46,8 @@ class CaseStatistics:
     Attributes:
         section, name: list of the datalist, and name of the case.
         error: why it could not be read, empty where it could.
-        shape, spacing, orientation, dtype: as stored; spacing and orientation None where the format states none.
+        shape, spacing, orientation: as stored; spacing and orientation None where the format states none.
+        dtype: number type of the values, after the file's own scaling.
         n_channels: of the image.
         values: percentiles 0.5, 25, 50, 75, 99.5 of the first channel.
         voxels: class -> number of voxels, None without label.
@@ -189,7 +190,7 @@ def _page(title: str, datalist: Datalist, cases: Sequence[CaseStatistics], label
                                   "Sizes and grey values of every case", scroll=True))  # fmt: skip
         if any(case.voxels for case in good):
             parts += ["<h2>Volumes of the classes</h2>", _html_table(_class_table(good, labels), (0, 1))]
-            parts.append(_html_figure(_class_figure(good, labels), "One dot per labelled case; logarithmic scale.",
+            parts.append(_html_figure(_class_figure(good, labels), "One dot per labelled case.",
                                       "Volume of every class in every labelled case", scroll=True))  # fmt: skip
         parts.append("<h2>Pictures</h2>")
         parts.append(
@@ -287,7 +288,7 @@ def _findings(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> lis
 
 
 def _list_table(cases: Sequence[CaseStatistics]) -> tuple[list[str], list[list[str]]]:
-    header = ["List", "Cases", "Shape (min – median – max)", "Orientation", "Stored as", "Spacing mm", "Channels"]
+    header = ["List", "Cases", "Shape (min – median – max)", "Orientation", "Read as", "Spacing mm", "Channels"]
     body = []
     for section in SECTIONS:
         group = [case for case in cases if case.section == section]
@@ -331,7 +332,7 @@ def _class_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> 
 def _case_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> tuple[list[str], list[list[str]]]:
     foreground = [value for value in sorted(labels) if value]
     unit = _unit([case for case in cases if not case.error] or cases)
-    header = ["Case", "List", "Shape", "Spacing mm", "Orientation", "Stored as", "0.5 – 50 – 99.5 %"]
+    header = ["Case", "List", "Shape", "Spacing mm", "Orientation", "Read as", "0.5 – 50 – 99.5 %"]
     header += [f"{labels[value]} {unit}" for value in foreground]
     body = []
     for case in cases:
@@ -366,12 +367,6 @@ def _strips(
     figure_axes.set_xlim(-0.6, len(columns) - 0.4)
 
 
-def _logarithmic(axes: Any) -> None:
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
-
-
 def _legend(figure: Figure, cases: Sequence[CaseStatistics]) -> None:
     handles = [Line2D([], [], marker="o", linestyle="", color=COLORS[section], label=NAMES[section])
                for section in SECTIONS if any(case.section == section for case in cases)]  # fmt: skip
@@ -403,6 +398,8 @@ def _size_figure(cases: Sequence[CaseStatistics]) -> Figure:
     style_axes(third, "Grey values, percentiles of each case")
     if min(highs) > 0 and max(highs) / min(highs) > 50:
         third.set_yscale("symlog", linthresh=min(highs))
+        if min(case.values[0] for case in cases) >= 0:
+            third.set_ylim(bottom=0)
         style_axes(third, "Grey values, percentiles (logarithmic)")
     _legend(figure, cases)
     return figure
@@ -415,12 +412,18 @@ def _class_figure(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) ->
     def volume(value: int) -> Callable[[CaseStatistics], float | None]:
         return lambda case: _volume(case, value) or None
 
-    figure = new_figure(max(4.5, min(12.5, 2.2 * len(foreground) + 2.5)), 3.4)
+    figure = new_figure(12.5, 3.4)
     axes = figure.subplots()
     _strips(axes, labelled, [(labels[value], volume(value)) for value in foreground])
-    if any(_volume(case, value) for case in labelled for value in foreground):
-        _logarithmic(axes)
-    style_axes(axes, f"Volume, {_unit(labelled)}")
+    volumes = [v for case in labelled for value in foreground if (v := _volume(case, value))]
+    wide = bool(volumes) and max(volumes) > 20 * min(volumes)
+    if wide:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+    style_axes(axes, f"Volume, {_unit(labelled)}{' (logarithmic scale)' if wide else ''}")
     _legend(figure, labelled)
     return figure
 

@@ -490,6 +490,50 @@ class TestCheckAndSplit:
         )
         assert any(line.startswith("error: testing: ") for line in out)
 
+    def test_split_proposes_a_preset_that_checks_and_trains(self, phantom, tmp_path, capsys):
+        words = ["split", "--images", phantom / "images", "--labels", phantom / "labels", "--n_validation", 1]
+        out = tmp_path / "d.json"
+        assert run(*words, "--output", out) == 0
+        text = capsys.readouterr().out
+        assert f"{out}: 4 training, 3 unlabeled, 1 validation, 0 testing" in text
+        assert "classes: 0 background, 1 class 1" in text
+        for word in ("spatial_dims 3", "spacing null", "patch_size", "intensity robust", "training: "):
+            assert f"  - {word}" in text
+        assert f"next: monai-ssl check {tmp_path} --datalist d.json --dataset {tmp_path / 'preset.yaml'}" in text
+        assert run("check", tmp_path, "--datalist", "d.json", "--dataset", tmp_path / "preset.yaml") == 0
+        # an edited preset is kept
+        (tmp_path / "preset.yaml").write_text("mine")
+        assert run(*words, "--output", tmp_path / "e.json") == 0
+        assert "exists already and is kept" in capsys.readouterr().out
+        assert (tmp_path / "preset.yaml").read_text() == "mine"
+        assert "exists already" in fails(
+            capsys, *words, "--output", tmp_path / "f.json", "--preset", tmp_path / "preset.yaml"
+        )
+        assert "give either SOURCE or --images" in fails(capsys, "split")
+
+    def test_prepare(self, tmp_path, capsys):
+        import nibabel as nib
+        import numpy as np
+
+        for patient in ("patient099", "patient011"):
+            for frame in (1, 9):
+                image = np.random.RandomState(frame + int(patient[-3:])).rand(150, 140, 4).astype(np.float32)
+                for array, end in ((image, ""), ((image > 0.9).astype(np.uint8), "_gt")):
+                    path = tmp_path / "in" / patient / f"{patient}_frame{frame:02d}{end}.nii.gz"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    nib.save(nib.Nifti1Image(array, np.diag([1.5, 1.5, 8, 1])), path)
+        words = ["prepare", "acdc", "--source", tmp_path / "in", "--output", tmp_path / "out", "--workers", 1]
+        assert run(*words) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert any(line.startswith("note: patient099: Info.cfg does not say") for line in lines)
+        counts = "2 training, 0 unlabeled, 0 validation, 2 testing; 4 converted, 0 from before, 0 skipped; 0 errors"
+        assert lines[-2] == f"{tmp_path / 'out' / 'datalist.json'}: {counts}"
+        assert lines[-1] == f"next: monai-ssl train dtc {tmp_path / 'out'} --dataset acdc --flavour practical"
+        assert run(*words) == 0
+        assert "0 converted, 4 from before" in capsys.readouterr().out
+        assert "'acdk' is none that can be prepared, did you mean acdc?" in fails(capsys, "prepare", "acdk", "a", "b")
+        assert "--crop: is no option of acdc" in fails(capsys, *words, "--crop", "none")
+
     def test_split_is_reproducible_and_keeps_what_is_there(self, phantom, tmp_path, capsys):
         words = ["split", phantom, "--n_labeled", 2, "--n_testing", 1, "--n_validation", 1]
         assert "exists already" in fails(capsys, *words)

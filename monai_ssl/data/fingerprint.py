@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,11 @@ BUDGET = {2: 256 * 256, 3: 112 * 112 * 80}
 
 @dataclass
 class Fingerprint:
-    """What was seen of one scan, in the axes of RAS for volumes.
+    """What was seen of one scan, axes as stored.
 
     Attributes:
         shape, spacing: per axis; spacing None where the format states none.
-        slices: which axis the last stored one is after reorientation to RAS: where a 2D network finds its slices.
+        order: for every axis after reorientation to RAS, the stored axis that it comes from.
         low, high, minimum: 0.5th and 99.5th percentile and minimum of the first channel.
         integer: all values are integers.
         n_channels: in the file or files.
@@ -38,7 +38,7 @@ class Fingerprint:
 
     shape: tuple[int, ...]
     spacing: tuple[float, ...] | None
-    slices: int
+    order: tuple[int, ...]
     low: float
     high: float
     minimum: float
@@ -83,12 +83,12 @@ def fingerprint(entry: Entry) -> Fingerprint:
             codes = nib.io_orientation(affine)[:, 0]
             if np.isfinite(codes).all():
                 order = [int(i) for i in np.argsort(codes)]
-        spacing = tuple(float(zooms[i]) for i in order)
+        spacing = tuple(float(zoom) for zoom in zooms)
     values = image[0]
     found = Fingerprint(
-        shape=tuple(int(image.shape[1 + i]) for i in order),
+        shape=tuple(int(side) for side in values.shape),
         spacing=spacing,
-        slices=order.index(image.ndim - 2),
+        order=tuple(order),
         low=float(np.percentile(values, 0.5)),
         high=float(np.percentile(values, 99.5)),
         minimum=float(values.min()),
@@ -101,7 +101,9 @@ def fingerprint(entry: Entry) -> Fingerprint:
         except DataError as error:
             raise DataError(f"{entry['label']}: {error}") from error
         if label.shape == values.shape and label.any():
-            boxes = [np.flatnonzero(label.any(axis=tuple(a for a in range(label.ndim) if a != i))) for i in order]
+            boxes = [
+                np.flatnonzero(label.any(axis=tuple(a for a in range(label.ndim) if a != i))) for i in range(label.ndim)
+            ]
             found.extent = tuple(int(box[-1] - box[0]) + 1 for box in boxes)
             low, high = np.percentile(values[label > 0], [0.5, 99.5])
             found.tissue = (float(low), float(high))
@@ -153,6 +155,8 @@ def propose_preset(
         "labels": {int(value): str(name) for value, name in labels.items()},
         "orientation": _orientation(found, dims, reasons),
     }
+    if content["orientation"] is not None:  # from here on in the axes of the network
+        found = [_turned(f) for f in found]
     spacing = _spacing(found, dims, reasons)
     content["spacing"] = spacing
     content["patch_size"] = _patch(found, dims, spacing, reasons)
@@ -175,6 +179,13 @@ def write_preset(path: str | Path, proposal: Proposal) -> None:
     write_text(path, f"# Proposed from the data; every line may be edited, see docs/datasets.md.\n{head}{text}")
 
 
+def _turned(f: Fingerprint) -> Fingerprint:
+    def turned(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        return None if values is None else tuple(values[axis] for axis in f.order)
+
+    return replace(f, shape=turned(f.shape) or (), spacing=turned(f.spacing), extent=turned(f.extent))
+
+
 def _spread(entries: Sequence[Entry], number: int) -> list[Entry]:
     if len(entries) <= number:
         return list(entries)
@@ -190,17 +201,17 @@ def _dims(found: list[Fingerprint], reasons: list[str]) -> int:
         reasons.append("spatial_dims 2: the files are 2D")
         return 2
 
-    def across(values: Sequence[float], f: Fingerprint) -> float:
-        """Along the slices' axis, relative to the smaller of the other two."""
-        return values[f.slices] / min(value for axis, value in enumerate(values) if axis != f.slices)
+    def across(values: Sequence[float]) -> float:
+        """Along the last axis, relative to the smaller of the other two."""
+        return values[-1] / min(values[:-1])
 
-    ratio = float(np.median([1.0 if f.spacing is None else across(f.spacing, f) for f in found]))
-    depth = int(np.median([f.shape[f.slices] for f in found]))
+    ratio = float(np.median([1.0 if f.spacing is None else across(f.spacing) for f in found]))
+    depth = int(np.median([f.shape[-1] for f in found]))
     if depth < 48 and ratio >= 3:
         reasons.append(f"spatial_dims 2: slices are {ratio:.1f} times thicker than pixels are wide, a 2D network goes "
                        f"through the {depth} slices")  # fmt: skip
         return 2
-    if depth < 32 and max(across(f.shape, f) for f in found) <= 1 / 6:
+    if depth < 32 and max(across(f.shape) for f in found) <= 1 / 6:
         reasons.append(f"spatial_dims 2: there are only {depth} slices, a 2D network goes through them")
         return 2
     longest = max((max(f.spacing) / min(f.spacing) for f in found if f.spacing is not None), default=1.0)
@@ -219,7 +230,7 @@ def _channels(number: int, names: Sequence[str] | None, reasons: list[str]) -> l
 
 
 def _orientation(found: list[Fingerprint], dims: int, reasons: list[str]) -> str | None:
-    if dims == 3 or len(found[0].shape) == 2 or all(f.slices == 2 for f in found):
+    if dims == 3 or len(found[0].shape) == 2 or all(f.order[-1] == 2 for f in found):
         reasons.append("orientation RAS: all files are brought to the same axes")
         return "RAS"
     reasons.append("orientation null: in RAS the slices of some files would not be the last axis")

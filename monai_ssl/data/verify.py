@@ -223,6 +223,7 @@ def _findings(image: Any, label: Any, preset: PresetLike, shape: Sequence[float]
             add("constant", "error", f"image must show something, got {value:g} in every voxel: leave the case out")
         elif constant:
             add("constant", "warning", f"channel {constant[0]} has {value:g} in every voxel: is the channel missing?")
+        _intensity_findings(image, getattr(preset, "intensity", None), add)
     effective = tuple(spatial if shape is None else shape)[:dims]
     if any(round(size) < patch for size, patch in zip(effective, preset.patch_size, strict=True)):
         sizes = tuple(round(size) for size in effective)
@@ -232,6 +233,19 @@ def _findings(image: Any, label: Any, preset: PresetLike, shape: Sequence[float]
     if label is not None:
         _label_findings(_to_numpy(label), spatial, preset, add)
     return found
+
+
+def _intensity_findings(image: np.ndarray, intensity: Any, add: Callable[[str, Severity, str], None]) -> None:
+    """Grey values that the preset's intensity policy cannot be meant for."""
+    policy, window = getattr(intensity, "policy", None), getattr(intensity, "window", None)
+    low, high = float(image.min()), float(image.max())
+    if window is not None and (high <= window[0] or low >= window[1]):
+        text = f"image must have voxels within the window {list(window)}, got {low:g} to {high:g}"
+        add("intensity", "error", f"{text}: is it a CT in Hounsfield units? Else choose another intensity policy")
+    if policy == "as_stored" and high - low > 500:
+        # z-scores and values in [0, 1] span far less
+        text = f"grey values from {low:g} to {high:g} go into the network as stored"
+        add("intensity", "warning", f"{text}: normalise the files, or choose another flavour or intensity policy")
 
 
 def _label_findings(
@@ -458,6 +472,12 @@ def _geometry(
     case.spacing = tuple(float(zoom) for zoom in zooms)
     if preset.spacing is not None:
         shape = shape * zooms / np.asarray(preset.spacing, dtype=float)
+        zooms = np.asarray(preset.spacing, dtype=float)
+    for axis, size in enumerate((getattr(preset, "centre_crop", None) or ())[:dims]):
+        if size is not None:
+            shape[axis] = min(shape[axis], size / zooms[axis])
+    if (resize := getattr(preset, "resize", None)) is not None:
+        shape = np.asarray(resize, dtype=float)
     return tuple(float(size) for size in shape)
 
 

@@ -449,3 +449,72 @@ def test_slices_resized_and_back(tmp_path, sides):
     foreground = (item["image"] > float(np.percentile(disc + np.zeros(sides), 70))).float()
     item["pred"] = torch.cat([1 - foreground, foreground])
     np.testing.assert_array_equal(p.postprocessing(chain)(item)["pred"][0].numpy(), stored)
+
+
+# -------------------------------------------------------------------------------- images of every birth, to the voxel
+
+
+def segment_and_score(folder, image, affine, preset):
+    """A fixed network that tells left from right through the whole chain, as a file, scored as a file."""
+    from monai_ssl.engines import WindowInferer
+    from monai_ssl.evaluation import evaluate_predictions
+    from monai_ssl.metrics import read_results
+
+    folder.mkdir()
+    nib.save(nib.Nifti1Image(image, affine), folder / "scan.nii.gz")
+    torch.manual_seed(0)
+    net = torch.nn.Conv3d(1, preset.n_classes, 5, padding=2)
+    chain = preset.preprocessing()
+    item = chain({"image": str(folder / "scan.nii.gz")})
+    item["pred"] = WindowInferer(preset.patch_size, amp="off")(item["image"][None], net)[0].detach()
+    preset.postprocessing(chain, output_dir=str(folder / "out"))(item)
+    written = nib.load(folder / "out" / "scan_seg.nii.gz")
+    # a label drawn on the stored voxels, that is what the network found
+    nib.save(nib.Nifti1Image(np.asarray(written.dataobj).copy(), affine), folder / "truth.nii.gz")
+    (folder / "d.json").write_text('{"training": [], "testing": [{"image": "scan.nii.gz", "label": "truth.nii.gz"}]}')
+    (folder / "p.yaml").write_text(dump_preset(preset))
+    results = evaluate_predictions(folder / "out", str(folder / "p.yaml"), folder, "d.json", "testing")
+    return written, read_results(results).rows
+
+
+def check_every_birth(tmp_path, image, affine):
+    p = Preset.model_validate(
+        {"name": "t", "labels": {0: "b", 1: "x", 2: "y"}, "patch_size": [16, 16, 16], "spacing": None}
+    )
+    born, rows = segment_and_score(tmp_path / "a", image, affine, p)
+    assert born.shape == image.shape
+    np.testing.assert_allclose(born.affine, affine, atol=1e-5)
+    canonical = nib.as_closest_canonical(nib.Nifti1Image(image, affine))
+    other, more = segment_and_score(tmp_path / "b", np.asarray(canonical.dataobj), canonical.affine, p)
+    # the same anatomy is segmented alike, whichever way the voxels are stored
+    mine = nib.as_closest_canonical(born)
+    np.testing.assert_array_equal(np.asarray(mine.dataobj), np.asarray(other.dataobj))
+    np.testing.assert_allclose(mine.affine, other.affine, atol=1e-5)
+    for first, second in zip(rows, more, strict=True):
+        assert first["dice"] == second["dice"] == 1.0
+        assert first["hd95_mm"] == second["hd95_mm"] == 0.0
+        assert first["volume_ml_prediction"] == pytest.approx(second["volume_ml_prediction"])
+    return born
+
+
+@pytest.mark.parametrize("codes", ["LPS", "PIR"])
+def test_orientation_and_spacing_survive_prediction_file_and_evaluation(tmp_path, codes):
+    sides = (22, 19, 24)
+    affine = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(tuple(codes)), sides)
+    affine = affine @ np.diag([0.7, 1.3, 2.0, 1.0])
+    image = np.random.RandomState(0).rand(*sides).astype(np.float32)
+    written = check_every_birth(tmp_path, image, affine)
+    np.testing.assert_allclose(written.header.get_zooms(), (0.7, 1.3, 2.0), rtol=1e-5)
+
+
+@pytest.mark.data
+def test_orientation_survives_on_real_dicom_and_nifti(tmp_path, real_data):
+    from monai_ssl.data.prepare.files import read_dicom
+
+    array, affine, _ = read_dicom(real_data / "dicom" / "Study1_HCropVolume")
+    assert "".join(nib.aff2axcodes(affine)) == "LPS"
+    (tmp_path / "dicom").mkdir()
+    check_every_birth(tmp_path / "dicom", array.astype(np.float32), affine)
+    stored = nib.load(real_data / "hippocampus" / "imagesTr" / "hippocampus_006.nii.gz")
+    (tmp_path / "nifti").mkdir()
+    check_every_birth(tmp_path / "nifti", stored.get_fdata(dtype=np.float32), stored.affine)

@@ -278,6 +278,41 @@ def test_unlabelled_scans_of_held_out_patients_are_left_out(tmp_path):
     assert {f"{patient}_frame02" for patient in patients(found["training"])} <= set(found["unlabeled"])
 
 
+def test_patients_from_a_table(tmp_path):
+    """Names that tell nothing: a CSV says whose scans they are, as a spreadsheet writes it."""
+    root = folder(tmp_path, CASES, ["extra"])
+    lines = [f"{name}.nii.gz;P{index // 2}" for index, name in enumerate([*CASES, "extra"])]
+    table = tmp_path / "patients.csv"
+    table.write_text("\n".join(["case;patient;age", *(f"{line};70" for line in lines)]), encoding="utf-8-sig")
+    path = make_split(root, n_labeled=3, n_validation=2, n_testing=2, patients=table)
+    found = names(path)
+    whose = {name: f"P{index // 2}" for index, name in enumerate([*CASES, "extra"])}
+    sides = {section: {whose[case] for case in cases} for section, cases in found.items()}
+    assert [len(sides[s]) for s in ("training", "validation", "testing")] == [3, 2, 2]
+    for held_out in ("validation", "testing"):
+        others = set().union(*(sides[s] for s in sides if s != held_out))
+        assert not sides[held_out] & others
+    assert json.loads(path.read_text())["split"]["unit"] == "patients"
+    assert str(tmp_path) not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name,patient\ncase_00,P1\n", "must have the columns case and patient, got name, patient"),
+        ("case,patient\ncase_00,P1\n", "must name the patient of every case, misses 19 of 20: case_01"),
+        ("case,patient\ncase_00,\n", "line 2 must name a case and a patient"),
+        ("case,patient\ncase_00,P1\ncase_00,P2\n", "a case has one patient, got P1 and P2 for case_00"),
+    ],
+)
+def test_bad_tables(tmp_path, text, message):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        make_split(folder(tmp_path, CASES), patients=tmp_path / "t.csv")
+    with pytest.raises(DataError, match="give one of the two"):
+        make_split(folder(tmp_path, CASES), patients=tmp_path / "t.csv", patient_pattern="x")
+
+
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [

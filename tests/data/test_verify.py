@@ -503,3 +503,29 @@ def test_left_atrium_has_no_errors():
     assert datalist.counts() == {"training": 8, "unlabeled": 56, "validation": 16, "testing": 0}
     kind = preset(labels={0: "background", 1: "left atrium"}, patch_size=(112, 112, 80))
     assert [str(problem) for problem in verify(datalist, kind, progress=False)] == []
+
+
+def test_grey_values_that_the_preset_cannot_be_meant_for(dataset):
+    def problems(policy, window=None):
+        found = dataset.verify(intensity=SimpleNamespace(policy=policy, window=window))
+        return [problem for problem in found if problem.rule == "intensity"]
+
+    assert not problems("as_stored")
+    save(dataset.image(0), voxels(0) * 100 + 5000)
+    assert not problems("robust")
+    assert "go into the network as stored" in only(problems("as_stored"), "warning", dataset.image(0))
+    assert "voxels within the window [-5, 5], got 4" in only(problems("window", [-5, 5]), "error", dataset.image(0))
+
+
+def test_sizes_are_those_that_the_network_will_see(dataset):
+    def warned(**options):
+        found = dataset.verify(spatial_dims=2, patch_size=(8, 8), **options)
+        return any(problem.rule == "patch" for problem in found)
+
+    assert not warned()
+    assert warned(centre_crop=[5.0, None])
+    assert warned(spacing=[2.0, 2.0])
+    save(dataset.image(0), voxels(0, (6, 10, 8)))
+    save(dataset.label(0), mask((6, 10, 8)))
+    assert warned()
+    assert not warned(resize=[32, 32])
