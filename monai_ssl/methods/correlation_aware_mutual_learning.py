@@ -177,6 +177,10 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         logits = [member.logits(x).float() for member, x in zip(members, features, strict=True)]
         return self.terms(logits, features, labeled)
 
+    def second_opinion(self, image: Tensor) -> Tensor:
+        """Class probabilities of the auxiliary network, without attention."""
+        return self.auxiliary(image).float().softmax(1)
+
     def terms(self, logits: Sequence[Tensor], features: Sequence[Tensor], labeled: Batch) -> dict[str, Tensor]:
         """Loss terms from the outputs of both networks, vanilla first; the labelled rows come first. Updates the bank.
 

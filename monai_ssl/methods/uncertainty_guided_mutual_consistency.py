@@ -168,6 +168,10 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         logits, distance = self.tasks(self.network, images)
         return self.terms(logits, distance, *taught, mean, labeled)
 
+    def second_opinion(self, image: Tensor) -> Tensor:
+        """Class probabilities of the teacher."""
+        return self.teacher(image).float().softmax(1)
+
     def terms(
         self,
         logits: Tensor,

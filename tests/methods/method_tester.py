@@ -234,6 +234,18 @@ class MethodTester:
         fresh = self.network(2, n_classes)
         assert keys == set(fresh.state_dict())  # the method adds nothing to the deployed network
 
+    @pytest.mark.parametrize("n_classes", [2, 3])
+    def test_second_opinion_is_class_probabilities(self, n_classes):
+        method = self.build(n_classes=n_classes).eval()
+        image = batches()[1]["image"]
+        with torch.no_grad():
+            opinion = method.second_opinion(image)
+            shape = method.network(image).shape
+        if opinion is not None:  # methods with one network and one task have none
+            assert opinion.shape == shape
+            torch.testing.assert_close(opinion.sum(1), torch.ones_like(opinion[:, 0]))
+            assert opinion.min() >= 0
+
     def test_every_parameter_that_trains_is_in_the_state(self):
         method = self.build()
         keys = set(method.state_dict())
