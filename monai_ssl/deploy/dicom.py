@@ -371,12 +371,12 @@ def write_measurements(
     from pydicom.sr.coding import Code
 
     observer = hd.sr.ObserverContext(
-        observer_type=Code("121007", "DCM", "Device"),
+        observer_type=hd.sr.CodedConcept("121007", "DCM", "Device"),
         observer_identifying_attributes=hd.sr.DeviceObserverIdentifyingAttributes(
             uid=hd.UID(), name=model[:64], manufacturer_name="monai_ssl", model_name=model[:64]
         ),
     )
-    groups = []
+    groups: list[Any] = []
     for index, name in preset.labels.items():
         if not index:
             continue
