@@ -16,12 +16,12 @@ from monai_ssl.data import DataError
 from monai_ssl.deploy.bundles import find_bundle
 from monai_ssl.handlers import CHECKPOINT, MODEL, RunCheckpoint
 
-OPTIONS = {"dtc": {"validate": True}, "supervised": {"validate": True, "method": "supervised"}}
+OPTIONS = {"dtc": {"validate": True}} | {m: {"validate": True, "method": m} for m in ("supervised", "tac", "caml")}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """Folders of complete runs of both methods."""
+    """Folders of complete runs of every method here."""
     folders = {}
     for method, options in OPTIONS.items():
         folders[method] = tmp_path_factory.mktemp(method)
@@ -52,6 +52,9 @@ KILLS = [
     ("dtc", "between checkpoint.pt and model.pt", 11, {}),  # training was over
     ("supervised", "after the step", 7, {}),
     ("supervised", "at the next start", 8, {"interval": 1}),
+    ("tac", "in the backward pass", 5, {}),
+    ("caml", "after the step", 6, {}),  # the memory bank of three cases is part of the checkpoint that is due
+    ("caml", "in the backward pass", 8, {}),  # the memory has been overwritten since the checkpoint
 ]
 
 
