@@ -10,13 +10,13 @@ from tiny_training import assert_equal, build, content, make_loader, processes, 
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_ssl.engines import WindowInferer
+from monai_ssl.losses import SigmoidRampUp
 
+METHODS = ("dtc", "supervised", "ug_mcl", "ss_net", "tac", "caml")
 # no random transform, no dropout, instance norm: a gradient is then a mean over images
+RAMP = {"ramp_up": SigmoidRampUp(5)}
 PLAIN = {"deterministic": True, "network": {"dropout": 0.0, "norm": "instance"}}
 PAPER = {"deterministic": True, "network": {"dropout": 0.0, "norm": "instance", "variant": "paper"}}
-
-
-METHODS = ["dtc", "supervised", "ug_mcl", "ss_net"]
 
 
 def observe(trainer):
@@ -92,6 +92,16 @@ def test_two_processes_train_one_network(trained, method):
     assert_equal(content(folder / "run")["checkpoint"]["method"], first["state"])
 
 
+def test_both_processes_hold_one_memory_bank(trained):
+    _, (first, second) = trained["caml"]
+    bank = first["state"]["bank._extra_state"]
+    assert_equal(bank, second["state"]["bank._extra_state"])
+    # three labelled cases, of which each process saw only its own
+    assert bank["cases"].tolist() == [0, 1, 2]
+    assert bank["vectors"].shape == (int(bank["lengths"].sum()), 4)
+    assert bank["counts"].sum() > 0
+
+
 @pytest.mark.parametrize("method", ["dtc", "supervised"])
 def test_the_first_process_alone_writes(trained, method):
     folder, (first, _) = trained[method]
@@ -142,8 +152,10 @@ def test_a_validation_in_between_does_no_harm(tmp_path, trained):
     assert both[0]["loss"] == expected["loss"]
 
 
-def test_resumed_on_two_processes(tmp_path):
-    options = {"method": "supervised", "schedule": "constant"}
+@pytest.mark.parametrize("method", ["supervised", "caml"])
+def test_resumed_on_two_processes(tmp_path, method):
+    # the schedule and the ramp-up of a prolonged run are those of its own length
+    options = {"method": method, "schedule": "constant", "network": RAMP if method == "caml" else {}}
     train_on_two(tmp_path / "a", **options, max_iterations=4)
     train_on_two(tmp_path / "a", **options, max_iterations=7)
     train_on_two(tmp_path / "b", **options, max_iterations=7)

@@ -16,12 +16,13 @@ from monai_ssl.data import DataError
 from monai_ssl.deploy.bundles import find_bundle
 from monai_ssl.handlers import CHECKPOINT, MODEL, RunCheckpoint
 
-OPTIONS = {name: {"validate": True, "method": name} for name in ("dtc", "supervised", "ug_mcl", "ss_net")}
+METHODS = ("dtc", "supervised", "ug_mcl", "ss_net", "tac", "caml")
+OPTIONS = {name: {"validate": True, "method": name} for name in METHODS}
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """Folders of complete runs of both methods."""
+    """Folders of complete runs of every method here."""
     folders = {}
     for method, options in OPTIONS.items():
         folders[method] = tmp_path_factory.mktemp(method)
@@ -54,6 +55,9 @@ KILLS = [
     ("supervised", "at the next start", 8, {"interval": 1}),
     ("ug_mcl", "after the step", 7, {}),  # teacher
     ("ss_net", "after the step", 7, {}),  # prototypes
+    ("tac", "in the backward pass", 5, {}),
+    ("caml", "after the step", 6, {}),  # the memory bank of three cases is part of the checkpoint that is due
+    ("caml", "in the backward pass", 8, {}),  # the memory has been overwritten since the checkpoint
 ]
 
 

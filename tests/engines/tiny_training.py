@@ -20,12 +20,14 @@ from monai_ssl.engines import SemiSupervisedTrainer, lr_schedule
 from monai_ssl.handlers import RunCheckpoint, TrainingLog, ValidationLog
 from monai_ssl.losses import ForegroundDiceLoss
 from monai_ssl.methods import (
+    CorrelationAwareMutualLearning,
     DualTaskConsistency,
     SmoothnessSeparation,
     Supervised,
+    TaskAffinityConsistency,
     UncertaintyGuidedMutualConsistency,
 )
-from monai_ssl.networks import DualTaskVNet, VNet
+from monai_ssl.networks import CrossSampleNetwork, DualTaskVNet, VNet
 from monai_ssl.transforms import SignedDistanceMapd
 
 
@@ -75,6 +77,12 @@ def make_method(name="dtc", dims=2, dropout=0.5, norm="batch", seed=0, max_itera
         return UncertaintyGuidedMutualConsistency(network, max_iterations=max_iterations, **options)
     if name == "ss_net":
         return SmoothnessSeparation(VNet(dims, **network), max_iterations, prototypes=8, **options)
+    if name == "tac":
+        return TaskAffinityConsistency(VNet(dims, gates=True, **network), **options)
+    if name == "caml":
+        auxiliary = CrossSampleNetwork(VNet(dims, decoders=("linear",), **network), heads=1, dropout=dropout)
+        sizes = {"embedding_channels": 4, "rows_per_class": 20, "prototypes_per_class": 8, "bank_capacity": 16}
+        return CorrelationAwareMutualLearning(VNet(dims, **network), auxiliary, max_iterations, **(sizes | options))
     return Supervised(VNet(dims, **network), ForegroundDiceLoss(pooled=False), **options)
 
 
