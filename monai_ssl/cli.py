@@ -977,7 +977,7 @@ def main(arguments: list[str] | None = None) -> None:
         with _quiet():
             _dispatch(words)
     except KeyboardInterrupt:
-        hint = "; run the same command again to resume" if words[:1] in (["train"], ["demo"]) else ""
+        hint = "; run the same command again to resume" if words[:1] in (["train"], ["demo"], ["prepare"]) else ""
         print(f"\ninterrupted{hint}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # | head

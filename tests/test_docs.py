@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from monai_ssl import cli
+from monai_ssl.data.prepare import RECIPES, build_recipe
 from monai_ssl.deploy import bundles
 
 ROOT = Path(__file__).parents[1]
@@ -64,7 +65,9 @@ def test_commands_and_options_exist(page, words):
     given = cli.parse(name, command, rest)
     known = set(inspect.signature(command).parameters)
     ids = set(given) - known
-    if ids:
+    if name == "prepare":
+        build_recipe(RECIPES[given["dataset"]], {key: given[key] for key in ids})
+    elif ids:
         config = {"train": ["train.yaml"], "predict": ["inference.yaml"]}.get(name, ["train.yaml", "evaluate.yaml"])
         bundles.check_ids(bundles.find_bundle("dtc"), config, ids)
 

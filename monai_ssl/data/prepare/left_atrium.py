@@ -91,8 +91,10 @@ class LeftAtrium(Recipe):
             stored, label_affine = read_image(case.label)
             classes = {0: 0, 255: 1} if stored.max() > 1 else {0: 0, 1: 1}
             label, remarks = onto_grid(as_label(stored, classes), label_affine, image.shape, affine)
-        grey = image.astype(np.float64)
-        image = ((grey - grey.mean()) / (grey.std() or 1.0)).astype(np.float32)
+        mean, deviation = image.mean(dtype=np.float64), image.std(dtype=np.float64)
+        image = image.astype(np.float32)
+        image -= np.float32(mean)
+        image /= np.float32(deviation or 1.0)
         window = [slice(0, side) for side in image.shape]
         if self.crop == "label_free":
             window = list(centre_window(image.shape, np.sqrt((affine[:3, :3] ** 2).sum(axis=0)), FIELD_MM))
