@@ -75,6 +75,7 @@ class TappedNetwork(nn.Module):
         ValueError: when a name does not exist.
 
     Example:
+        >>> import torch
         >>> from monai.networks.nets import BasicUNet
         >>> network = BasicUNet(2, 1, 2, features=(4, 4, 4, 4, 4, 4))
         >>> tapped = TappedNetwork(network, ["conv_0", "down_1", "down_2"])
