@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 
@@ -23,7 +24,6 @@ class PrototypeSeparationLoss(nn.Module):
         a slip of axes uses :math:`v_n = 1` always (``prototype_scores=None``).
 
     Example:
-        >>> import torch
         >>> z = torch.eye(2)
         >>> round(PrototypeSeparationLoss()(3 * torch.eye(2)[:1], z).item(), 4)
         0.5
@@ -36,10 +36,11 @@ class PrototypeSeparationLoss(nn.Module):
         feature_scores: Tensor | None = None,
         prototype_scores: Tensor | None = None,
     ) -> Tensor:
-        f = nn.functional.normalize(features.float(), dim=1)
+        f = features.float()
         z = nn.functional.normalize(prototypes.detach().float(), dim=1)
         anchor = z.mean(0) if prototype_scores is None else (mean_one(prototype_scores)[:, None] * z).mean(0)
-        distance = 1.0 - f @ anchor  # mean over the prototypes, whose weights have mean 1
+        # mean over the prototypes, whose weights have mean 1
+        distance = 1.0 - (f @ anchor) / torch.linalg.vector_norm(f, dim=1).clamp(min=1e-12)
         return distance.mean() if feature_scores is None else (mean_one(feature_scores) * distance).mean()
 
 

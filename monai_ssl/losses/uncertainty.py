@@ -26,13 +26,13 @@ def monte_carlo_probabilities(
     network: Callable[[Tensor], Tensor],
     image: Tensor,
     passes: int = 8,
-    passes_per_call: int = 4,
+    passes_per_call: int = 2,
     perturb: Callable[[Tensor], Tensor] = add_noise,
 ) -> Tensor:
     """Mean class probabilities over stochastic passes, without gradient.
 
     Several passes share a call: the batch is repeated, and every copy gets its own noise and dropout. Batch statistics
-    are then those of one call (the released codes put 2 passes into each of 4 calls).
+    are those of one call; the released codes, too, put 2 passes into each of 4 calls.
 
     Args:
         network: image -> logits, in training mode, so that its dropout is active.

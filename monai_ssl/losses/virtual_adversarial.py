@@ -136,12 +136,24 @@ class VirtualAdversarialLoss(nn.Module):
     def forward(
         self, network: nn.Module, image: Tensor, reference: Tensor | None = None, noise: Tensor | None = None
     ) -> Tensor:
+        return self.compare(network, *self.attack(network, image, reference, noise))
+
+    def attack(
+        self, network: nn.Module, image: Tensor, reference: Tensor | None = None, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The perturbed image ``x + r`` and ``p(x)``, both without gradient.
+
+        First half of the loss; it needs the memory of a whole pass, so call it before other passes keep theirs.
+        """
         if reference is None:
             with torch.no_grad():
                 reference = network(image).float().softmax(1)
+        return image + self.perturbation(network, image, reference, noise), reference
+
+    def compare(self, network: nn.Module, perturbed: Tensor, reference: Tensor) -> Tensor:
+        """Second half of the loss, from what :meth:`attack` returned."""
         with frozen_statistics(network):
-            r = self.perturbation(network, image, reference, noise)
-            return DISTANCES[self.distance](network(image + r), reference)
+            return DISTANCES[self.distance](network(perturbed), reference)
 
     def perturbation(self, network: nn.Module, image: Tensor, reference: Tensor, noise: Tensor | None = None) -> Tensor:
         """The adversarial perturbation r, in the shape of the image, without gradient."""
@@ -151,7 +163,7 @@ class VirtualAdversarialLoss(nn.Module):
         scale = float(reference[:, 0].numel())
         for _ in range(self.power_iterations):
             d = d.detach().requires_grad_()
-            with torch.enable_grad():
+            with torch.enable_grad(), frozen_statistics(network):
                 value = distance(network(image + self.xi * d), reference)
             (gradient,) = torch.autograd.grad(value * scale, d)
             d = unit_norm(gradient / scale)

@@ -143,6 +143,7 @@ class SmoothnessSeparation(SemiSupervisedMethod):
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         images, label = joint_images(labeled, unlabeled), labeled["label"]
+        attacked = self.smoothness.attack(self.network, images)
         features = self.network.features(images)  # type: ignore[operator]
         logits = self.network.logits(features)  # type: ignore[operator]
         rows = len(label)
@@ -153,7 +154,7 @@ class SmoothnessSeparation(SemiSupervisedMethod):
             separation = self.separate(features, predicted, label)
         return {
             "dice": dice,
-            "smoothness": weight * self.smoothness_weight * self.smoothness(self.network, images),
+            "smoothness": weight * self.smoothness_weight * self.smoothness.compare(self.network, *attacked),
             "separation": weight * self.separation_weight * separation,
         }
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 __all__ = ["PointwiseHead", "PrototypeMemory", "VoxelHeads"]
 
@@ -35,7 +36,7 @@ class PointwiseHead(nn.Module):
         super().__init__()
         self.first = nn.Linear(in_channels, hidden_channels)
         self.norm = nn.BatchNorm1d(hidden_channels)
-        self.act = nn.LeakyReLU(negative_slope) if negative_slope else nn.ReLU()
+        self.act = nn.LeakyReLU(negative_slope, inplace=True) if negative_slope else nn.ReLU(inplace=True)
         self.second = nn.Linear(hidden_channels, out_channels)
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -82,9 +83,8 @@ class VoxelHeads(nn.Module):
             ``(M, channels)`` float32.
         """
         with torch.autocast(features.device.type, enabled=False):
-            rows = _Rows.apply(features, selected)
             if not self.training:
-                return self.prediction(self.projection(rows))
+                return self.prediction(self.projection(_Rows.apply(features, selected)))
             lower, upper = self.projection, self.prediction
             n = features.numel() // features.shape[1]
             weight, bias = _folded(lower.norm, lower.first.weight, lower.first.bias, *_moments(features, n), n)
@@ -93,8 +93,16 @@ class VoxelHeads(nn.Module):
             joint = upper.first.weight @ lower.second.weight
             offset = upper.first.weight @ lower.second.bias + upper.first.bias
             weight_2, bias_2 = _folded(upper.norm, joint, offset, *hidden, n)
-            y = nn.functional.linear(rows, weight, bias).relu_()
-            return upper.second(nn.functional.linear(y, weight_2, bias_2).relu_())
+            # computed again for the backward pass: in the first steps half of all voxels may be selected
+            return checkpoint(
+                self._selected, features, selected, weight, bias, weight_2, bias_2,
+                use_reentrant=False, preserve_rng_state=False,
+            )  # fmt: skip
+
+    def _selected(self, features: Tensor, selected: Tensor, *layers: Tensor) -> Tensor:
+        weight, bias, weight_2, bias_2 = layers
+        y = nn.functional.linear(_Rows.apply(features, selected), weight, bias).relu_()
+        return self.prediction.second(nn.functional.linear(y, weight_2, bias_2).relu_())
 
     @torch.no_grad()
     def project(self, features: Tensor, selected: Tensor) -> Tensor:
