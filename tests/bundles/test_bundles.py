@@ -309,7 +309,7 @@ def workflow(bundle: Bundle, kind: str, **overrides: Any) -> ConfigWorkflow:
 
 
 def test_there_are_bundles() -> None:
-    assert {"dtc", "supervised"} <= {folder.name for folder in BUNDLES}
+    assert {"caml", "dtc", "supervised", "tac"} <= {folder.name for folder in BUNDLES}
 
 
 # ------------------------------------------------------------------------------------------------ what lies in a bundle

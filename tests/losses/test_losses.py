@@ -9,11 +9,18 @@ import torch
 from torch.nn import functional
 
 from monai_ssl.losses import (
+    CrossPseudoLabelLoss,
     DualTaskConsistencyLoss,
     ForegroundDiceLoss,
     HalfDiceCELoss,
+    OmniCorrelationLoss,
+    SharpenedConsistencyLoss,
     SigmoidRampUp,
     SmoothHeaviside,
+    class_representations,
+    masked_sums,
+    most_confident,
+    sharpen,
 )
 
 SHAPES = [(2, 2, 8, 6), (2, 4, 8, 6), (3, 2, 6, 5, 4), (2, 3, 6, 5, 4), (1, 2, 7)]
@@ -225,3 +232,122 @@ def test_ramp_up_rejects(arguments, message):
 
 def test_ramp_up_shows_its_numbers():
     assert repr(SigmoidRampUp(10, 2, 5)) == "SigmoidRampUp(length=10, maximum=2, granularity=5)"
+
+
+# ------------------------------------------------------------------------------------------------- TAC, CAML and kin
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_masked_sums(dtype, layout):
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(2, 5, 4, 6, 2, generator=generator).to(dtype).contiguous(memory_format=layout)
+    masks = torch.rand(2, 3, 4, 6, 2, generator=generator)
+    weights = torch.rand(2, 3, 5, generator=generator)
+    found = []
+    for function in (masked_sums, lambda f, m: torch.einsum("bfxyz,bcxyz->bcf", f.float(), m)):
+        f, m = features.clone().requires_grad_(), masks.clone().requires_grad_()
+        sums = function(f, m)
+        assert sums.dtype == torch.float32
+        found.append((sums.detach(), *torch.autograd.grad((sums * weights).sum(), [f, m])))
+    assert found[0][1].stride() == features.stride()
+    for actual, expected in zip(*found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-2 if actual.dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
+def test_class_representations_of_a_constant():
+    # the trap of the released denominator: a share, not an average
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[0, 0, :6], masks[1, 0, :2] = 1, 1  # 48 and 16 voxels
+    features = torch.ones(2, 3, 8, 8)
+    averages, mass = class_representations(features, masks)
+    torch.testing.assert_close(averages, torch.ones(2, 1, 3))
+    assert mass[:, 0].tolist() == [48, 16]
+    shares, _ = class_representations(features, masks, "batch")
+    torch.testing.assert_close(shares[:, 0, 0], torch.tensor([0.75, 0.25]))
+    alone, _ = class_representations(features, masks, "batch", sizes=[1, 1])
+    torch.testing.assert_close(alone, averages)
+    # subsampled as interpolate "nearest" does: a voxel at an odd place vanishes
+    masks.zero_()[0, 0, 5, 5] = 1
+    assert class_representations(features[..., ::2, ::2], masks)[1].sum() == 0
+
+
+def test_masks_must_fit():
+    with pytest.raises(ValueError, match=r"features and masks must agree .* got \(2, 3, 4, 4\) and \(1, 3, 4, 4\)"):
+        masked_sums(torch.zeros(2, 3, 4, 4), torch.zeros(1, 3, 4, 4))
+    with pytest.raises(ValueError, match=r"pooling must be one of"):
+        class_representations(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), "max")
+
+
+@pytest.mark.parametrize("n_members", [2, 3])
+def test_cross_pseudo_supervision(n_members):
+    generator = torch.Generator().manual_seed(0)
+    z = [torch.randn(2, 3, 4, 5, generator=generator).requires_grad_() for _ in range(n_members)]
+    p = [member.softmax(1) for member in z]
+    pairs = [(i, j) for i in range(n_members) for j in range(n_members) if i != j]
+    s = [member**4 / (member**4 + (1 - member) ** 4) for member in p]
+    loss = SharpenedConsistencyLoss(0.25)(*p)
+    expected = sum((p[i] - s[j]).square().mean() for i, j in pairs)
+    torch.testing.assert_close(loss, expected)
+    hard = CrossPseudoLabelLoss()(*z)
+    expected = sum(functional.cross_entropy(z[i], z[j].argmax(1)) for i, j in pairs)
+    torch.testing.assert_close(hard, expected)
+    assert SharpenedConsistencyLoss(1.0)(p[0], p[1]).item() == pytest.approx(2 * (p[0] - p[1]).square().mean().item())
+
+
+def test_sharpening_survives_zeros_and_ones():
+    p = torch.tensor([0.0, 1e-30, 0.5, 1.0], dtype=torch.bfloat16).requires_grad_()
+    s = sharpen(p)
+    s.sum().backward()
+    assert s.tolist() == [0.0, 0.0, 0.5, 1.0]
+    assert p.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+@pytest.mark.parametrize("detach", [False, True])
+def test_omni_correlation_gradients(similarity, detach):
+    generator = torch.Generator().manual_seed(0)
+    rows = [0.3 * torch.randn(1500, 4, generator=generator) for _ in range(2)]  # more than one piece
+    prototypes = torch.randn(9, 4, generator=generator)
+    loss = OmniCorrelationLoss(similarity, temperature=0.3, detach_target=detach)
+    found = []
+    for plain in (False, True):
+        z = [x.clone().requires_grad_() for x in rows]
+        if plain:
+            c_v, c_a = (loss.correlation(x, prototypes) for x in z)
+            value = -((c_a.detach() if detach else c_a) * (c_v + 1e-8).log()).sum(1).mean()
+        else:
+            value = loss(*z, prototypes)
+        found.append((value.detach(), *torch.autograd.grad(value, z, allow_unused=True)))
+    assert (found[0][2] is None) == detach
+    for actual, expected in zip(*found, strict=True):
+        if actual is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_most_confident_rows():
+    confidence = torch.tensor([0.1, 0.9, 0.5, 0.7, 0.8, 0.3])
+    classes = torch.tensor([0, 1, 0, 1, 1, 2])
+    assert most_confident(confidence, classes, 3, 2).tolist() == [2, 0, 1, 4]  # class 2 has one row only
+    assert most_confident(confidence, classes, 3, 9).tolist() == [2, 0, 1, 4, 3]
+    assert most_confident(confidence[:0], classes[:0], 3, 9).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SharpenedConsistencyLoss(0.0), r"temperature must be in \(0, 1\], got 0.0"),
+        (lambda: SharpenedConsistencyLoss()(torch.zeros(1, 2, 3)), r"two or more tensors .* got \[\(1, 2, 3\)\]"),
+        (lambda: OmniCorrelationLoss("euclid"), r"similarity must be one of .* got 'euclid'"),
+        (
+            lambda: OmniCorrelationLoss()(torch.zeros(3, 2), torch.zeros(2, 2), torch.zeros(4, 2)),
+            r"must have equal numbers .* got \(3, 2\), \(2, 2\), \(4, 2\)",
+        ),
+        (lambda: ForegroundDiceLoss(activation="x"), r'activation must be "softmax", "sigmoid" or "none", got \'x\''),
+        (lambda: ForegroundDiceLoss(reduction="x"), r'reduction must be "mean" or "sum", got \'x\''),
+        (lambda: ForegroundDiceLoss(smooth=0), r"smooth must be > 0, got 0"),
+    ],
+)
+def test_rejects_options_and_shapes(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

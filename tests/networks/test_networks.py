@@ -8,7 +8,17 @@ import torch
 from monai.networks.nets import BasicUNet
 from torch import nn
 
-from monai_ssl.networks import DualTaskNetwork, DualTaskVNet, UNet, VNet
+from monai_ssl.networks import (
+    BackboneWithHead,
+    CrossSampleAttention,
+    CrossSampleNetwork,
+    DualTaskNetwork,
+    DualTaskVNet,
+    TappedNetwork,
+    UNet,
+    VNet,
+    literature_network,
+)
 
 SIDES = {2: (32, 48), 3: (16, 32, 16)}
 # (spatial_dims, in_channels, n_classes)
@@ -155,6 +165,19 @@ class EncoderDecoderTester(NetworkTester):
             assert not torch.equal(skip, x)
         network(image(spatial_dims, 1)).sum().backward()
         assert all(p.grad is not None for p in network.parameters())
+
+    @pytest.mark.parametrize("spatial_dims", [2, 3])
+    @pytest.mark.parametrize("gates", [False, True])
+    def test_taps(self, spatial_dims, gates):
+        network, x = self.build(spatial_dims, gates=gates).eval(), image(spatial_dims, 1)
+        logits, contextual, structural = network.taps(x)
+        torch.testing.assert_close(logits, network(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network.logits(network.features(x)), logits)
+        encoded = network.encode(x)
+        _, gated = network.decode(encoded, return_gated=True)
+        assert all(torch.equal(a, b) for a, b in zip(contextual, encoded, strict=True))
+        assert len(structural) == (4 if gates else 0)
+        assert all(torch.equal(a, b) for a, b in zip(structural, gated[::-1], strict=bool(structural)))
 
     @pytest.mark.filterwarnings("ignore::DeprecationWarning")
     def test_gates_in_torchscript(self):
@@ -351,3 +374,59 @@ def test_dual_task_options_are_checked():
     with pytest.raises(ValueError, match="spatial_dims must be 2 or 3, got 4"):
         DualTaskNetwork(nn.Identity(), n_classes=2, feature_channels=1, spatial_dims=4)
     assert DualTaskNetwork(nn.Identity(), 2, 1, spatial_dims=2)(torch.zeros(1, 1, 4, 4)).shape == (1, 2, 4, 4)
+
+
+# ------------------------------------------------------------------------------------------------- adapters, attention
+
+
+def test_adapters_of_other_networks():
+    backbone = BasicUNet(2, 1, out_channels=8, features=(4, 4, 4, 4, 4, 4)).eval()
+    x = image(2, 1)
+    network = BackboneWithHead(backbone, 2, 8, n_classes=3).eval()
+    torch.testing.assert_close(network.logits(network.features(x)), network(x))
+    tapped = TappedNetwork(backbone, ["down_2", "conv_0"], ["upcat_1"])
+    logits, contextual, structural = tapped.taps(x)
+    assert torch.equal(logits, tapped(x))
+    assert [f.shape[2] for f in contextual] == [8, 32]  # in the order of the names
+    assert structural[0].shape[2] == 32
+    assert not any(module._forward_hooks for module in backbone.modules())
+
+
+@pytest.mark.parametrize("alternative", [False, True])
+@pytest.mark.parametrize(("spatial_dims", "kind"), [(2, UNet), (3, VNet)])
+def test_literature_network(spatial_dims, kind, alternative):
+    network = literature_network(spatial_dims, 1, 3, base_channels=4, alternative=alternative)
+    assert type(network) is kind
+    other = literature_network(spatial_dims, 1, 3, base_channels=4, alternative=not alternative)
+    shapes = [[tuple(p.shape) for p in each.decoders.parameters()] for each in (network, other)]
+    assert shapes[0] != shapes[1]
+    dropout = [m.p for m in literature_network(spatial_dims, dropout=0.2).modules() if "Dropout" in type(m).__name__]
+    assert set(dropout) == {0.2}
+    gated = literature_network(spatial_dims, gates=True)
+    assert sum("psi" in name and name.endswith("conv.weight") for name in gated.state_dict()) == 4
+
+
+@pytest.mark.parametrize(("spatial_dims", "channels"), [(2, 32), (3, 32)])
+def test_cross_sample_network(spatial_dims, channels):
+    network = CrossSampleNetwork(literature_network(spatial_dims, base_channels=4, dropout=0.0), dropout=0.0)
+    assert network.attention.intra.self_attn.embed_dim == channels  # the second coarsest of five stages
+    x = image(spatial_dims, 1)
+    with torch.no_grad():
+        alone, joint = network(x[:1]), network(x)
+        assert not torch.allclose(alone, joint[:1])
+        network.eval()
+        torch.testing.assert_close(network(x[:1]), network(x)[:1])
+        torch.testing.assert_close(network(x), network.network(x), rtol=1e-4, atol=1e-5)  # no attention in evaluation
+    network.train()
+    network(x).sum().backward()
+    assert all(p.grad is not None for p in network.parameters())
+    with pytest.raises(ValueError, match=r"stage must name one of the 5 stages, got 5"):
+        CrossSampleNetwork(network.network, stage=5)
+    assert not list(CrossSampleNetwork(network.network, attention=False).attention.parameters())
+
+
+def test_cross_sample_attention_options():
+    with pytest.raises(ValueError, match=r"heads must divide the 6 channels, got 4"):
+        CrossSampleAttention(6)
+    with pytest.raises(ValueError, match=r"dropout must be in \[0, 1\), got 1.0"):
+        CrossSampleAttention(8, dropout=1.0)
