@@ -88,6 +88,7 @@ def test_extras_exist():
         "label",
         "export",
         "mlflow",
+        "prepare",
         "test",
         "dev",
     }
