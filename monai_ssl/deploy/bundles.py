@@ -106,7 +106,7 @@ def unpack(archive: Path, folder: Path) -> None:
             members = source.infolist()
             for member in members:
                 path = PurePosixPath(member.filename.replace("\\", "/"))
-                if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+                if path.is_absolute() or ".." in path.parts or ":" in member.filename:
                     raise DataError(
                         f"bundle: {archive} names a file outside itself ({member.filename!r}); not unpacked"
                     )

@@ -442,7 +442,7 @@ def predict_series(
     """Segment one DICOM series.
 
     Args:
-        segmenter: a :class:`monai_ssl.deploy.inference.Segmenter` of a 3D preset with one channel.
+        segmenter: a :class:`monai_ssl.deploy.inference.Segmenter` of a preset with one channel.
         folder: of the series.
         output: folder; gets ``segmentation.dcm`` and ``segmentation.nii.gz``, and where asked for ``measurements.dcm``,
             ``measurements.json``, ``uncertainty.nii.gz``.
@@ -460,10 +460,8 @@ def predict_series(
     """
     _dicom_packages()
     preset, target = segmenter.preset, Path(output).expanduser()
-    if preset.spatial_dims != 3 or preset.in_channels != 1:
-        raise DataError(
-            f"dicom: the model needs {preset.in_channels} channels in {preset.spatial_dims}D; a series gives one in 3D"
-        )
+    if preset.in_channels != 1:
+        raise DataError(f"dicom: the model needs {preset.in_channels} channels, a series gives one")
     if not overwrite and (target / SEG).exists():
         raise DataError(f"output: {target} holds a {SEG} already; give a new folder, or --overwrite True")
     series = read_series(folder)

@@ -111,7 +111,7 @@ class Segmenter:
         """
         image: MetaTensor = item["image"]
         slabs = self.inferer.sweep(image.as_tensor()[None], self.network, self.device)
-        whole = probabilities or self.preset.spacing is not None
+        whole = probabilities or self.preset.spacing is not None or self.preset.resize is not None
         shape = tuple(image.shape[1:])
         result: dict[str, Any] = {}
         for first, slab in slabs:

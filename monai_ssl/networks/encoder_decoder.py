@@ -229,8 +229,10 @@ class Gate(AttentionBlock):
     """MONAI's additive attention gate; in training without keeping what can be computed again."""
 
     def forward(self, g: Tensor, x: Tensor) -> Tensor:
-        if not torch.jit.is_scripting() and lean.can_gate(self, g, x):
-            return lean.gate(self, g, x)
+        # not one condition: TorchScript leaves out what stands below the first, not the rest of an `and`
+        if not torch.jit.is_scripting():  # noqa: SIM102
+            if lean.can_gate(self, g, x):
+                return lean.gate(self, g, x)
         return x * self.psi(self.relu(self.W_g(g) + self.W_x(x)))
 
 

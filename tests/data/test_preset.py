@@ -518,3 +518,21 @@ def test_orientation_survives_on_real_dicom_and_nifti(tmp_path, real_data):
     stored = nib.load(real_data / "hippocampus" / "imagesTr" / "hippocampus_006.nii.gz")
     (tmp_path / "nifti").mkdir()
     check_every_birth(tmp_path / "nifti", stored.get_fdata(dtype=np.float32), stored.affine)
+
+
+# ------------------------------------------------------------------------------------------------- codes, content
+
+
+def test_content_instead_of_a_file():
+    preset = load_preset("hippocampus")
+    assert load_preset(preset.model_dump(mode="json")) == preset  # what a packaged bundle carries
+    assert load_preset({**SMALL, "name": "mine"}).name == "mine"
+    with pytest.raises(DataError, match="dataset: colour: unknown key"):
+        load_preset({**SMALL, "colour": "red"})
+
+
+@pytest.mark.parametrize("codes", [{2: ["1", "SCT", "x"]}, {0: ["1", "SCT", "x"]}, {1: ["1" * 17, "SCT", "x"]},
+                                   {1: ["1", "", "x"]}, {1: ["1", "SCT", "x" * 65]}])  # fmt: skip
+def test_codes_must_fit_a_foreground_class_and_dicom(codes):
+    with pytest.raises(DataError, match="codes: must map a foreground class"):
+        load_preset({**SMALL, "codes": codes})

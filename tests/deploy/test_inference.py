@@ -15,6 +15,7 @@ from clinic import fails, run
 
 from monai_ssl.data import images_to_segment, load_preset
 from monai_ssl.deploy import inference
+from monai_ssl.deploy.bundles import copy_bundle
 from monai_ssl.deploy.inference import Segmenter, plausible_flips, predict_folder
 
 
@@ -50,6 +51,21 @@ class TestOneImage:
         assert 0.02 < labels.float().mean() < 0.98
         np.testing.assert_array_equal(labels.numpy(), expected.numpy())
         np.testing.assert_allclose(labels.affine, nib.load(image).affine, atol=1e-5)
+
+    @pytest.mark.parametrize("resize", [None, [48, 32]])
+    def test_slices_of_a_volume(self, resize, images, tmp_path):
+        """A 2D network goes through a volume slice by slice."""
+        bundle = copy_bundle("supervised", tmp_path / "bundle")
+        preset = {"name": "slices", "spatial_dims": 2, "labels": {0: "background", 1: "a", 2: "b"},
+                  "patch_size": [32, 32], "resize": resize}  # fmt: skip
+        network = {"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 3, "kernel_size": 3, "padding": 1}
+        settings = {"device": "cpu", "dataset": preset, "network_def": network}
+        torch.manual_seed(0)
+        torch.save(torch.nn.Conv2d(1, 3, 3, padding=1).state_dict(), bundle / "models" / "model.pt")
+        segmenter, image = Segmenter(bundle, settings), images / "testing_0000.nii.gz"
+        labels, expected = segmenter(image).labels, at_once(segmenter, image)
+        assert len(labels.unique()) > 1
+        np.testing.assert_array_equal(labels.numpy(), expected.numpy())
 
     def test_probabilities_and_uncertainty(self, segmenter, images):
         found = segmenter(images / "testing_0001.nii.gz", probabilities=True, uncertainty=True)
