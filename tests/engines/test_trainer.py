@@ -247,8 +247,9 @@ def test_divergence_is_named_and_leaves_the_last_good_checkpoint(tmp_path, where
         assert torch.equal(parameter, saved["model"][name]), name
 
 
-def test_an_image_with_nan_stops_training(tmp_path):
-    trainer = build(tmp_path, bad=101, max_iterations=20, interval=1)
+@pytest.mark.parametrize("method", ["dtc", "ug_mcl", "ss_net"])
+def test_an_image_with_nan_stops_training(tmp_path, method):
+    trainer = build(tmp_path, method, bad=101, max_iterations=20, interval=1)
     with pytest.raises(TrainingDivergedError, match=r"case_101"):
         trainer.run()
     if (tmp_path / "checkpoint.pt").is_file():

@@ -241,3 +241,20 @@ def test_a_gated_sum_is_computed_again():
     gc.collect()
     assert reference() is None  # the gate keeps what x was computed from
     total.sum().backward()
+
+
+def test_running_statistics_are_left_alone_where_they_are_switched_off(monkeypatch):
+    x = torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def made():
+        network = VNet(2, 1, 2, base_channels=4).double()
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.track_running_stats = False  # batch statistics are still used
+        return network
+
+    (y, gradients, buffers), (expected, expected_gradients, _) = both(made, x, monkeypatch)
+    close(y, expected)
+    close(gradients["stages.0.0.conv.weight"], expected_gradients["stages.0.0.conv.weight"])
+    for name, value in made().named_buffers():
+        assert torch.equal(buffers[name], value), name

@@ -1,0 +1,91 @@
+"""Heads for the voxels that matter, the prototype memory, and the mean teacher."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from monai_ssl.networks import EMATeacher, PrototypeMemory, VNet, VoxelHeads, prototypes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+@pytest.mark.parametrize("training", [True, False])
+def test_voxel_heads_equal_both_heads_on_every_voxel(training, layout, dtype, monkeypatch):
+    monkeypatch.setattr(prototypes, "BLOCK", 50)  # several blocks, the last one smaller
+    torch.manual_seed(0)
+    heads = VoxelHeads(6, 5).train(training)
+    for norm in (heads.projection.norm, heads.prediction.norm):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+        nn.init.uniform_(norm.bias, -0.5, 0.5)
+    plain = copy.deepcopy(heads)
+    features = torch.rand(2, 6, 8, 5, 3).to(dtype).contiguous(memory_format=layout)
+    selected, weights = torch.randperm(240)[:60], torch.randn(60, 5)
+    ours, theirs = features.clone().requires_grad_(), features.float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # without effect
+        found = heads(ours, selected)
+    expected = plain.prediction(plain.projection(theirs.movedim(1, -1).reshape(-1, 6)))[selected]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    tolerance = {"rtol": 0.02, "atol": 2e-3} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-5}
+    torch.testing.assert_close(ours.grad.float(), theirs.grad, **tolerance)
+    for (name, actual), wanted in zip(heads.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(actual.grad, wanted.grad, rtol=1e-3, atol=1e-4, msg=name)
+    for (name, actual), wanted in zip(heads.named_buffers(), plain.named_buffers(), strict=True):
+        torch.testing.assert_close(actual, wanted[1], msg=name)
+    projected = heads.project(ours, selected)
+    assert not projected.requires_grad
+    rows = features.float().movedim(1, -1).reshape(-1, 6)[selected]
+    torch.testing.assert_close(projected, plain.eval().projection(rows), rtol=1e-4, atol=1e-5)
+
+
+def test_voxel_heads_without_a_selected_voxel():
+    heads, features = VoxelHeads(6, 5), torch.rand(2, 6, 8, 5).requires_grad_()
+    found = heads(features, torch.zeros(0, dtype=torch.long))
+    assert found.shape == (0, 5)
+    assert heads.prediction.norm.num_batches_tracked == 1  # the statistics are those of all voxels, selected or not
+    found.sum().backward()
+    assert not features.grad.any()
+
+
+@pytest.mark.parametrize(("rank", "kept"), [("lowest", [3.0, 1.0]), ("highest", [0.0, 2.0])])
+def test_memory_keeps_by_rank(rank, kept):
+    memory = PrototypeMemory(3, size=2, channels=1, rank=rank)
+    assert memory.empty() == [1, 2]
+    memory.replace(1, torch.arange(4.0)[:, None], torch.tensor([0.9, 0.2, 0.5, 0.1]))
+    assert memory[1][:, 0].tolist() == kept
+    assert memory.empty() == [2]
+    memory.replace(1, torch.full((1, 1), 7.0))  # fewer than fit: the old ones go
+    assert memory[1].tolist() == [[7.0]]
+    memory.replace(1, torch.zeros(0, 1))
+    assert memory[1].tolist() == [[7.0]]
+    other = PrototypeMemory(3, size=2, channels=1, rank=rank)
+    other.load_state_dict(memory.state_dict())
+    assert other[1].tolist() == [[7.0]]
+
+
+@pytest.mark.parametrize("buffers", ["own", "copy"])
+def test_teacher_buffers(buffers):
+    student = VNet(2, base_channels=2, stages=(1, 1))
+    teacher = EMATeacher(student, buffers=buffers)
+    student.train()(torch.rand(2, 1, 8, 8) + 3)
+    teacher.update(student, 5)
+    pairs = list(zip(teacher.network.buffers(), student.buffers(), strict=True))
+    assert all(torch.equal(a, b) for a, b in pairs) == (buffers == "copy")
+
+
+def test_first_update_copies_whatever_the_teacher_was():
+    student = nn.Linear(2, 2)
+    teacher = EMATeacher(student)
+    teacher.network.weight.fill_(float("nan"))
+    teacher.update(student, 0)
+    assert torch.equal(teacher.network.weight, student.weight)
+
+
+def test_teacher_rejects_options():
+    with pytest.raises(ValueError, match=r"buffers must be one of \('own', 'copy'\), got 'average'"):
+        EMATeacher(nn.Linear(1, 1), buffers="average")
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got -0.1"):
+        EMATeacher(nn.Linear(1, 1), decay=-0.1)
