@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["PointwiseHead", "PrototypeMemory", "VoxelHeads"]
+from monai_ssl.networks import lean
 
-BLOCK = 1 << 15  # voxels whose head features are in memory at the same time
+__all__ = ["PointwiseHead", "PrototypeMemory", "VoxelHeads"]
 
 
 class PointwiseHead(nn.Module):
@@ -87,12 +86,13 @@ class VoxelHeads(nn.Module):
                 return self.prediction(self.projection(_Rows.apply(features, selected)))
             lower, upper = self.projection, self.prediction
             n = features.numel() // features.shape[1]
-            weight, bias = _folded(lower.norm, lower.first.weight, lower.first.bias, *_moments(features, n), n)
-            hidden = _moments(features, n, weight, bias)
+            statistics = lean.moments(features)
+            weight, bias = lean.normalized_linear(lower.norm, lower.first.weight, lower.first.bias, statistics, n)
+            hidden = lean.moments(features, None, weight, bias)
             # no activation between the heads: their two linear layers are one
             joint = upper.first.weight @ lower.second.weight
             offset = upper.first.weight @ lower.second.bias + upper.first.bias
-            weight_2, bias_2 = _folded(upper.norm, joint, offset, *hidden, n)
+            weight_2, bias_2 = lean.normalized_linear(upper.norm, joint, offset, hidden, n)
             # computed again for the backward pass: in the first steps half of all voxels may be selected
             return checkpoint(
                 self._selected, features, selected, weight, bias, weight_2, bias_2,
@@ -217,71 +217,3 @@ def _zeros(features: Tensor) -> Tensor:
     if features.stride(1) == 1:
         return features.new_zeros((n, *sides, c)).movedim(-1, 1)
     return features.new_zeros(features.shape)
-
-
-def _moments(
-    features: Tensor, n: int, weight: Tensor | None = None, bias: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Mean ``(R,)`` and covariance ``(R, R)`` of ``relu(weight f + bias)``, or of the features f, over all voxels."""
-    total, gram = _Sums.apply(features, weight, bias)
-    mean = total / n
-    return mean, gram / n - mean[:, None] * mean
-
-
-def _folded(norm: Any, weight: Tensor, bias: Tensor, mean: Tensor, covariance: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Linear layer that is ``norm(weight f + bias)``, from the moments of f (float64); updates running statistics."""
-    w = weight.double()
-    centre = w @ mean + bias.double()
-    variance = ((w @ covariance) * w).sum(1).clamp(min=0.0)
-    if norm.track_running_stats:
-        with torch.no_grad():
-            norm.num_batches_tracked.add_(1)
-            norm.running_mean.lerp_(centre.to(norm.running_mean), norm.momentum)
-            norm.running_var.lerp_((variance * (n / max(n - 1, 1))).to(norm.running_var), norm.momentum)
-    scale = norm.weight.double() * (variance + norm.eps).rsqrt()
-    return (scale[:, None] * w).float(), (scale * (bias.double() - centre) + norm.bias.double()).float()
-
-
-class _Sums(torch.autograd.Function):
-    """Sum and Gram matrix, float64, over all voxels of ``y = relu(weight f + bias)`` (``y = f`` without weight)."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, weight: Any, bias: Any) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(features, weight, bias)
-        size = features.shape[1] if weight is None else len(weight)
-        total = torch.zeros(size, dtype=torch.double, device=features.device)
-        gram = torch.zeros(size, size, dtype=torch.double, device=features.device)
-        for f in _blocks(features.flatten(2)):
-            y = f.float()
-            if weight is not None:
-                y = torch.addmm(bias[:, None], weight, y).relu_()
-            total += y.sum(1)
-            gram += y @ y.T
-        return total, gram
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor, grad_gram: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias = ctx.saved_tensors
-        slope, offset = (grad_gram + grad_gram.T).float(), grad_total.float()[:, None]
-        grad_features = _zeros(features)
-        pairs = zip(_blocks(features.flatten(2)), _blocks(grad_features.view(*features.shape[:2], -1)), strict=True)
-        grad_weight, grad_bias = (None if x is None else torch.zeros_like(x) for x in (weight, bias))
-        with torch.autocast(features.device.type, enabled=False):
-            for f, g in pairs:
-                x = f.float()
-                if weight is None:
-                    g.copy_(torch.addmm(offset, slope, x))
-                    continue
-                y = torch.addmm(bias[:, None], weight, x).relu_()
-                grad_y = torch.addmm(offset, slope, y).mul_(y > 0)
-                grad_weight.addmm_(grad_y, x.T)  # type: ignore[union-attr]
-                grad_bias.add_(grad_y.sum(1))  # type: ignore[union-attr]
-                g.copy_(weight.T @ grad_y)
-        return grad_features, grad_weight, grad_bias
-
-
-def _blocks(flat: Tensor) -> Iterator[Tensor]:
-    """Views ``(F, n)``, at most ``BLOCK`` voxels each, of ``(B, F, N)``."""
-    for sample in flat:
-        yield from sample.split(BLOCK, dim=1)

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from monai_ssl.networks import EMATeacher, PrototypeMemory, VNet, VoxelHeads, prototypes
+from monai_ssl.networks import EMATeacher, PrototypeMemory, VNet, VoxelHeads, lean
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
 @pytest.mark.parametrize("training", [True, False])
 def test_voxel_heads_equal_both_heads_on_every_voxel(training, layout, dtype, monkeypatch):
-    monkeypatch.setattr(prototypes, "BLOCK", 50)  # several blocks, the last one smaller
+    monkeypatch.setattr(lean, "CHUNK", 50)  # several blocks, the last one smaller
     torch.manual_seed(0)
     heads = VoxelHeads(6, 5).train(training)
     for norm in (heads.projection.norm, heads.prediction.norm):
