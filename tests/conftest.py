@@ -12,6 +12,14 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a file stay together, for what they share; the bundles are the longest file, and each stands alone."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        folder = callspec.params.get("bundle") if callspec else None
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {getattr(folder, 'name', '')}"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder of the real scans, named by ``MONAI_SSL_DATA``; tests that ask for it are skipped where there are none."""
