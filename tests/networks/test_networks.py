@@ -9,11 +9,11 @@ from monai.networks.nets import BasicUNet
 from torch import nn
 
 from monai_ssl.networks import (
-    BackboneWithHead,
     CrossSampleAttention,
     CrossSampleNetwork,
     DualTaskNetwork,
     DualTaskVNet,
+    FeatureNetwork,
     TappedNetwork,
     UNet,
     VNet,
@@ -382,7 +382,7 @@ def test_dual_task_options_are_checked():
 def test_adapters_of_other_networks():
     backbone = BasicUNet(2, 1, out_channels=8, features=(4, 4, 4, 4, 4, 4)).eval()
     x = image(2, 1)
-    network = BackboneWithHead(backbone, 2, 8, n_classes=3).eval()
+    network = FeatureNetwork(backbone, 3, feature_channels=8).eval()
     torch.testing.assert_close(network.logits(network.features(x)), network(x))
     tapped = TappedNetwork(backbone, ["down_2", "conv_0"], ["upcat_1"])
     logits, contextual, structural = tapped.taps(x)
