@@ -647,6 +647,7 @@ def test_the_same_scan_under_two_names_is_a_leak(tmp_path):
         ("pancreas_ct", {"spacing": 0}, r"--spacing: must be millimetres from 0\.2 to 10, got 0"),
         ("acdc", {}, r"no case of acdc found; expected folders patientNNN .*; get it from https://humanheart"),
         ("acdc", {"seed": 1, "split": "acdc"}, r"--split and --seed: a list is not redrawn"),
+        ("acdc", {"n_testing": 1, "split": "acdc"}, r"--split and --n_testing: the list says who is for testing"),
         ("acdc", {"workers": 0}, r"workers: must be at least 1, got 0"),
     ],
 )

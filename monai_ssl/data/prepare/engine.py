@@ -234,6 +234,8 @@ def prepare(
         raise DataError(f"workers: must be at least 1, got {workers}")
     if split is not None and seed is not None:
         raise DataError("--split and --seed: a list is not redrawn; give one of the two")
+    if split is not None and n_testing is not None:
+        raise DataError("--split and --n_testing: the list says who is for testing; give one of the two")
     if download:
         recipe.download(folder)
     recipe = recipe.at(folder)
