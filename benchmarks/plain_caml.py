@@ -90,15 +90,15 @@ def dice_loss(score: Tensor, target: Tensor) -> Tensor:
 
 
 class PlainLoop:
-    """Two networks, heads, memory and optimiser; :meth:`step` is one iteration of the released loop."""
+    """Two networks, heads, memory of ``n_cases`` labelled cases, optimiser; :meth:`step` is one released iteration."""
 
-    def __init__(self, cases: tuple[int, ...] = (0, 1)) -> None:
+    def __init__(self, n_cases: int = 16) -> None:
         self.parts = nn.ModuleDict({"vanilla": PlainBranch(False), "auxiliary": PlainBranch(True)})
         self.project = nn.ModuleList([head(16), head(16)])
         self.predict = nn.ModuleList([head(CHANNELS), head(CHANNELS)])
         self.all = nn.ModuleList([self.parts, self.project, self.predict])
         self.optimizer = torch.optim.SGD(self.all.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
-        self.cases = cases
+        self.n_cases = n_cases
         self.memory: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.iteration = 0
 
@@ -133,7 +133,8 @@ class PlainLoop:
             ]
         self.project.train()
         correct = (predicted[0][:rows] == label) & (predicted[1][:rows] == label)
-        for i, case in enumerate(self.cases):
+        for i in range(rows):
+            case = (rows * self.iteration + i) % self.n_cases  # the labelled cases come up in turn
             keep = correct[i].flatten()
             mean = (embedded[0][i][keep] + embedded[1][i][keep]) / 2
             self.memory[case] = (mean.cpu().numpy(), label[i].flatten()[keep].cpu().numpy())
