@@ -343,7 +343,7 @@ def test_most_confident_rows():
             lambda: OmniCorrelationLoss()(torch.zeros(3, 2), torch.zeros(2, 2), torch.zeros(4, 2)),
             r"must have equal numbers .* got \(3, 2\), \(2, 2\), \(4, 2\)",
         ),
-        (lambda: ForegroundDiceLoss(activation="x"), r'activation must be "softmax", "sigmoid" or "none", got \'x\''),
+        (lambda: ForegroundDiceLoss(activation="x"), r'activation must be "softmax" or "sigmoid", got \'x\''),
         (lambda: ForegroundDiceLoss(reduction="x"), r'reduction must be "mean" or "sum", got \'x\''),
         (lambda: ForegroundDiceLoss(smooth=0), r"smooth must be > 0, got 0"),
     ],
