@@ -22,8 +22,9 @@ class SemiSupervisedMethod(nn.Module, ABC):
     Args:
         network: the module that is deployed: image ``(B, C_in, *spatial)`` -> logits ``(B, n_classes, *spatial)``,
             background included.
-        unsupervised_weight: factor on every unsupervised term, >= 0. At 0 the method makes the same passes over the
-            same images but learns from labels alone: its *matched floor*, the only fair reference.
+        unsupervised_weight: factor on every unsupervised term, >= 0. At 0 the method learns from labels alone while all
+            else that shapes the network stays, batches and batch statistics: its *matched floor*, the only fair
+            reference. Passes that leave no trace in the networks (teachers, attacks, memories) are left out.
 
     Attributes:
         network: the deployed network.

@@ -194,9 +194,13 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         probabilities = [z.softmax(1) for z in logits]
         with torch.no_grad():
             predicted = [_most_probable(p) for p in probabilities]
-            self._remember(features, predicted, labeled)
         weight = self.unsupervised_weight * self.ramp_up(self.iteration + 1)
-        correlation = self._correlation([x[rows:] for x in features], [p[rows:] for p in predicted], probabilities[0])
+        if self.unsupervised_weight * self.correlation_weight > 0:
+            self._remember(features, predicted, labeled)
+            apart = [x[rows:] for x in features], [p[rows:] for p in predicted]
+            correlation = self._correlation(*apart, probabilities[0])
+        else:
+            correlation = self._no_correlation()
         return {
             "dice": 0.5 * sum(self.dice.of_probabilities(p[:rows, 1:], label) for p in probabilities),
             "cross_supervision": weight * self.cross_weight * self.cross(*(logits if self.hard else probabilities)),
@@ -240,10 +244,14 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
                     self.rows_per_class,
                 )
             ]
-        if len(positions) < 2:  # batch statistics need two rows; every parameter still gets a (zero) gradient
-            return 0.0 * torch.stack([p.sum() for p in self.heads.parameters()]).sum()
+        if len(positions) < 2:  # batch statistics need two rows
+            return self._no_correlation()
         rows = [head(x, agreed, chosen) for head, x in zip(self.heads, features, strict=True)]
         return self.correlation(rows[0], rows[1], prototypes)
+
+    def _no_correlation(self) -> Tensor:
+        """0, with a (zero) gradient for every parameter of the heads, as distributed training needs."""
+        return 0.0 * torch.stack([p.sum() for p in self.heads.parameters()]).sum()
 
 
 def _most_probable(p: Tensor) -> Tensor:

@@ -143,7 +143,12 @@ class SmoothnessSeparation(SemiSupervisedMethod):
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         images, label = joint_images(labeled, unlabeled), labeled["label"]
-        attacked = self.smoothness.attack(self.network, images)
+        attacked = None
+        if self.unsupervised_weight * self.smoothness_weight > 0:
+            attacked = self.smoothness.attack(self.network, images)
+        else:
+            with torch.no_grad():
+                self.network(images)  # what an attack leaves behind: this pass in the batch statistics
         features = self.network.features(images)  # type: ignore[operator]
         logits = self.network.logits(features)  # type: ignore[operator]
         rows = len(label)
@@ -151,10 +156,14 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         weight = self.unsupervised_weight * self.ramp_up(self.iteration)
         dice = self.dice(logits[:rows], label)
         with torch.autocast(images.device.type, enabled=False):
-            separation = self.separate(features, predicted, label)
+            if self.unsupervised_weight * self.separation_weight > 0:
+                separation = self.separate(features, predicted, label)
+            else:
+                separation = self._no_separation()
+        smoothness = dice.new_zeros(()) if attacked is None else self.smoothness.compare(self.network, *attacked)
         return {
             "dice": dice,
-            "smoothness": weight * self.smoothness_weight * self.smoothness.compare(self.network, *attacked),
+            "smoothness": weight * self.smoothness_weight * smoothness,
             "separation": weight * self.separation_weight * separation,
         }
 
@@ -175,10 +184,12 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         total = self._separate_part(parts[0], label)
         if len(parts) > 1:
             total = total + self._separate_part(parts[1], predicted[rows:])
-        # every parameter has a gradient in every step, also of a class that is not there, as distributed training needs
+        return total + self._no_separation()
+
+    def _no_separation(self) -> Tensor:
+        """0, with a gradient for the heads of classes that are not there too: distributed training wants them all."""
         heads = [self.voxel_heads, self.selectors, self.prototype_selectors]
-        unused = sum(p.sum() for head in heads if head is not None for p in head.parameters())
-        return total + 0.0 * unused
+        return 0.0 * torch.stack([p.sum() for head in heads if head is not None for p in head.parameters()]).sum()
 
     @torch.no_grad()
     def renew(self, features: Tensor, correct: Tensor, label: Tensor) -> None:
@@ -218,7 +229,9 @@ class SmoothnessSeparation(SemiSupervisedMethod):
 
     def after_step(self) -> None:
         super().after_step()
-        if self.iteration % max(self.max_iterations // 10, 1) == 0 and (empty := self.memory.empty()):
+        due = self.iteration % max(self.max_iterations // 10, 1) == 0
+        used = self.unsupervised_weight * self.separation_weight > 0
+        if used and due and (empty := self.memory.empty()):
             logger.warning(
                 "iteration %d: no prototypes of class %s yet: no labelled voxel of it was ever predicted right, and "
                 "the separation term leaves it out. Check that labelled patches show the class (patch size, cropping, "

@@ -163,23 +163,31 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         images = joint_images(labeled, unlabeled)
-        with torch.no_grad():  # the teacher first: the student's graph is not in memory yet
-            taught = self.tasks(self.teacher.network, add_noise(images))
-            mean = monte_carlo_probabilities(self.teacher, images, self.passes, self.passes_per_call)
+        taught: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None)
+        if self._asks_the_teacher:
+            with torch.no_grad():  # the teacher first: the student's graph is not in memory yet
+                taught = (
+                    *self.tasks(self.teacher.network, add_noise(images)),
+                    monte_carlo_probabilities(self.teacher, images, self.passes, self.passes_per_call),
+                )
         logits, distance = self.tasks(self.network, images)
-        return self.terms(logits, distance, *taught, mean, labeled)
+        return self.terms(logits, distance, *taught, labeled)
 
-    def second_opinion(self, image: Tensor) -> Tensor:
-        """Class probabilities of the teacher."""
-        return self.teacher(image).float().softmax(1)
+    @property
+    def _asks_the_teacher(self) -> bool:
+        return self.unsupervised_weight * self.weights["intra_weight"] > 0
+
+    def second_opinion(self, image: Tensor) -> Tensor | None:
+        """Class probabilities of the teacher; None where the intra-task term is off and no teacher has been asked."""
+        return self.teacher(image).float().softmax(1) if self._asks_the_teacher else None
 
     def terms(
         self,
         logits: Tensor,
         distance: Tensor,
-        teacher_logits: Tensor,
-        teacher_distance: Tensor,
-        mean_probabilities: Tensor,
+        teacher_logits: Tensor | None,
+        teacher_distance: Tensor | None,
+        mean_probabilities: Tensor | None,
         labeled: Batch,
     ) -> dict[str, Tensor]:
         """Loss terms from the outputs of student and teacher; the labelled rows come first.
@@ -187,7 +195,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         Args:
             logits: of the student, ``(B, C, *spatial)`` float32.
             distance: of the student, in [-1, 1], ``(B, C - 1, *spatial)`` (paper) or ``(B, C, *spatial)`` (released).
-            teacher_logits: as ``logits``, without gradient.
+            teacher_logits: as ``logits``, without gradient. None: no intra-task term, it is 0.
             teacher_distance: as ``distance``, without gradient.
             mean_probabilities: of the teacher's stochastic passes, ``(B, C, *spatial)``, without gradient.
             labeled: batch with ``label`` and, optionally, ``signed_distance`` (computed here where missing).
@@ -195,10 +203,12 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         label = labeled["label"]
         rows = label.shape[0]
         p, supervised = logits.softmax(1), 0.5 if self.released else 1.0
-        mask = predictive_entropy(mean_probabilities) < self.threshold(self.iteration)
-        intra = self.beta * self.masked_mse(p, teacher_logits.softmax(1), mask)
-        if self.beta < 1:
-            intra = intra + (1.0 - self.beta) * self.masked_mse(distance, teacher_distance, mask)
+        intra = p.new_zeros(())
+        if teacher_logits is not None and teacher_distance is not None and mean_probabilities is not None:
+            mask = predictive_entropy(mean_probabilities) < self.threshold(self.iteration)
+            intra = self.beta * self.masked_mse(p, teacher_logits.softmax(1), mask)
+            if self.beta < 1:
+                intra = intra + (1.0 - self.beta) * self.masked_mse(distance, teacher_distance, mask)
         cross = self.cross_task(distance, p if self.released else p[:, 1:])
         weight = self.unsupervised_weight * self.ramp_up(self.iteration)
         return {

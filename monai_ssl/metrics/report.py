@@ -271,8 +271,8 @@ def _findings(runs: Sequence[_Loaded], pairs: Sequence[tuple[_Loaded, _Loaded]])
     by_role = {role: [run for run in runs if run.run.role == role] for role in ROLES}
     if not by_role["matched_floor"]:
         sentences.append(
-            "No matched floor is given (the same passes with the unsupervised weight at 0), so this report cannot tell "
-            "a gain from the unlabelled images' loss from one of batch size, batch norm or network."
+            "No matched floor is given (the same batches with the unsupervised weight at 0), so this report cannot "
+            "tell a gain from the unlabelled images' loss from one of batch size, batch norm or network."
         )
     elif by_role["floor"]:
         floor = by_role["floor"][0].summary["mean"]["dice"]
