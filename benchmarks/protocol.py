@@ -81,6 +81,7 @@ def collect(protocol: str, output: str, results: str) -> None:
     content, todo = jobs(protocol)
     source, target = Path(output), Path(results)
     table: dict[str, dict[str, dict[str, float]]] = {}
+    by_class: dict[str, list[dict[str, tuple[float, float, float]]]] = {}
     for name, _ in todo:
         evaluation = source / name / "evaluation-validation"
         if not (evaluation / "summary.json").is_file():
@@ -105,6 +106,8 @@ def collect(protocol: str, output: str, results: str) -> None:
             "hd95_voxel": float(np.mean(list(case_values(rows, "hd95_voxel").values()))),
             "asd_voxel": float(np.mean(list(case_values(rows, "asd_voxel").values()))),
         }
+        classes = list(dict.fromkeys(str(row["class"]) for row in rows))
+        by_class.setdefault(group, []).append({c: _class_row(rows, c) for c in classes})
     lines = [f"# {content['title']}", "", content["description"].strip(), "",
              f"Written by `python benchmarks/protocol.py collect {protocol}`; {_machine()}.", "",
              "| run | seeds | Dice, mean over seeds (each seed) | median | failed cases (Dice < 0.5) | Jaccard | 95HD voxel | ASD voxel |",  # noqa: E501
@@ -120,6 +123,7 @@ def collect(protocol: str, output: str, results: str) -> None:
             f"{failed} | "
             f"{100 * mean['jaccard']:.1f} | {mean['hd95_voxel']:.2f} | {mean['asd_voxel']:.2f} |"
         )
+    lines += _class_table(by_class, content["runs"])
     findings = target / "FINDINGS.md"
     if findings.is_file():
         lines += ["", findings.read_text(encoding="utf-8").strip()]
@@ -128,6 +132,26 @@ def collect(protocol: str, output: str, results: str) -> None:
         target / "summary.json", json.dumps({"protocol": protocol, "runs": table, **environment()}, indent=1) + "\n"
     )
     print(target / "README.md")
+
+
+def _class_row(rows: list[dict], name: str) -> tuple[float, float, float]:
+    return tuple(float(np.mean(list(case_values(rows, m, name).values()))) for m in ("dice", "hd95_voxel", "asd_voxel"))
+
+
+def _class_table(by_class: dict[str, list[dict[str, tuple[float, float, float]]]], runs: dict) -> list[str]:
+    """Dice / 95HD / ASD of every class, means over cases and seeds; nothing where there is one class."""
+    classes = list(next(iter(by_class.values()))[0]) if by_class else []
+    if len(classes) < 2:
+        return []
+    lines = ["", "Per class: Dice / 95HD voxel / ASD voxel, means over cases and seeds.", "",
+             f"| run | {' | '.join(classes)} |", "|---" * (1 + len(classes)) + "|"]  # fmt: skip
+    for group, seeds in by_class.items():
+        cells = []
+        for c in classes:
+            dice, hd95, asd = np.mean([seed[c] for seed in seeds], axis=0)
+            cells.append(f"{100 * dice:.1f} / {hd95:.2f} / {asd:.2f}")
+        lines.append(f"| {runs[group].get('title', group)} | {' | '.join(cells)} |")
+    return lines
 
 
 def _machine() -> str:

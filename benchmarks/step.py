@@ -261,11 +261,12 @@ def write(path: Path, record: dict[str, Any], lines: list[str], title: str) -> N
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     record = {"command": command, "date": date, **environment(), **record}
     machine, versions = record["machine"], record["versions"]
+    unit = " GB = 10^9 bytes." if any("GB" in line for line in lines) else ""
     text = [
         f"# {title}",
         "",
         f"Written by `{command}` on {date[:10]}: {machine['cpu']}, {machine['cores']} cores, "
-        f"PyTorch {versions['torch']}, MONAI {versions['monai']}. {record['what'][0].upper()}{record['what'][1:]}. GB = 10^9 bytes.",  # noqa: E501
+        f"PyTorch {versions['torch']}, MONAI {versions['monai']}. {record['what'][0].upper()}{record['what'][1:]}.{unit}",  # noqa: E501
         "",
         *lines,
     ]

@@ -1,0 +1,285 @@
+"""Thin and absent classes, slice by slice: the labels, the distance maps, and what trained runs make of them.
+
+    python benchmarks/thin_and_absent.py --data DIR/acdc --runs runs/acdc --output docs/results/acdc
+
+Reads the runs of the protocol ``acdc`` (see ``protocol.py``). A class is *absent* from a slice without a voxel of it;
+*thin* where no voxel of it is more than ``THIN`` pixels away from the outside. Labels are counted on labelled training
+slices and on validation slices, all else on the latter. Writes ``thin_and_absent.md``, ``.json`` and ``.png``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import fire
+import matplotlib.pyplot as plt
+import nibabel as nib
+import numpy as np
+import torch
+from scipy.ndimage import distance_transform_edt
+
+sys.path.insert(0, str(Path(__file__).parent))
+from step import write
+
+from monai_ssl.data import load_datalist
+from monai_ssl.data.datalist import case_names
+from monai_ssl.deploy.bundles import find_bundle
+from monai_ssl.deploy.inference import Segmenter
+from monai_ssl.losses import SmoothHeaviside
+from monai_ssl.metrics.figures import class_color, draw_outline, draw_slice
+from monai_ssl.transforms.signed_distance import signed_distance_map
+
+THIN = 2.0
+GROUPS = ("floor", "matched_floor", "dtc", "ceiling")
+KINDS = ("absent", "thin", "thick")
+SIDE = 128
+
+
+def main(data: str, runs: str, output: str = "docs/results/acdc", datalist: str = "acdc_7_63_val10.json") -> None:
+    """Measure, draw, write.
+
+    Args:
+        data: folder of the prepared data set.
+        runs: folder of the finished runs.
+        output: folder of the results.
+        datalist: of the runs.
+    """
+    cases = load_datalist(datalist, data)
+    names = {c: cases.labels[c] for c in sorted(cases.labels) if c}
+    training = [_volume(entry["label"]) for entry in cases.require("training")]
+    validation = cases.require("validation")
+    labels = dict(zip(case_names(validation), (_volume(e["label"]) for e in validation), strict=True))
+    record: dict[str, Any] = {
+        "what": f"slices in which a class is absent, thin (nowhere deeper than {THIN:g} pixels) or thick",
+        "census": {
+            "training, labelled": census(training, names),
+            "validation": census(list(labels.values()), names),
+        },
+        "predictions": {},
+    }
+    found: dict[str, dict[str, Path]] = {}
+    for group in GROUPS:
+        folders = sorted(Path(runs).glob(f"{group}-seed*/evaluation-validation/predictions"))
+        if folders:
+            found[group] = {folder.parents[1].name.rsplit("seed", 1)[1]: folder for folder in folders}
+    for group, folders in found.items():
+        scores = [compare(labels, _predictions(folder, labels), names) for folder in folders.values()]
+        record["predictions"][group] = {"seeds": list(folders), "classes": _mean(scores)}
+    heads = [two_heads(folder.parents[1], validation, labels, names) for folder in found.get("dtc", {}).values()]
+    if heads:
+        record["two_heads"] = {"seeds": list(found["dtc"]), "classes": _mean([h[0] for h in heads])}
+        name, distances = heads[0][1]
+        image = _volume(next(e["image"] for n, e in zip(labels, validation, strict=True) if n == name))
+        predictions = {g: _predictions(next(iter(f.values())), [name])[name] for g, f in found.items()}
+        figure(Path(output) / "thin_and_absent.png", image, labels[name], distances, predictions, names)
+    write(
+        Path(output) / "thin_and_absent",
+        record,
+        tables(record, bool(heads)),
+        "Thin and absent classes: ACDC, slice by slice",
+    )
+
+
+def _volume(path: Any) -> np.ndarray:
+    return np.asarray(nib.load(path).dataobj)
+
+
+def _predictions(folder: Path, names: Any) -> dict[str, np.ndarray]:
+    files = {f.name.split(".")[0].removesuffix("_seg"): f for f in folder.rglob("*.nii.gz")}
+    return {name: _volume(files[Path(name).name]) for name in names}
+
+
+def kind_of(mask: np.ndarray) -> str:
+    """``absent``, ``thin`` or ``thick``: one class in one slice."""
+    if not mask.any():
+        return "absent"
+    return "thin" if distance_transform_edt(np.pad(mask, 1)).max() <= THIN else "thick"
+
+
+def census(volumes: list[np.ndarray], names: dict[int, str]) -> dict[str, dict[str, float]]:
+    """Per class: slices of each kind, median area, and how far inside its deepest pixel lies."""
+    rows = {}
+    for c, name in names.items():
+        masks = [v[..., k] == c for v in volumes for k in range(v.shape[-1])]
+        kinds = [kind_of(mask) for mask in masks]
+        depth = [distance_transform_edt(np.pad(m, 1)).max() for m in masks if m.any()]
+        rows[name] = {
+            "slices": len(masks),
+            **{kind: kinds.count(kind) for kind in KINDS},
+            "all boundary": int(sum(d <= 1 for d in depth)),
+            "median area": float(np.median([m.sum() for m in masks if m.any()])),
+            "median depth": float(np.median(depth)),
+        }
+    return rows
+
+
+def compare(
+    labels: dict[str, np.ndarray], predictions: dict[str, np.ndarray], names: dict[int, str]
+) -> dict[str, dict[str, float]]:
+    """Per class: false alarms in slices without it, misses and mean slice Dice in slices with it."""
+    rows = {}
+    for c, name in names.items():
+        absent, missed = [], 0
+        dice: dict[str, list[float]] = {"thin": [], "thick": []}
+        for case, label in labels.items():
+            for k in range(label.shape[-1]):
+                truth, found = label[..., k] == c, predictions[case][..., k] == c
+                kind = kind_of(truth)
+                if kind == "absent":
+                    absent.append(int(found.sum()))
+                else:
+                    missed += not found.any()
+                    dice[kind].append(2.0 * (truth & found).sum() / (truth.sum() + found.sum()))
+        alarms = [n for n in absent if n]
+        rows[name] = {
+            "absent": len(absent),
+            "false alarms": len(alarms),
+            "pixels per false alarm": float(np.mean(alarms)) if alarms else 0.0,
+            "present": sum(map(len, dice.values())),
+            "missed": missed,
+            **{f"dice {kind}": float(np.mean(v)) if v else float("nan") for kind, v in dice.items()},
+        }
+    return rows
+
+
+@torch.no_grad()
+def two_heads(
+    run: Path, validation: list[dict], labels: dict[str, np.ndarray], names: dict[int, str]
+) -> tuple[dict[str, dict[str, float]], tuple[str, np.ndarray]]:
+    """What DTC's two heads say of the central 128 x 128 pixels, and the distances of the case with most absences."""
+    preset = run / "preset.yaml"
+    overrides = {"dataset": str(preset), "ckpt": str(run / "model.pt"), "device": "cpu"}
+    segmenter = Segmenter(find_bundle("dtc"), overrides)
+    heaviside = SmoothHeaviside(1500.0)
+    sums: dict[tuple[str, str], list[tuple[float, float, float]]] = {(n, k): [] for n in names.values() for k in KINDS}
+    shown = max(labels, key=lambda n: sum(kind_of(labels[n][..., k] == c) == "absent"
+                                          for c in names for k in range(labels[n].shape[-1])))  # fmt: skip
+    distances = np.zeros(0)
+    for (case, label), entry in zip(labels.items(), validation, strict=True):
+        image = segmenter.prepare(entry["image"])["image"].as_tensor()
+        image, place = _central(image)
+        logits, raw = segmenter.network.tasks(image.permute(3, 0, 1, 2).float())
+        p, d = logits.softmax(1)[:, 1:], raw.tanh()
+        soft = heaviside(d)
+        if case == shown:
+            distances = np.full((len(names), *label.shape), np.nan, dtype=np.float32)
+            distances[:, place[0], place[1]] = d.permute(1, 2, 3, 0).numpy()
+        for k in range(label.shape[-1]):
+            for i, (c, name) in enumerate(names.items()):
+                truth = label[..., k] == c
+                inside = truth[place[0], place[1]]
+                first, second = (p[k, i] > 0.5).numpy(), (soft[k, i] > 0.5).numpy()
+                both = first.sum() + second.sum()
+                agreement = 2.0 * (first & second).sum() / both if both else 1.0
+                size = second.sum() + inside.sum()
+                dice = 2.0 * (second & inside).sum() / size if size else 1.0
+                gap = float((p[k, i] - soft[k, i]).square().mean())
+                sums[name, kind_of(truth)].append((float(dice), float(agreement), gap))
+    rows = {
+        name: {
+            f"{what} {kind}": float(np.mean([v[j] for v in sums[name, kind]])) if sums[name, kind] else float("nan")
+            for kind in KINDS
+            for j, what in enumerate(("distance head's Dice", "agreement", "consistency term"))
+        }
+        for name in names.values()
+    }
+    return rows, (shown, distances)
+
+
+def _central(image: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, slice]]:
+    """The centre of ``(1, H, W, D)``, sides cut down to multiples of 16 not above 128, and where it lies."""
+    place = []
+    for size in image.shape[1:3]:
+        side = min(SIDE, size // 16 * 16)
+        first = (size - side) // 2
+        place.append(slice(first, first + side))
+    return image[:, place[0], place[1]], (place[0], place[1])
+
+
+def _mean(scores: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    return {n: {k: float(np.mean([s[n][k] for s in scores])) for k in scores[0][n]} for n in scores[0]}
+
+
+def tables(record: dict[str, Any], heads: bool) -> list[str]:
+    """The three tables of the page."""
+
+    def head(*columns: str) -> list[str]:
+        return ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+
+    lines = ["## Labels", "", "All boundary: slices with no pixel deeper than 1, where the distance map is 0 inside."]
+    lines += head("slices", "class", "absent", "thin", "thick", "all boundary", "median area, pixels", "median depth")
+    for where, rows in record["census"].items():
+        for name, r in rows.items():
+            lines.append(
+                f"| {where} ({r['slices']}) | {name} | {r['absent']} | {r['thin']} | {r['thick']} | "
+                f"{r['all boundary']} | {r['median area']:.0f} | {r['median depth']:.1f} |"
+            )
+    lines += ["", "## Segmentations", "", "Validation slices, means over seeds. Dice of a slice, not of the volume."]
+    columns = (
+        "run (seeds)",
+        "class",
+        "absent: false alarms",
+        "pixels each",
+        "present: missed",
+        "Dice thin",
+        "Dice thick",
+    )
+    lines += head(*columns)
+    for group, entry in record["predictions"].items():
+        for name, r in entry["classes"].items():
+            lines.append(
+                f"| {group} ({len(entry['seeds'])}) | {name} | {r['false alarms']:.1f} of {r['absent']:.0f} | "
+                f"{r['pixels per false alarm']:.0f} | {r['missed']:.1f} of {r['present']:.0f} | "
+                f"{100 * r['dice thin']:.1f} | {100 * r['dice thick']:.1f} |"
+            )
+    if heads:
+        lines += ["", "## DTC's two heads", ""]
+        lines += ["Central 128 x 128 pixels of the validation slices: absent / thin / thick. Two empty masks: Dice 1."]
+        lines += head("class", "Dice of the distance head", "Dice between the heads", "consistency term x 1000")
+        for name, r in record["two_heads"]["classes"].items():
+            wanted = (("distance head's Dice", 100), ("agreement", 100), ("consistency term", 1000))
+            cells = [" / ".join(f"{scale * r[f'{what} {kind}']:.1f}" for kind in KINDS) for what, scale in wanted]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines += ["", "![apex, middle and base](thin_and_absent.png)"]
+    return lines
+
+
+def figure(path: Path, image: np.ndarray, label: np.ndarray, distances: np.ndarray,
+           predictions: dict[str, np.ndarray], names: dict[int, str]) -> None:  # fmt: skip
+    """First, middle and last slice: label, distance maps of the label, distances of the head, segmentations."""
+    slices = [0, label.shape[-1] // 2, label.shape[-1] - 1]
+    columns = 1 + 2 * len(names) + len(predictions)
+    fig, axes = plt.subplots(len(slices), columns, figsize=(1.9 * columns, 2.0 * len(slices)), layout="constrained")
+    present = np.argwhere((label > 0).any(-1))
+    centre = present.mean(0).astype(int)
+    window = tuple(slice(max(c - 48, 0), c + 48) for c in centre)
+    for row, k in zip(axes, slices, strict=True):
+        cells = iter(row)
+
+        def outlined(ax: Any, segmentation: np.ndarray, title: str, k: int = k) -> None:
+            draw_slice(ax, image[..., k][window], (1, 1), title)
+            for c in names:
+                if (mask := segmentation[..., k][window] == c).any():
+                    draw_outline(ax, mask, class_color(c))
+
+        outlined(next(cells), label, f"slice {k}: label")
+        for source, maps in (
+            ("label's", [signed_distance_map(label[..., k] == c) for c in names]),
+            ("head's", list(distances[..., k])),
+        ):
+            for (_, name), values in zip(names.items(), maps, strict=True):
+                ax = next(cells)
+                ax.imshow(values[window].T, cmap="RdBu", vmin=-1, vmax=1, origin="lower")
+                ax.set_axis_off()
+                ax.set_title(f"{source} d: {name}", fontsize=8)
+        for group, prediction in predictions.items():
+            outlined(next(cells), prediction, group.replace("_", " "))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=90)
+    plt.close(fig)
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
