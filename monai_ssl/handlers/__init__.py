@@ -3,6 +3,7 @@
 from .checkpoint import CHECKPOINT, MODEL, RunCheckpoint, load, load_network, save
 from .evaluation import EvaluationResults, Preview, load_original, spacing_of
 from .log import TRAINING, VALIDATION, CaseProgress, Progress, TrainingLog, ValidationLog
+from .validation import Validation
 
 __all__ = [
     "CHECKPOINT",
@@ -15,6 +16,7 @@ __all__ = [
     "Progress",
     "RunCheckpoint",
     "TrainingLog",
+    "Validation",
     "ValidationLog",
     "load",
     "load_network",

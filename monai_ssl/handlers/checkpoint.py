@@ -119,21 +119,21 @@ class RunCheckpoint:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.STARTED, self._attach_last)
-        engine.add_event_handler(Events.COMPLETED, self.save)
 
     def _attach_last(self, engine: Any) -> None:
         """Save behind all other handlers: what a checkpoint counts as done stands in the logs, also after a kill."""
-        if engine.has_event_handler(self.save, Events.EPOCH_COMPLETED):
+        if engine.has_event_handler(self.save, Events.COMPLETED):
             return
 
-        def due(engine: Any, _: int) -> bool:
-            return engine.state.iteration % self.interval == 0
+        def due(engine: Any, _: int) -> bool:  # the end of the run has its own event
+            return engine.state.iteration % self.interval == 0 and engine.state.iteration < engine.total_iterations
 
         def inside_an_epoch(engine: Any, _: int) -> bool:  # at its end validation comes first
             return due(engine, _) and engine.state.iteration % engine.state.epoch_length != 0
 
         engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=inside_an_epoch), self.save)
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self.save)
+        engine.add_event_handler(Events.COMPLETED, self.save)
 
     def _identity(self, engine: Any) -> dict[str, Any]:
         streams = engine.data_loader

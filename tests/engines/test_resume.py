@@ -33,7 +33,7 @@ def uninterrupted(tmp_path_factory):
 def check_whole(folder):
     found = rows(folder)
     assert [int(row["iteration"]) for row in found] == list(range(1, 12))
-    assert [int(row["iteration"]) for row in rows(folder, "validation.csv")] == [4, 8]
+    assert [int(row["iteration"]) for row in rows(folder, "validation.csv")] == [4, 8, 11]
 
 
 def compare(folder, expected):
@@ -51,6 +51,7 @@ KILLS = [
     ("dtc", "while checkpoint.pt is written", 6, {}),
     ("dtc", "between checkpoint.pt and model.pt", 9, {}),
     ("dtc", "between checkpoint.pt and model.pt", 11, {}),  # training was over
+    ("dtc", "in the validation", 11, {}),  # of the last iterate
     ("supervised", "after the step", 7, {}),
     ("supervised", "at the next start", 8, {"interval": 1}),
     ("ug_mcl", "after the step", 7, {}),  # teacher

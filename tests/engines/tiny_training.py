@@ -12,12 +12,11 @@ import torch
 from ignite.engine import Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
-from monai.handlers import ValidationHandler
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandSpatialCropd, Transform
 
 from monai_ssl.data import CaseDataset, TwoStreamLoader
 from monai_ssl.engines import SemiSupervisedTrainer, lr_schedule
-from monai_ssl.handlers import RunCheckpoint, TrainingLog, ValidationLog
+from monai_ssl.handlers import RunCheckpoint, TrainingLog, Validation, ValidationLog
 from monai_ssl.losses import ForegroundDiceLoss
 from monai_ssl.methods import (
     CorrelationAwareMutualLearning,
@@ -112,7 +111,7 @@ def build(
     hooks = []
     if folder is not None:
         evaluator = WeightNorm(learner)
-        validation = [ValidationHandler(interval=1, validator=evaluator), ValidationLog(folder, evaluator)]
+        validation = [Validation(interval=1, validator=evaluator), ValidationLog(folder, evaluator)]
         checkpoint = RunCheckpoint(folder, interval=interval, resume=resume)
         # ``before`` stands where a kill hits hardest: behind the checkpoint, in front of the logs
         hooks = [checkpoint, *before, *(validation if validate else []), TrainingLog(folder, tensorboard=False)]
@@ -166,6 +165,7 @@ class Kill:
             engine.add_event_handler(Events.GET_BATCH_STARTED(**at_iteration), self.now)
         elif self.moment == "in the validation":
             engine.add_event_handler(Events.EPOCH_COMPLETED(**at_iteration), self.now)
+            engine.add_event_handler(Events.COMPLETED, self._if_due)
         elif self.moment == "while checkpoint.pt is written":
             self._in_save(engine, 0.5, "checkpoint.pt")
         elif self.moment == "between checkpoint.pt and model.pt":
