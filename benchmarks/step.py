@@ -52,6 +52,7 @@ def main(
     threads: int = 2,
     repeats: int = 3,
     configurations: str = "plain,float32,bfloat16",
+    in_turn: bool = True,
     output: str = str(OUTPUT),
 ) -> None:
     """Measure and write ``step_<method>.json`` and ``.md`` into ``output``.
@@ -62,18 +63,28 @@ def main(
         threads: of PyTorch.
         repeats: timed steps per configuration.
         configurations: which ones, comma-separated.
+        in_turn: all configurations live at once and step in turn. False: one lives after the other, for a machine whose
+            memory does not hold all, and that has nothing else to do.
         output: folder.
     """
     sizes, configurations = (",".join(v) if isinstance(v, (tuple, list)) else v for v in (sizes, configurations))
     chosen = configurations.split(",")
     results: dict[str, Any] = {}
     for size in sizes.split(","):
-        results[size] = measure(method, size, chosen, threads, repeats)
+        parts = [chosen] if in_turn else [[name] for name in chosen]
+        results[size] = {}
+        for part in parts:
+            results[size] |= measure(method, size, part, threads, repeats)
+        if "plain" in chosen:
+            for row in results[size].values():
+                row["time_ratio"] = row["seconds"] / results[size]["plain"]["seconds"]
+                row["memory_ratio"] = row["gigabytes"] / results[size]["plain"]["gigabytes"]
     targets = TARGETS.get(method, {"time": {}, "memory": {}})
     record = {
         "what": f"one training step of {method}, batch of 2 labelled and 2 unlabelled patches, all in memory",
         "threads": threads,
         "repeats": repeats,
+        "in_turn": in_turn,
         "targets": targets,
         "results": results,
     }
@@ -81,7 +92,7 @@ def main(
 
 
 def measure(method: str, size: str, configurations: list[str], threads: int, repeats: int) -> dict[str, dict[str, Any]]:
-    """Steps in turn; per configuration the times, their median, the peak, and the ratios to the plain loop."""
+    """Steps in turn; per configuration the times, their median and the peak."""
     load = os.getloadavg()[0]
     workers = {name: Worker(method, name, size, threads) for name in configurations}
     times: dict[str, list[float]] = {name: [] for name in configurations}
@@ -100,9 +111,6 @@ def measure(method: str, size: str, configurations: list[str], threads: int, rep
             "times": times[name],
         }
     for row in rows.values():
-        if "plain" in rows:
-            row["time_ratio"] = row["seconds"] / rows["plain"]["seconds"]
-            row["memory_ratio"] = row["gigabytes"] / rows["plain"]["gigabytes"]
         row["load_average_before"] = load
     return rows
 
