@@ -53,7 +53,7 @@ class PlainVNet(nn.Module):
         self.dropout = nn.Dropout3d(0.5)
         self.distance, self.segmentation = nn.Conv3d(16, 1, 1), nn.Conv3d(16, 1, 1)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def features(self, x: Tensor) -> Tensor:
         x1 = self.block1(x)
         x2 = self.block2(self.down1(x1))
         x3 = self.block3(self.down2(x2))
@@ -62,7 +62,10 @@ class PlainVNet(nn.Module):
         x6 = self.block6(self.up5(x5) + x4)
         x7 = self.block7(self.up6(x6) + x3)
         x8 = self.block8(self.up7(x7) + x2)
-        x9 = self.dropout(self.block9(self.up8(x8) + x1))
+        return self.dropout(self.block9(self.up8(x8) + x1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x9 = self.features(x)
         return torch.tanh(self.distance(x9)), self.segmentation(x9)
 
 

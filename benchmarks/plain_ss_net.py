@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from plain import convolutions, down, up
+from plain import PlainVNet
 from torch import Tensor, nn
 
 XI, EPSILON, PROTOTYPES = 10.0, 10.0, 32
@@ -23,36 +23,19 @@ def head(n_in: int, n_out: int, activation: nn.Module) -> nn.Sequential:
     return nn.Sequential(nn.Linear(n_in, 32), nn.BatchNorm1d(32), activation, nn.Linear(32, n_out))
 
 
-class PlainSSNet(nn.Module):
+class PlainSSNet(PlainVNet):
     """V-Net with two classes that also returns the feature map, and the heads of the separation."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.block1, self.down1 = convolutions(1, 1, 16), down(16, 32)
-        self.block2, self.down2 = convolutions(2, 32, 32), down(32, 64)
-        self.block3, self.down3 = convolutions(3, 64, 64), down(64, 128)
-        self.block4, self.down4 = convolutions(3, 128, 128), down(128, 256)
-        self.block5, self.up5 = convolutions(3, 256, 256), up(256, 128)
-        self.block6, self.up6 = convolutions(3, 128, 128), up(128, 64)
-        self.block7, self.up7 = convolutions(3, 64, 64), up(64, 32)
-        self.block8, self.up8 = convolutions(2, 32, 32), up(32, 16)
-        self.block9 = convolutions(1, 16, 16)
-        self.dropout = nn.Dropout3d(0.5)
+        del self.distance
         self.segmentation = nn.Conv3d(16, 2, 1)
         self.projection, self.prediction = head(16, 32, nn.ReLU()), head(32, 32, nn.ReLU())
         self.selectors = nn.ModuleList(head(32, 1, nn.LeakyReLU(0.2)) for _ in range(2))
         self.memory_selectors = nn.ModuleList(head(32, 1, nn.LeakyReLU(0.2)) for _ in range(2))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x1 = self.block1(x)
-        x2 = self.block2(self.down1(x1))
-        x3 = self.block3(self.down2(x2))
-        x4 = self.block4(self.down3(x3))
-        x5 = self.dropout(self.block5(self.down4(x4)))
-        x6 = self.block6(self.up5(x5) + x4)
-        x7 = self.block7(self.up6(x6) + x3)
-        x8 = self.block8(self.up7(x7) + x2)
-        x9 = self.dropout(self.block9(self.up8(x8) + x1))
+        x9 = self.features(x)
         return self.segmentation(x9), x9
 
 

@@ -7,7 +7,7 @@ code with the package.
 from __future__ import annotations
 
 import torch
-from plain import convolutions, down, up
+from plain import PlainVNet
 from torch import Tensor, nn
 
 
@@ -25,22 +25,13 @@ class Gate(nn.Module):
         return encoder * self.psi(self.relu(self.of_decoder(decoder) + self.of_encoder(encoder)))
 
 
-class PlainGatedVNet(nn.Module):
+class PlainGatedVNet(PlainVNet):
     """V-Net with attention gates; returns two logits, the encoder's maps and the gated maps."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.block1, self.down1 = convolutions(1, 1, 16), down(16, 32)
-        self.block2, self.down2 = convolutions(2, 32, 32), down(32, 64)
-        self.block3, self.down3 = convolutions(3, 64, 64), down(64, 128)
-        self.block4, self.down4 = convolutions(3, 128, 128), down(128, 256)
-        self.block5, self.up5 = convolutions(3, 256, 256), up(256, 128)
-        self.block6, self.up6 = convolutions(3, 128, 128), up(128, 64)
-        self.block7, self.up7 = convolutions(3, 64, 64), up(64, 32)
-        self.block8, self.up8 = convolutions(2, 32, 32), up(32, 16)
-        self.block9 = convolutions(1, 16, 16)
+        del self.distance
         self.gate4, self.gate3, self.gate2, self.gate1 = Gate(128, 64), Gate(64, 32), Gate(32, 16), Gate(16, 32)
-        self.dropout = nn.Dropout3d(0.5)
         self.segmentation = nn.Conv3d(16, 2, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
