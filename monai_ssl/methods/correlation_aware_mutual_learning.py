@@ -16,7 +16,7 @@ from monai_ssl.losses import (
     most_confident,
 )
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
-from monai_ssl.networks import CorrelationHead, MemoryBank
+from monai_ssl.networks import MemoryBank, VoxelHeads
 
 CROSS_SUPERVISION = ("sharpened", "hard")
 
@@ -165,7 +165,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         )
         self.correlation = OmniCorrelationLoss(similarity, temperature, detach_target)
         self.heads = nn.ModuleList(
-            CorrelationHead(int(member.feature_channels), embedding_channels)  # type: ignore[arg-type]
+            VoxelHeads(int(member.feature_channels), embedding_channels)  # type: ignore[arg-type]
             for member in (network, auxiliary)
         )
         self.bank = MemoryBank(int(network.out_channels), bank_capacity)  # type: ignore[arg-type]
@@ -221,7 +221,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
                 found = (classes == c).nonzero()[:, 0]
                 chosen = found[self.bank.choose(len(found), found.device)]
                 embedded = [
-                    head.embed(x[b].flatten(1)[:, chosen].T)  # type: ignore[operator]
+                    head.project(x[b : b + 1], chosen)  # type: ignore[operator]
                     for head, x in zip(self.heads, features, strict=True)
                 ]
                 parts[-1].append((embedded[0] + embedded[1]) / 2)
@@ -246,7 +246,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
             ]
         if len(positions) < 2:  # batch statistics need two rows
             return self._no_correlation()
-        rows = [head(x, agreed, chosen) for head, x in zip(self.heads, features, strict=True)]
+        rows = [head(x, chosen, agreed) for head, x in zip(self.heads, features, strict=True)]
         return self.correlation(rows[0], rows[1], prototypes)
 
     def _no_correlation(self) -> Tensor:

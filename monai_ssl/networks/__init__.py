@@ -1,18 +1,17 @@
 """Segmentation networks: image in, logits out, feature maps on the way; heads, teachers and memories beside them."""
 
-from monai_ssl.networks.correlation_head import CorrelationHead, ProjectionHead
 from monai_ssl.networks.cross_sample import CrossSampleAttention, CrossSampleNetwork
 from monai_ssl.networks.ema import EMATeacher
 from monai_ssl.networks.encoder_decoder import EncoderDecoder
 from monai_ssl.networks.heads import DualTaskNetwork, DualTaskVNet, FeatureNetwork
 from monai_ssl.networks.memory_bank import MemoryBank
 from monai_ssl.networks.plans import TappedNetwork, literature_network
-from monai_ssl.networks.prototypes import PointwiseHead, PrototypeMemory, VoxelHeads
+from monai_ssl.networks.prototypes import PrototypeMemory
 from monai_ssl.networks.unet import UNet
 from monai_ssl.networks.vnet import VNet
+from monai_ssl.networks.voxel_heads import PointwiseHead, VoxelHeads
 
 __all__ = [
-    "CorrelationHead",
     "CrossSampleAttention",
     "CrossSampleNetwork",
     "DualTaskNetwork",
@@ -22,7 +21,6 @@ __all__ = [
     "FeatureNetwork",
     "MemoryBank",
     "PointwiseHead",
-    "ProjectionHead",
     "PrototypeMemory",
     "TappedNetwork",
     "UNet",

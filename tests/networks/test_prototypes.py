@@ -11,8 +11,8 @@ from monai_ssl.networks import EMATeacher, PrototypeMemory, VNet, VoxelHeads, le
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-@pytest.mark.parametrize("training", [True, False])
-def test_voxel_heads_equal_both_heads_on_every_voxel(training, layout, dtype, monkeypatch):
+@pytest.mark.parametrize(("training", "masked"), [(True, False), (True, True), (False, False)])
+def test_voxel_heads_equal_both_heads_on_every_voxel(training, masked, layout, dtype, monkeypatch):
     monkeypatch.setattr(lean, "CHUNK", 50)  # several blocks, the last one smaller
     torch.manual_seed(0)
     heads = VoxelHeads(6, 5).train(training)
@@ -23,9 +23,14 @@ def test_voxel_heads_equal_both_heads_on_every_voxel(training, layout, dtype, mo
     features = torch.rand(2, 6, 8, 5, 3).to(dtype).contiguous(memory_format=layout)
     selected, weights = torch.randperm(240)[:60], torch.randn(60, 5)
     ours, theirs = features.clone().requires_grad_(), features.float().requires_grad_()
+    mask = torch.rand(240) > 0.3
+    mask[selected] = True
+    if not masked:
+        mask[:] = True
     with torch.autocast("cpu", dtype=torch.bfloat16):  # without effect
-        found = heads(ours, selected)
-    expected = plain.prediction(plain.projection(theirs.movedim(1, -1).reshape(-1, 6)))[selected]
+        found = heads(ours, selected, mask if masked else None)
+    rows, place = theirs.movedim(1, -1).reshape(-1, 6)[mask], mask.cumsum(0)[selected] - 1
+    expected = plain.prediction(plain.projection(rows))[place]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     (found * weights).sum().backward()
     (expected * weights).sum().backward()
