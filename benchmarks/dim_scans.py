@@ -1,0 +1,77 @@
+"""Where the runs of LA-quarter gain and lose: the dimmest validation scans and the others.
+
+    python benchmarks/dim_scans.py --data DIR/la_quarter [--results docs/results/la_quarter]
+
+Reads the ``per_case.csv`` files that ``protocol.py collect`` wrote. Scans are sorted by the mean of the stored grey
+values inside the atrium; the last column is the rank correlation of that mean with the Dice, means over seeds. Writes
+``dim_scans.md`` and ``.json`` beside them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import fire
+import nibabel as nib
+import numpy as np
+from scipy.stats import spearmanr
+
+sys.path.insert(0, str(Path(__file__).parent))
+from protocol import jobs
+from step import write
+
+from monai_ssl.data import load_datalist
+from monai_ssl.data.datalist import case_names
+from monai_ssl.metrics import case_values, read_results
+
+
+def main(data: str, results: str = "docs/results/la_quarter", dimmest: int = 4) -> None:
+    """Measure and write.
+
+    Args:
+        data: folder of the data set.
+        results: folder of the collected results.
+        dimmest: how many scans count as dim.
+    """
+    content, todo = jobs("la_quarter")
+    entries = load_datalist(content["datalist"], data).require("validation")
+    grey = {}
+    for name, entry in zip(case_names(entries), entries, strict=True):
+        image, label = (np.asarray(nib.load(entry[key]).dataobj) for key in ("image", "label"))
+        grey[name] = float(image[label > 0].mean())
+    order = sorted(grey, key=grey.__getitem__)
+    record: dict[str, Any] = {
+        "what": f"mean Dice of the {dimmest} dimmest of {len(order)} validation scans and of the others",
+        "grey value of the atrium": {name: grey[name] for name in order},
+        "runs": {},
+    }
+    for name, _ in todo:
+        folder = Path(results) / name
+        if not (folder / "per_case.csv").is_file():
+            continue
+        dice = case_values(read_results(folder).rows, "dice")
+        group, seed = name.rsplit("-seed", 1)
+        row = {
+            "dim": float(np.mean([dice[n] for n in order[:dimmest]])),
+            "others": float(np.mean([dice[n] for n in order[dimmest:]])),
+            "rank correlation": float(spearmanr([grey[n] for n in order], [dice[n] for n in order]).statistic),
+        }
+        record["runs"].setdefault(group, {})[seed] = row
+    columns = "run | seeds | dimmest: Dice (each seed) | others: Dice (each seed) | rank correlation"
+    lines = [f"| {columns} |", "|---|---|---|---|---|"]
+    for group, seeds in record["runs"].items():
+        values = list(seeds.values())
+        cells = [
+            f"**{100 * np.mean([v[k] for v in values]):.1f}** ({', '.join(f'{100 * v[k]:.1f}' for v in values)})"
+            for k in ("dim", "others")
+        ]
+        correlation = np.mean([v["rank correlation"] for v in values])
+        title = content["runs"][group].get("title", group)
+        lines.append(f"| {title} | {len(values)} | {' | '.join(cells)} | {correlation:.2f} |")
+    write(Path(results) / "dim_scans", record, lines, "LA-quarter: dim scans and the others")
+
+
+if __name__ == "__main__":
+    fire.Fire(main)
