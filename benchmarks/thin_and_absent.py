@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import torch
+from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -31,7 +32,7 @@ from monai_ssl.losses import SmoothHeaviside
 from monai_ssl.metrics.figures import class_color, draw_outline, draw_slice
 from monai_ssl.transforms.signed_distance import signed_distance_map
 
-THIN = 2.0
+THIN = 3.0
 GROUPS = ("floor", "matched_floor", "dtc", "ceiling")
 KINDS = ("absent", "thin", "thick")
 SIDE = 128
@@ -70,10 +71,13 @@ def main(data: str, runs: str, output: str = "docs/results/acdc", datalist: str 
     heads = [two_heads(folder.parents[1], validation, labels, names) for folder in found.get("dtc", {}).values()]
     if heads:
         record["two_heads"] = {"seeds": list(found["dtc"]), "classes": _mean([h[0] for h in heads])}
-        name, distances = heads[0][1]
-        image = _volume(next(e["image"] for n, e in zip(labels, validation, strict=True) if n == name))
-        predictions = {g: _predictions(next(iter(f.values())), [name])[name] for g, f in found.items()}
-        figure(Path(output) / "thin_and_absent.png", image, labels[name], distances, predictions, names)
+        images = {n: e["image"] for n, e in zip(labels, validation, strict=True)}
+        shown = [
+            (_volume(images[name]), labels[name], distances,
+             {g: _predictions(next(iter(f.values())), [name])[name] for g, f in found.items()})
+            for name, distances in heads[0][1].items()
+        ]  # fmt: skip
+        figure(Path(output) / "thin_and_absent.png", shown, names)
     write(
         Path(output) / "thin_and_absent",
         record,
@@ -147,25 +151,28 @@ def compare(
 @torch.no_grad()
 def two_heads(
     run: Path, validation: list[dict], labels: dict[str, np.ndarray], names: dict[int, str]
-) -> tuple[dict[str, dict[str, float]], tuple[str, np.ndarray]]:
-    """What DTC's two heads say of the central 128 x 128 pixels, and the distances of the case with most absences."""
+) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
+    """What DTC's two heads say of the centre of every slice; distances of the cases with fewest and most absences."""
     preset = run / "preset.yaml"
     overrides = {"dataset": str(preset), "ckpt": str(run / "model.pt"), "device": "cpu"}
     segmenter = Segmenter(find_bundle("dtc"), overrides)
     heaviside = SmoothHeaviside(1500.0)
     sums: dict[tuple[str, str], list[tuple[float, float, float]]] = {(n, k): [] for n in names.values() for k in KINDS}
-    shown = max(labels, key=lambda n: sum(kind_of(labels[n][..., k] == c) == "absent"
-                                          for c in names for k in range(labels[n].shape[-1])))  # fmt: skip
-    distances = np.zeros(0)
+
+    def absences(name: str) -> int:
+        label = labels[name]
+        return sum(not (label[..., k] == c).any() for c in names for k in range(label.shape[-1]))
+
+    distances: dict[str, np.ndarray] = {min(labels, key=absences): np.zeros(0), max(labels, key=absences): np.zeros(0)}
     for (case, label), entry in zip(labels.items(), validation, strict=True):
         image = segmenter.prepare(entry["image"])["image"].as_tensor()
         image, place = _central(image)
         logits, raw = segmenter.network.tasks(image.permute(3, 0, 1, 2).float())
         p, d = logits.softmax(1)[:, 1:], raw.tanh()
         soft = heaviside(d)
-        if case == shown:
-            distances = np.full((len(names), *label.shape), np.nan, dtype=np.float32)
-            distances[:, place[0], place[1]] = d.permute(1, 2, 3, 0).numpy()
+        if case in distances:
+            distances[case] = np.full((len(names), *label.shape), np.nan, dtype=np.float32)
+            distances[case][:, place[0], place[1]] = d.permute(1, 2, 3, 0).numpy()
         for k in range(label.shape[-1]):
             for i, (c, name) in enumerate(names.items()):
                 truth = label[..., k] == c
@@ -185,7 +192,7 @@ def two_heads(
         }
         for name in names.values()
     }
-    return rows, (shown, distances)
+    return rows, distances
 
 
 def _central(image: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, slice]]:
@@ -246,39 +253,43 @@ def tables(record: dict[str, Any], heads: bool) -> list[str]:
     return lines
 
 
-def figure(path: Path, image: np.ndarray, label: np.ndarray, distances: np.ndarray,
-           predictions: dict[str, np.ndarray], names: dict[int, str]) -> None:  # fmt: skip
-    """First, middle and last slice: label, distance maps of the label, distances of the head, segmentations."""
-    slices = [0, label.shape[-1] // 2, label.shape[-1] - 1]
-    columns = 1 + 2 * len(names) + len(predictions)
-    fig, axes = plt.subplots(len(slices), columns, figsize=(1.9 * columns, 2.0 * len(slices)), layout="constrained")
-    present = np.argwhere((label > 0).any(-1))
-    centre = present.mean(0).astype(int)
-    window = tuple(slice(max(c - 48, 0), c + 48) for c in centre)
-    for row, k in zip(axes, slices, strict=True):
+def figure(path: Path, shown: list[tuple], names: dict[int, str]) -> None:
+    """First, middle and last slice: label, distance maps of the label, distances of the head, segmentations.
+
+    Args:
+        path: of the picture.
+        shown: per case image, label, distances of the head, segmentations by run.
+        names: of the classes.
+    """
+    rows = [(case, k) for case in shown for k in (0, case[1].shape[-1] // 2, case[1].shape[-1] - 1)]
+    columns = 1 + 2 * len(names) + len(shown[0][3])
+    fig, axes = plt.subplots(len(rows), columns, figsize=(1.9 * columns, 2.0 * len(rows)), layout="constrained")
+
+    def outlined(ax: Any, image: np.ndarray, segmentation: np.ndarray, title: str) -> None:
+        draw_slice(ax, image, (1, 1), title)
+        for c in names:
+            if (segmentation == c).any():
+                draw_outline(ax, segmentation == c, class_color(c))
+
+    for row, ((image, label, distances, predictions), k) in zip(axes, rows, strict=True):
+        centre = np.argwhere((label > 0).any(-1)).mean(0).astype(int)
+        here = (*(slice(max(c - 48, 0), c + 48) for c in centre), k)
         cells = iter(row)
-
-        def outlined(ax: Any, segmentation: np.ndarray, title: str, k: int = k) -> None:
-            draw_slice(ax, image[..., k][window], (1, 1), title)
-            for c in names:
-                if (mask := segmentation[..., k][window] == c).any():
-                    draw_outline(ax, mask, class_color(c))
-
-        outlined(next(cells), label, f"slice {k}: label")
-        for source, maps in (
-            ("label's", [signed_distance_map(label[..., k] == c) for c in names]),
-            ("head's", list(distances[..., k])),
-        ):
-            for (_, name), values in zip(names.items(), maps, strict=True):
+        outlined(next(cells), image[here], label[here], f"slice {k}: label")
+        of_label = [signed_distance_map(label[..., k] == c)[here[:2]] for c in names]
+        for source, maps in (("label's", of_label), ("head's", [d[here] for d in distances])):
+            for name, values in zip(names.values(), maps, strict=True):
                 ax = next(cells)
-                ax.imshow(values[window].T, cmap="RdBu", vmin=-1, vmax=1, origin="lower")
+                ax.imshow(values.T, cmap="RdBu", vmin=-1, vmax=1, origin="lower")
                 ax.set_axis_off()
                 ax.set_title(f"{source} d: {name}", fontsize=8)
         for group, prediction in predictions.items():
-            outlined(next(cells), prediction, group.replace("_", " "))
+            outlined(next(cells), image[here], prediction[here], group.replace("_", " "))
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=90)
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=70)
     plt.close(fig)
+    Image.open(buffer).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 if __name__ == "__main__":
