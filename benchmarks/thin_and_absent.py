@@ -9,6 +9,7 @@ slices and on validation slices, all else on the latter. Writes ``thin_and_absen
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Any
