@@ -36,6 +36,7 @@ from monai_ssl.transforms.signed_distance import signed_distance_map
 THIN = 3.0
 GROUPS = ("floor", "matched_floor", "dtc", "ceiling")
 KINDS = ("absent", "thin", "thick")
+MEASURES = ("distance head's Dice", "agreement", "consistency term", "mean distance", "mean distance of the label")
 SIDE = 128
 
 
@@ -158,7 +159,7 @@ def two_heads(
     overrides = {"dataset": str(preset), "ckpt": str(run / "model.pt"), "device": "cpu"}
     segmenter = Segmenter(find_bundle("dtc"), overrides)
     heaviside = SmoothHeaviside(1500.0)
-    sums: dict[tuple[str, str], list[tuple[float, float, float]]] = {(n, k): [] for n in names.values() for k in KINDS}
+    sums: dict[tuple[str, str], list[tuple[float, ...]]] = {(n, k): [] for n in names.values() for k in KINDS}
 
     def absences(name: str) -> int:
         label = labels[name]
@@ -184,12 +185,13 @@ def two_heads(
                 size = second.sum() + inside.sum()
                 dice = 2.0 * (second & inside).sum() / size if size else 1.0
                 gap = float((p[k, i] - soft[k, i]).square().mean())
-                sums[name, kind_of(truth)].append((float(dice), float(agreement), gap))
+                target = float(signed_distance_map(inside).mean())
+                sums[name, kind_of(truth)].append((float(dice), float(agreement), gap, float(d[k, i].mean()), target))
     rows = {
         name: {
             f"{what} {kind}": float(np.mean([v[j] for v in sums[name, kind]])) if sums[name, kind] else float("nan")
             for kind in KINDS
-            for j, what in enumerate(("distance head's Dice", "agreement", "consistency term"))
+            for j, what in enumerate(MEASURES)
         }
         for name in names.values()
     }
@@ -245,10 +247,11 @@ def tables(record: dict[str, Any], heads: bool) -> list[str]:
     if heads:
         lines += ["", "## DTC's two heads", ""]
         lines += ["Central 128 x 128 pixels of the validation slices: absent / thin / thick. Two empty masks: Dice 1."]
-        lines += head("class", "Dice of the distance head", "Dice between the heads", "consistency term x 1000")
+        columns = ("class", "Dice of the distance head", "Dice between the heads", "consistency term x 1000")
+        lines += head(*columns, "mean distance", "of the label")
         for name, r in record["two_heads"]["classes"].items():
-            wanted = (("distance head's Dice", 100), ("agreement", 100), ("consistency term", 1000))
-            cells = [" / ".join(f"{scale * r[f'{what} {kind}']:.1f}" for kind in KINDS) for what, scale in wanted]
+            scales = zip(MEASURES, (100, 100, 1000, 1, 1), (1, 1, 1, 2, 2), strict=True)
+            cells = [" / ".join(f"{scale * r[f'{what} {kind}']:.{n}f}" for kind in KINDS) for what, scale, n in scales]
             lines.append(f"| {name} | {' | '.join(cells)} |")
         lines += ["", "![apex, middle and base](thin_and_absent.png)"]
     return lines
