@@ -19,6 +19,7 @@ import matplotlib.pyplot as plt
 import nibabel as nib
 import numpy as np
 import torch
+from monai.transforms import KeepLargestConnectedComponent
 from PIL import Image
 from scipy.ndimage import distance_transform_edt
 
@@ -30,6 +31,7 @@ from monai_ssl.data.datalist import case_names
 from monai_ssl.deploy.bundles import find_bundle
 from monai_ssl.deploy.inference import Segmenter
 from monai_ssl.losses import SmoothHeaviside
+from monai_ssl.metrics import case_metrics
 from monai_ssl.metrics.figures import class_color, draw_outline, draw_slice
 from monai_ssl.transforms.signed_distance import signed_distance_map
 
@@ -68,8 +70,12 @@ def main(data: str, runs: str, output: str = "docs/results/acdc", datalist: str 
         if folders:
             found[group] = {folder.parents[1].name.rsplit("seed", 1)[1]: folder for folder in folders}
     for group, folders in found.items():
-        scores = [compare(labels, _predictions(folder, labels), names) for folder in folders.values()]
-        record["predictions"][group] = {"seeds": list(folders), "classes": _mean(scores)}
+        predictions = [_predictions(folder, labels) for folder in folders.values()]
+        record["predictions"][group] = {
+            "seeds": list(folders),
+            "classes": _mean([compare(labels, p, names) for p in predictions]),
+            "components": _mean([components(labels, p, names) for p in predictions]),
+        }
     heads = [two_heads(folder.parents[1], validation, labels, names) for folder in found.get("dtc", {}).values()]
     if heads:
         record["two_heads"] = {"seeds": list(found["dtc"]), "classes": _mean([h[0] for h in heads])}
@@ -148,6 +154,22 @@ def compare(
             **{f"dice {kind}": float(np.mean(v)) if v else float("nan") for kind, v in dice.items()},
         }
     return rows
+
+
+def components(
+    labels: dict[str, np.ndarray], predictions: dict[str, np.ndarray], names: dict[int, str]
+) -> dict[str, dict[str, float]]:
+    """Per class: Dice and 95HD of the volumes as they are, and with the largest component of each class alone."""
+    clean = KeepLargestConnectedComponent(list(names), is_onehot=False)
+    rows: dict[str, dict[str, list[float]]] = {name: {} for name in names.values()}
+    for case, label in labels.items():
+        as_is = predictions[case]
+        largest = clean(torch.from_numpy(as_is.astype(np.int64))[None])[0].numpy().astype(np.int64)
+        for what, prediction in (("as is", as_is), ("largest", largest)):
+            for row in case_metrics(prediction, label, names, 1.0):
+                for metric in ("dice", "hd95_voxel"):
+                    rows[row["class"]].setdefault(f"{metric} {what}", []).append(row[metric])
+    return {name: {key: float(np.mean(v)) for key, v in values.items()} for name, values in rows.items()}
 
 
 @torch.no_grad()
@@ -244,6 +266,14 @@ def tables(record: dict[str, Any], heads: bool) -> list[str]:
                 f"{r['pixels per false alarm']:.0f} | {r['missed']:.1f} of {r['present']:.0f} | "
                 f"{100 * r['dice thin']:.1f} | {100 * r['dice thick']:.1f} |"
             )
+    lines += ["", "## Far false alarms", ""]
+    lines += ["Volumes: Dice and 95HD (pixels), as they are and with the largest component of each class alone."]
+    lines += head("run (seeds)", "class", "Dice as is", "largest", "95HD as is", "largest")
+    for group, entry in record["predictions"].items():
+        for name, r in entry["components"].items():
+            dice = [f"{100 * r[f'dice {what}']:.1f}" for what in ("as is", "largest")]
+            hd95 = [f"{r[f'hd95_voxel {what}']:.2f}" for what in ("as is", "largest")]
+            lines.append(f"| {group} ({len(entry['seeds'])}) | {name} | {' | '.join([*dice, *hd95])} |")
     if heads:
         lines += ["", "## DTC's two heads", ""]
         lines += ["Central 128 x 128 pixels of the validation slices: absent / thin / thick. Two empty masks: Dice 1."]
