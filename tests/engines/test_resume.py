@@ -118,10 +118,12 @@ def test_a_finished_run_is_left_as_it_is(finished, uninterrupted, max_iterations
 
 
 def test_a_finished_run_of_whole_epochs_is_left_as_it_is(tmp_path):
-    build(tmp_path, max_iterations=8).run()
+    build(tmp_path, max_iterations=8, validate=True).run()
     before = content(tmp_path)
-    build(tmp_path, max_iterations=8).run()
+    build(tmp_path, max_iterations=8, validate=True).run()
     assert_equal(content(tmp_path), before)
+    # the last iterate once: neither its epoch and the end of the run, nor the second start
+    assert [int(row["iteration"]) for row in rows(tmp_path, "validation.csv")] == [4, 8]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "poly"])

@@ -244,6 +244,16 @@ class TestUncertaintyGuidedMutualConsistency(MethodTester):
         distances = [0.003 * draw(channels), 0.003 * draw(channels)]
         return draw(n_classes), distances[0], draw(n_classes), distances[1], (2 * draw(n_classes)).softmax(1)
 
+    @pytest.mark.parametrize("off", [{"unsupervised_weight": 0.0}, {"intra_weight": 0.0}])
+    def test_a_teacher_that_nobody_learns_from_is_not_asked(self, off):
+        method = self.build(**off)
+        method.teacher.register_forward_hook(lambda *_: pytest.fail("the teacher was asked"))
+        method.teacher.network.register_forward_hook(lambda *_: pytest.fail("the teacher was asked"))
+        terms = method(*batches())
+        assert terms["intra_task"] == 0
+        assert (terms["cross_task"] > 0) == ("intra_weight" in off)
+        assert method.second_opinion(batches()[1]["image"]) is None
+
     @pytest.mark.parametrize("variant", ["paper", "released"])
     @pytest.mark.parametrize("n_classes", [2, 4])
     def test_terms_equal_the_formulas(self, n_classes, variant):
@@ -412,6 +422,19 @@ class TestSmoothnessSeparation(MethodTester):
                 matrix = (w / w.mean()) @ (v / v.mean()).T * (1 - functional.normalize(mine, dim=1) @ z.T)
                 loss = loss + matrix.mean() / method.n_classes
         return loss, memory
+
+    @pytest.mark.parametrize(
+        ("off", "passes"), [("unsupervised_weight", 2), ("smoothness_weight", 2), ("separation_weight", 4)]
+    )
+    def test_parts_that_are_off_cost_nothing(self, off, passes):
+        method, seen = self.build(**{off: 0.0}), []
+        first = next(m for m in method.network.modules() if isinstance(m, nn.Conv2d))
+        first.register_forward_hook(lambda *_: seen.append(1))
+        terms = method(*batches())
+        assert len(seen) == passes
+        assert (terms["smoothness"] == 0) == (passes == 2)
+        if off != "smoothness_weight":
+            assert terms["separation"] == 0
 
     @pytest.mark.parametrize(
         "options", [{}, {"rank": "highest", "rank_by": "prototypes", "memory_weights": True}], ids=["released", "paper"]
