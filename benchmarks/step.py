@@ -52,7 +52,7 @@ def main(
     threads: int = 2,
     repeats: int = 3,
     configurations: str = "plain,float32,bfloat16",
-    in_turn: bool = True,
+    in_turn: bool | str = True,
     output: str = str(OUTPUT),
 ) -> None:
     """Measure and write ``step_<method>.json`` and ``.md`` into ``output``.
@@ -64,14 +64,17 @@ def main(
         repeats: timed steps per configuration.
         configurations: which ones, comma-separated.
         in_turn: all configurations live at once and step in turn. False: one lives after the other, for a machine whose
-            memory does not hold all, and that has nothing else to do.
+            memory does not hold all, and that has nothing else to do. Sizes, comma-separated: in turn at these alone.
         output: folder.
     """
-    sizes, configurations = (",".join(v) if isinstance(v, (tuple, list)) else v for v in (sizes, configurations))
+    sizes, configurations, in_turn = (
+        ",".join(v) if isinstance(v, (tuple, list)) else v for v in (sizes, configurations, in_turn)
+    )
+    turns = (sizes if in_turn else "") if isinstance(in_turn, bool) else in_turn
     chosen = configurations.split(",")
     results: dict[str, Any] = {}
     for size in sizes.split(","):
-        parts = [chosen] if in_turn else [[name] for name in chosen]
+        parts = [chosen] if size in turns.split(",") else [[name] for name in chosen]
         results[size] = {}
         for part in parts:
             results[size] |= measure(method, size, part, threads, repeats)
