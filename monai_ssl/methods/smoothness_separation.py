@@ -45,8 +45,9 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         rank_by: whose scores: of the selector of ``"features"`` (released) or of ``"prototypes"`` (paper).
         memory_weights: weigh the prototypes by their selector's scores (paper). Released: a slip of axes makes all
             weights 1.
-        ramp_up: :math:`w(t)` as a function of the iteration. Default: 3D, to 1 in 40 levels; 2D, to 0.1 in 200 levels;
-            both over the whole run (150 iterations per level in a run of 6000 or 30000).
+        ramp_up: :math:`w(t)` as a function of the step's number, which counts from 1 in 3D and from 0 in 2D, as released.
+            Default: 3D, to 1 in 40 levels; 2D, to 0.1 in 200 levels; both over the whole run (150 iterations per level
+            in a run of 6000 or 30000).
         unsupervised_weight: factor on both terms; 0 is the matched floor.
 
     Paper and released code differ; the defaults are the code, which produced the published numbers:
@@ -124,6 +125,7 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         levels, maximum = (40, 1.0) if volumes else (200, 0.1)
         step = max(round(max_iterations / levels), 1)
         self.ramp_up = ramp_up or SigmoidRampUp(levels * step, maximum, granularity=step)
+        self.first_step = 1 if volumes else 0
         self.dice = ForegroundDiceLoss(smooth=1e-8, squared=False) if volumes else ForegroundDiceLoss(
             smooth=1e-10, include_background=True
         )  # fmt: skip
@@ -153,7 +155,7 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         logits = self.network.logits(features)  # type: ignore[operator]
         rows = len(label)
         predicted = logits.detach().argmax(1, keepdim=True)
-        weight = self.unsupervised_weight * self.ramp_up(self.iteration)
+        weight = self.unsupervised_weight * self.ramp_up(self.first_step + self.iteration)
         dice = self.dice(logits[:rows], label)
         with torch.autocast(images.device.type, enabled=False):
             if self.unsupervised_weight * self.separation_weight > 0:
