@@ -1,7 +1,7 @@
 """TAC's protocol: the same ratio of labelled, unlabelled and test cases in 8 random splits, every method on each.
 
     python benchmarks/random_splits.py DATA --output runs/splits --n_labeled 16 --n_testing 20 \
-        --runs "supervised,tac,tac#unsupervised_weight=0" [--splits 8] [--dataset left_atrium] [any id of the bundles]
+        --runs "supervised,tac,tac:unsupervised_weight=0" [--splits 8] [--dataset left_atrium] [any id of the bundles]
 
 Writes one datalist and one run per split and method, and `summary.md`: mean and standard deviation over the means of
 the splits, and the paired Wilcoxon test of the last method against each other one on these means. With 8 splits the
@@ -31,7 +31,7 @@ def main(
     output: str,
     n_labeled: int,
     n_testing: int,
-    runs: str = "supervised,tac,tac#unsupervised_weight=0",
+    runs: str = "supervised,tac,tac:unsupervised_weight=0",
     splits: int = 8,
     **options: Any,
 ) -> None:
@@ -42,11 +42,13 @@ def main(
         output: folder of splits, runs and summary.
         n_labeled: labelled cases per split; the other cases that are not for testing become unlabelled.
         n_testing: test cases per split.
-        runs: bundles, comma-separated; options of the block `method` follow after #.
+        runs: bundles, comma-separated; options of the block `method` follow after colons.
         splits: how many random splits; the split's number is also the seed of the training.
         **options: ids of the bundles' configs, for example --dataset left_atrium --max_iterations 2000.
     """
     names = list(runs) if isinstance(runs, (tuple, list)) else str(runs).split(",")
+    if len(set(names)) < len(names):
+        raise SystemExit(f"runs must differ, got {', '.join(names)}")
     root = Path(output).resolve()
     means: dict[str, dict[str, list[float]]] = {name: {metric: [] for metric in METRICS} for name in names}
     for split in range(splits):
@@ -64,8 +66,8 @@ def main(
 
 def one(name: str, split: int, datalist: Path, data: Path, root: Path, options: dict[str, Any]) -> Path:
     """Train and evaluate one method on one split; returns the results' folder."""
-    bundle, *settings = name.split("#")
-    folder = root / f"{name.replace('#', '-').replace('=', '-')}-split-{split}"
+    bundle, *settings = name.split(":")
+    folder = root / f"{name.replace(':', '-').replace('=', '-')}-split-{split}"
     results = folder / "evaluation-testing"
     if not (results / "summary.json").is_file():
         given = [word for key, value in options.items() for word in (f"--{key}", value)]

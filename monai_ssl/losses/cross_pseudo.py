@@ -17,7 +17,7 @@ def sharpen(probabilities: Tensor, temperature: float = 0.1) -> Tensor:
     Args:
         probabilities: any shape, in [0, 1]; taken in float32 whatever the format, since :math:`p^{10}` leaves the range
             of half precision.
-        temperature: T in (0, 1].
+        temperature: T in [0.01, 1]; below, both powers vanish at 0.5.
 
     Returns:
         same shape, float32.
@@ -44,7 +44,7 @@ class SharpenedConsistencyLoss(nn.Module):
     A sum, not a mean, over the ordered pairs: 2 for two members, 6 for three.
 
     Args:
-        temperature: T in (0, 1] of :func:`sharpen`.
+        temperature: T in [0.01, 1] of :func:`sharpen`.
         detach_target: gradient through :math:`p_i` alone. The released code of MC-Net and CAML does not detach, and the
             path through S then dominates: its slope at 0.5 is 1/T.
 
@@ -65,8 +65,8 @@ class SharpenedConsistencyLoss(nn.Module):
 
     def __init__(self, temperature: float = 0.1, detach_target: bool = False) -> None:
         super().__init__()
-        if not 0 < temperature <= 1:
-            raise ValueError(f"temperature must be in (0, 1], got {temperature}")
+        if not 0.01 <= temperature <= 1:
+            raise ValueError(f"temperature must be in [0.01, 1], got {temperature}")
         self.temperature, self.detach_target = float(temperature), bool(detach_target)
 
     def forward(self, *probabilities: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Methods: one file each. A method turns a labelled and an unlabelled batch into named loss terms."""
 
 from .base import SemiSupervisedMethod, joint_images
-from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning
+from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
 from .dual_task_consistency import DualTaskConsistency
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
@@ -17,4 +17,5 @@ __all__ = [
     "TaskAffinityConsistency",
     "UncertaintyGuidedMutualConsistency",
     "joint_images",
+    "published_ramp_levels",
 ]

@@ -97,3 +97,13 @@ def joint_images(labeled: Batch, unlabeled: Batch | None) -> Tensor:
     if unlabeled is None:
         return labeled["image"]
     return torch.cat([labeled["image"], unlabeled["image"]])
+
+
+def checked_ramp_up(ramp_up: Any) -> Any:
+    """``ramp_up`` itself, a function of the step's number or None; else a TypeError that says how to hand one over."""
+    if ramp_up is None or callable(ramp_up):
+        return ramp_up
+    raise TypeError(
+        f"ramp_up must be a function of the step's number, got {ramp_up!r}; on a command line write it in single "
+        "quotes, in which the shell leaves the $ alone: '$monai_ssl.losses.SigmoidRampUp(3000, 1.0)'"
+    )

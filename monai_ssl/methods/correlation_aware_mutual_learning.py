@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,10 +16,12 @@ from monai_ssl.losses import (
     SigmoidRampUp,
     most_confident,
 )
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
 from monai_ssl.networks import MemoryBank, VoxelHeads
 
 CROSS_SUPERVISION = ("sharpened", "hard")
+
+logger = logging.getLogger(__name__)
 
 
 class CorrelationAwareMutualLearning(SemiSupervisedMethod):
@@ -40,8 +43,9 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
             :class:`~monai_ssl.networks.FeatureNetwork`. Needs ``feature_channels`` and ``out_channels``.
         auxiliary: the auxiliary network, as ``network``, with weights of its own.
         max_iterations: length of the run, for the default ramp-up.
-        ramp_levels: the default ramp-up rises for this many levels, each 1/40 of the run (150 iterations in a run of
-            6000). Released code: 40, 20, 15 for 4, 8, 16 labelled cases.
+        ramp_levels: the default ramp-up rises for this many levels. :func:`published_ramp_levels` knows those of the
+            released runs.
+        ramp_step: steps of a level. Default: 1/40 of the run, which is 150, as released, in a run of 6000.
         ramp_up: weight as a function of the step number, counted from 1; replaces the default.
         cross_weight: :math:`\lambda_c >= 0` after the ramp-up.
         correlation_weight: :math:`\lambda_o >= 0` after the ramp-up; the released code uses 0.05, the paper says 0.1.
@@ -83,11 +87,12 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
     Under ``DistributedDataParallel`` attention stays inside each process's batch, and the memory holds the labelled
     cases of all processes.
 
-    Loss terms: ``dice``, ``cross_supervision``, ``correlation``.
+    Loss terms: ``dice``, ``cross_supervision``, ``correlation``. A class of which the memory holds fewer than
+    ``prototypes_per_class`` vectors has no prototypes; a warning says so when that lasts.
 
     Raises:
         ValueError: for an option out of its range.
-        TypeError: when a network lacks what is named above.
+        TypeError: when a network lacks what is named above, or ``ramp_up`` is no function.
 
     Source: Gao, Zhang, Ma, Li, Zhang, "Correlation-Aware Mutual Learning for Semi-supervised Medical Image
         Segmentation", MICCAI 2023, Eq. 1-3.
@@ -111,6 +116,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         auxiliary: nn.Module,
         max_iterations: int = 6000,
         ramp_levels: int = 20,
+        ramp_step: int | None = None,
         ramp_up: Callable[[int], float] | None = None,
         cross_weight: float = 1.0,
         correlation_weight: float = 0.05,
@@ -140,6 +146,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         for name, count in (
             ("max_iterations", max_iterations),
             ("ramp_levels", ramp_levels),
+            ("ramp_step", 1 if ramp_step is None else ramp_step),
             ("embedding_channels", embedding_channels),
             ("rows_per_class", rows_per_class),
             ("prototypes_per_class", prototypes_per_class),
@@ -154,8 +161,9 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         if cross_supervision not in CROSS_SUPERVISION:
             raise ValueError(f"cross_supervision must be one of {CROSS_SUPERVISION}, got {cross_supervision!r}")
         self.auxiliary = auxiliary
-        step = max(round(max_iterations / 40), 1)
-        self.ramp_up = ramp_up or SigmoidRampUp(ramp_levels * step, granularity=step)
+        self.max_iterations = max_iterations
+        step = ramp_step or max(round(max_iterations / 40), 1)
+        self.ramp_up = checked_ramp_up(ramp_up) or SigmoidRampUp(ramp_levels * step, granularity=step)
         self.cross_weight, self.correlation_weight = float(cross_weight), float(correlation_weight)
         self.rows_per_class, self.prototypes_per_class = int(rows_per_class), int(prototypes_per_class)
         self.dice = ForegroundDiceLoss(squared=False, smooth=1e-8)
@@ -252,6 +260,33 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
     def _no_correlation(self) -> Tensor:
         """0, with a (zero) gradient for every parameter of the heads, as distributed training needs."""
         return 0.0 * torch.stack([p.sum() for p in self.heads.parameters()]).sum()
+
+    def after_step(self) -> None:
+        super().after_step()
+        due = self.iteration % max(self.max_iterations // 10, 1) == 0
+        used = self.unsupervised_weight * self.correlation_weight > 0
+        if used and due:
+            counts = self.bank.counts.sum(0).tolist()
+            if few := [f"{c} ({n})" for c, n in enumerate(counts) if n < self.prototypes_per_class]:
+                logger.warning(
+                    "iteration %d: the memory holds fewer than prototypes_per_class = %d correct labelled voxels of "
+                    "class %s: there are no prototypes of it, and without any class no correlation term. Check that "
+                    "labelled patches show the class (patch size, cropping, label values: `monai-ssl check`) and that "
+                    "the supervised loss falls, or lower prototypes_per_class.",
+                    self.iteration,
+                    self.prototypes_per_class,
+                    ", ".join(few),
+                )
+
+
+def published_ramp_levels(n_labeled: int) -> int:
+    """Levels of CAML's ramp-up in the released runs: 40, 20, 15 for 4, 8, 16 labelled cases; between them the next one.
+
+    Example:
+        >>> [published_ramp_levels(n) for n in (2, 4, 5, 8, 16, 64)]
+        [40, 40, 20, 20, 15, 15]
+    """
+    return 40 if n_labeled <= 4 else 20 if n_labeled <= 8 else 15
 
 
 def _most_probable(p: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_ssl.losses import ForegroundDiceLoss, PrototypeSeparationLoss, SigmoidRampUp, VirtualAdversarialLoss
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
 from monai_ssl.networks import PointwiseHead, PrototypeMemory, VoxelHeads
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,9 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         max_iterations: length of the run, for the default ramp-up.
         distance: of the smoothness term. ``"flat"``: one Dice over everything. ``"classwise"``: mean over the classes
             (paper, Eq. 3). ``"kl"``: Kullback-Leibler (Table 3). Default: flat in 3D, classwise in 2D, as released.
-        epsilon: norm of the perturbation, > 0. Default: by the patch, so that the change per voxel is that of the
-            papers: :math:`10 \sqrt{n / (112 \cdot 112 \cdot 80)}` in 3D, :math:`6 \sqrt{n / 256^2}` in 2D.
+        epsilon: norm of the perturbation, > 0. Default: by the patch, so that the change per value is that of the
+            papers: :math:`10 \sqrt{n / (112 \cdot 112 \cdot 80)}` in 3D, :math:`6 \sqrt{n / 256^2}` in 2D, with n
+            voxels times channels.
         xi: length of the step that probes the gradient, > 0.
         power_iterations: refinements of the perturbation's direction, >= 1.
         smoothness_weight: weight >= 0 of :math:`L_{lds}`.
@@ -42,12 +43,13 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         prototypes: per class, >= 2.
         rank: which candidates become prototypes: those with the ``"lowest"`` scores (released) or the ``"highest"``
             (paper).
-        rank_by: whose scores: of the selector of ``"features"`` (released) or of ``"prototypes"`` (paper).
+        rank_by: whose scores: of the selector of ``"features"`` (released) or of ``"prototypes"`` (paper). Candidates
+            are scored as they are; the selector of prototypes learns from L2-normalised ones, as in the code.
         memory_weights: weigh the prototypes by their selector's scores (paper). Released: a slip of axes makes all
             weights 1.
-        ramp_up: :math:`w(t)` as a function of the step's number, which counts from 1 in 3D and from 0 in 2D, as released.
-            Default: 3D, to 1 in 40 levels; 2D, to 0.1 in 200 levels; both over the whole run (150 iterations per level
-            in a run of 6000 or 30000).
+        ramp_up: :math:`w(t)` as a function of the step's number, which counts from 1 in 3D and from 0 in 2D, as in the
+            released code. Default: 3D, to 1 in 40 levels; 2D, to 0.1 in 200 levels; both over the whole run (150
+            iterations per level in a run of 6000 or 30000).
         unsupervised_weight: factor on both terms; 0 is the matched floor.
 
     Paper and released code differ; the defaults are the code, which produced the published numbers:
@@ -68,12 +70,15 @@ class SmoothnessSeparation(SemiSupervisedMethod):
     sums. Selectors exist for the foreground classes, and prototype selectors where an option uses them; the code makes
     them for every class, of which those are trained by weight decay alone.
 
+    Under ``DistributedDataParallel`` all processes hold the same prototypes; ranking and batch statistics are those of
+    each process's part of the batch.
+
     Loss terms: ``dice``, ``smoothness``, ``separation``. While the memory of a class is empty, the separation leaves
     that class out; a warning says so when that lasts.
 
     Raises:
         ValueError: for an option out of its range.
-        TypeError: when the network does not offer features and a head.
+        TypeError: when the network does not offer features and a head, or ``ramp_up`` is no function.
 
     Source: Wu, Wu, Wu, Ge, Cai, "Exploring Smoothness and Class-Separation for Semi-supervised Medical Image
         Segmentation", MICCAI 2022, Eq. 1-5, Algorithms 1-2.
@@ -124,7 +129,7 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         self.rank_by, self.memory_weights = rank_by, bool(memory_weights)
         levels, maximum = (40, 1.0) if volumes else (200, 0.1)
         step = max(round(max_iterations / levels), 1)
-        self.ramp_up = ramp_up or SigmoidRampUp(levels * step, maximum, granularity=step)
+        self.ramp_up = checked_ramp_up(ramp_up) or SigmoidRampUp(levels * step, maximum, granularity=step)
         self.first_step = 1 if volumes else 0
         self.dice = ForegroundDiceLoss(smooth=1e-8, squared=False) if volumes else ForegroundDiceLoss(
             smooth=1e-10, include_background=True
@@ -197,8 +202,6 @@ class SmoothnessSeparation(SemiSupervisedMethod):
     def renew(self, features: Tensor, correct: Tensor, label: Tensor) -> None:
         """New prototypes from the labelled voxels that are predicted right, for every class that has some."""
         places = correct.flatten().nonzero()[:, 0]
-        if len(places) == 0:
-            return
         candidates = self.voxel_heads.project(features, places)
         classes = label.flatten()[places]
         selectors = self.selectors if self.rank_by == "features" else self.prototype_selectors

@@ -153,8 +153,9 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
         masks = torch.cat([one_hot(label, n_classes, dtype=torch.float32), self._masks(logits[rows:])])
         for kind, (weight, maps) in kinds.items():
             with lean.recipes():
-                losses = [self.consistency(x, masks, rows) for x in maps]
-            total = torch.stack(losses).sum() if losses else logits.new_zeros(())
+                used = maps if self.unsupervised_weight * weight > 0 else []
+                losses = [self.consistency(x, masks, rows) for x in used]
+            total = torch.stack(losses).sum() if losses else 0.0 * logits.sum()
             terms[kind] = self.unsupervised_weight * weight * total
         return terms
 

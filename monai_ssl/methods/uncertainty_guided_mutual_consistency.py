@@ -18,11 +18,12 @@ from monai_ssl.losses import (
     monte_carlo_probabilities,
     predictive_entropy,
 )
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
 from monai_ssl.networks import DualTaskNetwork, EMATeacher
 from monai_ssl.transforms import SignedDistanceMap
 
 VARIANTS = ("paper", "released")
+SUPERVISION = ("mse", "dice")
 
 
 class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
@@ -41,11 +42,15 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
     Both consistency terms act on labelled and unlabelled images. Only the student's segmentation head is deployed.
 
     Args:
-        network: a :class:`~monai_ssl.networks.DualTaskNetwork`; for ``"released"`` any network that maps images to
+        network: a :class:`~monai_ssl.networks.DualTaskNetwork`; with ``shared_logits`` any network that maps images to
             logits (of a DualTaskNetwork the distance head is left out and frozen).
         n_classes: number of classes with background. Default: ``network.n_classes``.
         max_iterations: length of the run, for ramp-up and uncertainty threshold.
-        variant: ``"paper"`` (default) or ``"released"``, see the table.
+        variant: ``"paper"`` (default) or ``"released"``: the defaults of the options that the table names.
+        shared_logits: no distance head: the distance map is tanh of the logits, one channel per class.
+        distance_supervision: ``"mse"``: squared error to the distance map of the label. ``"dice"``: Dice of
+            :math:`\sigma(-k d)` and the label.
+        supervised_weight: factor >= 0 on all three supervised terms.
         beta: :math:`\beta` in [0, 1], share of the segmentation in the intra-task term. Default: 0.75 (paper), 1
             (released).
         distance_weight: weight >= 0 of the distance supervision (:math:`L_{dis}` of Table I). Default 1.
@@ -57,6 +62,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         passes_per_call: how many of them share a call and its batch statistics; 2 as released. Fewer need less memory,
             and on a CPU are faster for patches of 64 x 64 x 32 voxels and larger.
         decay: final decay of the EMA teacher, in [0, 1).
+        decay_warm_up: the decay rises from 0 (released); False: it is constant (paper, Eq. 2).
         slope: :math:`k > 0` of the smooth Heaviside function.
         degenerate: distance targets of empty and full patches, see :class:`monai_ssl.transforms.SignedDistanceMap`.
         unsupervised_weight: factor on both consistency terms; 0 is the matched floor.
@@ -64,26 +70,28 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
     The released code (BraTS) is not the method of the paper; ``variant`` selects
 
     ============================  ====================================  =====================================
-    term                          ``paper``                             ``released``
+    option                        ``paper``                             ``released``
     ============================  ====================================  =====================================
-    distance map                  a head of its own, C - 1 channels     tanh of the logits, C channels
-    distance supervision          squared error to the distance map     Dice of :math:`\sigma(-k d)`
-    supervised weights            1, 1, 1                               1/2, 1/2, 1/2
-    intra-task term               :math:`\beta = 0.75`                  segmentation alone, weight 1/2
-    cross-task term               foreground channels                   all channels
-    ramp-up                       continuous                            staircase of 200 levels
+    ``shared_logits``             False: a head of its own, C - 1       True: tanh of the logits, C channels,
+                                  channels                              also in the cross-task term
+    ``distance_supervision``      ``"mse"``                             ``"dice"``
+    ``supervised_weight``         1                                     1/2
+    ``beta``                      0.75                                  1: segmentation alone
+    ``intra_weight``              1                                     1/2
+    ``ramp_up``                   continuous                            staircase of 200 levels
     ============================  ====================================  =====================================
 
     In both: the ramp-up squares its argument (the paper prints it without, its source squares); :math:`T^{-1}` has a
     minus sign (Eq. 5 prints a plus); the cross-task term is not masked; the EMA warms up; with C classes the threshold
-    rises to ln C and means run over C channels (the code has ln 2 and 2). In ``released``, cross-entropy and
-    :math:`\sigma(-k \tanh z)` want opposite signs of the same logits; it is here to reproduce that code.
+    rises to ln C and means run over C channels (the code has ln 2 and 2). With ``shared_logits``, cross-entropy
+    and :math:`\sigma(-k \tanh z)` want opposite signs of the same logits; it is here to reproduce that code.
 
     Loss terms: ``dice``, ``cross_entropy``, ``signed_distance``, ``intra_task``, ``cross_task``.
 
     Raises:
         ValueError: for an unknown variant or a number out of its range.
-        TypeError: when ``variant="paper"`` and the network has no ``tasks`` method.
+        TypeError: when the network has no ``tasks`` method and the logits are not shared; when ``ramp_up`` is no
+            function.
 
     Source: Zhang, Liao, Jiao, Zhang, "Uncertainty-Guided Mutual Consistency Learning for Semi-Supervised Medical Image
         Segmentation", arXiv 2112.02508; Artificial Intelligence in Medicine 138, 2023; Eq. 1-8.
@@ -102,6 +110,9 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         n_classes: int | None = None,
         max_iterations: int = 6000,
         variant: str = "paper",
+        shared_logits: bool | None = None,
+        distance_supervision: str | None = None,
+        supervised_weight: float | None = None,
         beta: float | None = None,
         distance_weight: float = 1.0,
         intra_weight: float | None = None,
@@ -110,6 +121,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         passes: int = 8,
         passes_per_call: int = 2,
         decay: float = 0.99,
+        decay_warm_up: bool = True,
         slope: float = 1500.0,
         degenerate: str = "safe",
         unsupervised_weight: float = 1.0,
@@ -119,20 +131,25 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
             raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
         if max_iterations < 1:
             raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
-        self.released = variant == "released"
-        if not self.released and not hasattr(network, "tasks"):
+        released = variant == "released"
+        self.shared_logits = released if shared_logits is None else bool(shared_logits)
+        self.distance_supervision = distance_supervision or ("dice" if released else "mse")
+        if self.distance_supervision not in SUPERVISION:
+            raise ValueError(f"distance_supervision must be one of {SUPERVISION}, got {distance_supervision!r}")
+        if not self.shared_logits and not hasattr(network, "tasks"):
             raise TypeError(
                 f"network must offer tasks(image) -> (logits, distance), got {type(network).__name__}; wrap your "
-                'backbone in monai_ssl.networks.DualTaskNetwork, or set variant="released"'
+                "backbone in monai_ssl.networks.DualTaskNetwork, or set shared_logits=True"
             )
         self.n_classes = int(_n_classes(network) if n_classes is None else n_classes)
-        self.beta = float((1.0 if self.released else 0.75) if beta is None else beta)
+        self.beta = float((1.0 if released else 0.75) if beta is None else beta)
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta must be in [0, 1], got {beta}")
         self.weights = {
             "distance_weight": distance_weight,
-            "intra_weight": (0.5 if self.released else 1.0) if intra_weight is None else intra_weight,
+            "intra_weight": (0.5 if released else 1.0) if intra_weight is None else intra_weight,
             "cross_weight": cross_weight,
+            "supervised_weight": (0.5 if released else 1.0) if supervised_weight is None else supervised_weight,
         }
         for name, value in self.weights.items():
             if not value >= 0:
@@ -141,7 +158,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
             raise ValueError(f"passes and passes_per_call must be >= 1, got {passes} and {passes_per_call}")
         step = max(round(max_iterations / 200), 1)
         staircase = SigmoidRampUp(200 * step, 0.1, granularity=step)
-        self.ramp_up = ramp_up or (staircase if self.released else SigmoidRampUp(max_iterations, 0.1))
+        self.ramp_up = checked_ramp_up(ramp_up) or (staircase if released else SigmoidRampUp(max_iterations, 0.1))
         self.threshold = UncertaintyThreshold(self.n_classes, max_iterations)
         self.passes, self.passes_per_call = passes, passes_per_call
         self.dice = ForegroundDiceLoss()
@@ -149,13 +166,13 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         self.heaviside = SmoothHeaviside(slope)
         self.cross_task = DualTaskConsistencyLoss(slope)
         self.signed_distance_map = SignedDistanceMap(self.n_classes, degenerate)
-        if self.released and isinstance(network, DualTaskNetwork):
+        if self.shared_logits and isinstance(network, DualTaskNetwork):
             network.distance_head.requires_grad_(False)
-        self.teacher = EMATeacher(network, decay)
+        self.teacher = EMATeacher(network, decay, warm_up=decay_warm_up)
 
     def tasks(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B, C, *spatial)`` and signed distance in (-1, 1), both float32."""
-        if self.released:
+        if self.shared_logits:
             logits = network(image).float()
             return logits, torch.tanh(logits)
         logits, raw_distance = network.tasks(image)  # type: ignore[operator]
@@ -194,7 +211,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
 
         Args:
             logits: of the student, ``(B, C, *spatial)`` float32.
-            distance: of the student, in [-1, 1], ``(B, C - 1, *spatial)`` (paper) or ``(B, C, *spatial)`` (released).
+            distance: of the student, in [-1, 1], ``(B, C - 1, *spatial)``, or ``(B, C, *spatial)`` with shared logits.
             teacher_logits: as ``logits``, without gradient. None: no intra-task term, it is 0.
             teacher_distance: as ``distance``, without gradient.
             mean_probabilities: of the teacher's stochastic passes, ``(B, C, *spatial)``, without gradient.
@@ -202,14 +219,14 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         """
         label = labeled["label"]
         rows = label.shape[0]
-        p, supervised = logits.softmax(1), 0.5 if self.released else 1.0
+        p, supervised = logits.softmax(1), self.weights["supervised_weight"]
         intra = p.new_zeros(())
         if teacher_logits is not None and teacher_distance is not None and mean_probabilities is not None:
             mask = predictive_entropy(mean_probabilities) < self.threshold(self.iteration)
             intra = self.beta * self.masked_mse(p, teacher_logits.softmax(1), mask)
             if self.beta < 1:
                 intra = intra + (1.0 - self.beta) * self.masked_mse(distance, teacher_distance, mask)
-        cross = self.cross_task(distance, p if self.released else p[:, 1:])
+        cross = self.cross_task(distance, p if self.shared_logits else p[:, 1:])
         weight = self.unsupervised_weight * self.ramp_up(self.iteration)
         return {
             "dice": supervised * self.dice(logits[:rows], label),
@@ -220,8 +237,10 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         }
 
     def _supervise(self, distance: Tensor, labeled: Batch) -> Tensor:
-        if self.released:
-            return self.dice.of_probabilities(self.heaviside(distance)[:, 1:], labeled["label"])
+        if self.shared_logits:
+            distance = distance[:, 1:]
+        if self.distance_supervision == "dice":
+            return self.dice.of_probabilities(self.heaviside(distance), labeled["label"])
         target = labeled.get("signed_distance")
         if target is None:
             target = torch.stack([self.signed_distance_map(item) for item in labeled["label"]])

@@ -25,6 +25,7 @@ class EMATeacher(nn.Module):
     Args:
         network: the student; the teacher starts as a copy of it.
         decay: :math:`\alpha_{max}` in [0, 1).
+        warm_up: False: :math:`\alpha = \alpha_{max}` from the first update on, as the papers' equations read.
         buffers: of batch normalization. ``"own"``: the teacher's running statistics come from its own passes, as in the
             released codes of MT, UA-MT and UG-MCL, which average parameters only. ``"copy"``: they are the student's,
             for a teacher that is used in evaluation mode.
@@ -48,18 +49,18 @@ class EMATeacher(nn.Module):
         (False, True)
     """
 
-    def __init__(self, network: nn.Module, decay: float = 0.99, buffers: str = "own") -> None:
+    def __init__(self, network: nn.Module, decay: float = 0.99, buffers: str = "own", warm_up: bool = True) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         if buffers not in BUFFERS:
             raise ValueError(f"buffers must be one of {BUFFERS}, got {buffers!r}")
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self.decay, self.buffer_policy = float(decay), buffers
+        self.decay, self.buffer_policy, self.warm_up = float(decay), buffers, bool(warm_up)
 
     def decay_at(self, step: int) -> float:
         """:math:`\\alpha` of the update after ``step + 1`` optimiser steps."""
-        return min(1.0 - 1.0 / (step + 1), self.decay)
+        return min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay
 
     @torch.no_grad()
     def update(self, student: nn.Module, step: int) -> None:

@@ -254,7 +254,6 @@ def moments(
 class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Any:
-        ctx.save_for_backward(x, mask, weight, bias)
         ctx.n, d = 0, x.shape[1] if weight is None else len(weight)
         total, squares, shift = (_wide(x.new_zeros(s)) for s in ((d,), (d, d), (d,)))
         voxels = rows(x)
@@ -270,20 +269,22 @@ class _Moments(torch.autograd.Function):
                 total += y.sum(0)
                 squares.addmm_(y.T, y)
             offset = total / ctx.n
-            ctx.mean = shift + offset
-            return ctx.mean, squares / ctx.n - torch.outer(offset, offset)
+            mean = shift + offset
+            # an output: as an attribute of ctx it would keep the graph alive in a circle
+            ctx.save_for_backward(x, mask, weight, bias, mean)
+            return mean, squares / ctx.n - torch.outer(offset, offset)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask, weight, bias = ctx.saved_tensors
+        x, mask, weight, bias, mean = ctx.saved_tensors
         voxels = rows(x)
         grad = x.new_zeros(voxels.shape) if mask is not None else x.new_empty(voxels.shape)
         of_weight = torch.zeros_like(weight) if weight is not None else None
         of_bias = torch.zeros_like(bias) if bias is not None else None
         # d mean / d y = 1 / n, d covariance / d y = 2 (y - mean) / n: one affine map of y
         slope = (of_covariance + of_covariance.T) / ctx.n
-        constant = of_mean / ctx.n - ctx.mean @ slope
+        constant = of_mean / ctx.n - mean @ slope
         with torch.autocast(x.device.type, enabled=False):
             for place in _places(len(voxels)):
                 v = _counted(voxels[place], mask, place)

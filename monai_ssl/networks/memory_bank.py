@@ -119,7 +119,7 @@ class MemoryBank(nn.Module):
                     f"{self.n_classes} classes, got {[len(part) for part in parts]}"
                 )
         # one tensor for a rank, also in the exchange: every part padded to the same length
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if in_group():
             cases, features, counts = self._exchange(cases, features, counts)
         for case, parts, numbers in zip(cases, features, counts, strict=True):
             self._slots[case] = ([part.detach().float().clone() for part in parts], [int(n) for n in numbers])
@@ -130,7 +130,7 @@ class MemoryBank(nn.Module):
         """Everything that the processes of the group bring, in the order of their ranks."""
         example = features[0][0]
         numbers = torch.tensor([[case, *n] for case, n in zip(cases, counts, strict=True)], device=example.device)
-        all_numbers = _gather(numbers)
+        all_numbers = gather(numbers)
         longest = max(int(n[:, 1:].max()) for n in all_numbers)
         longest = longest if self.capacity is None else min(longest, self.capacity)
         padded = example.new_zeros(len(cases), self.n_classes, longest, example.shape[1], dtype=torch.float32)
@@ -138,7 +138,7 @@ class MemoryBank(nn.Module):
             for place, part in zip(row, parts, strict=True):
                 place[: len(part)] = part
         joint: tuple[list[int], list[list[Tensor]], list[list[int]]] = ([], [], [])
-        for theirs, rows in zip(all_numbers, _gather(padded), strict=True):
+        for theirs, rows in zip(all_numbers, gather(padded), strict=True):
             for (case, *n), row in zip(theirs.tolist(), rows, strict=True):
                 joint[0].append(case)
                 joint[1].append([part[: min(k, longest)] for k, part in zip(n, row, strict=True)])
@@ -200,7 +200,13 @@ class MemoryBank(nn.Module):
         return f"n_classes={self.n_classes}, capacity={self.capacity}, slots={len(self)}"
 
 
-def _gather(x: Tensor) -> list[Tensor]:
+def in_group() -> bool:
+    """Whether this is one of several processes that train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def gather(x: Tensor) -> list[Tensor]:
+    """``x`` of every process of the group, in the order of their ranks; a collective call, of equal shapes."""
     parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, x)
     return parts

@@ -5,13 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from monai_ssl.networks.memory_bank import gather, in_group
+
 __all__ = ["PrototypeMemory"]
 
 
 class PrototypeMemory(nn.Module):
     """A few features per foreground class, replaced whenever a batch offers new ones.
 
-    The state is in buffers: it is saved, resumed and handed from process to process with the method.
+    The state is in buffers: it is saved and resumed with the method. In a process group all processes hold the same
+    prototypes, taken in turn from what each of them offers, best first; :meth:`replace` is a collective call then, also
+    for a process without a candidate.
 
     Args:
         n_classes: number of classes, background included, >= 2. The background has no prototypes.
@@ -67,13 +71,25 @@ class PrototypeMemory(nn.Module):
             candidates: ``(M, channels)``.
             scores: ``(M,)``, needed when M exceeds ``size``; up to that number all stay, in the order given.
         """
-        if len(candidates) == 0:
-            return
         if len(candidates) > self.size:
             assert scores is not None
             candidates = candidates[scores.topk(self.size, largest=self.rank == "highest").indices]
+        if in_group():
+            candidates = self._of_all(candidates)
+        if len(candidates) == 0:
+            return
         self.rows[index, : len(candidates)] = candidates
         self.counts[index] = len(candidates)
+
+    def _of_all(self, candidates: Tensor) -> Tensor:
+        """At most ``size`` candidates of all processes, in turn."""
+        padded = self.rows.new_zeros(self.size, self.rows.shape[2])
+        padded[: len(candidates)] = candidates
+        counts = [int(n) for n in gather(self.counts.new_tensor(len(candidates)))]
+        theirs = gather(padded)
+        turns = [(place, rank) for place in range(self.size) for rank, n in enumerate(counts) if place < n]
+        taken = [theirs[rank][place] for place, rank in turns[: self.size]]
+        return torch.stack(taken) if taken else padded[:0]
 
     def empty(self) -> list[int]:
         """Foreground classes without prototypes."""

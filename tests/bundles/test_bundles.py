@@ -505,7 +505,7 @@ class TestProperties:
         rates = {module.p for module in network.modules() if isinstance(module, kinds)}
         assert rates == {0.25}
 
-    @pytest.mark.parametrize("dataset", ["left_atrium", "hippocampus"])
+    @pytest.mark.parametrize("dataset", ["left_atrium", "hippocampus", "acdc", "phantom"])
     def test_shipped_presets_fit(self, bundle: Bundle, dataset: str) -> None:
         parser = parsed(bundle, "inference.yaml", dataset=dataset)
         preset, network = parser.get_parsed_content("preset"), parser.get_parsed_content("network_def").eval()

@@ -37,10 +37,13 @@ def write_stacks(folder: Path, n_classes: int, shape: tuple[int, ...]) -> None:
     (folder / "datalist.json").write_text(json.dumps(lists))
 
 
-@pytest.mark.parametrize("bundle", ["dtc", "supervised"])
+CASES = [("phantom 2D", 2, 2), ("phantom 2D", 2, 4), ("phantom 3D", 3, 4), ("stacks", 2, 4), ("stacks", 3, 3)]
+
+
 @pytest.mark.parametrize(
-    ("data", "dims", "n_classes"),
-    [("phantom 2D", 2, 2), ("phantom 2D", 2, 4), ("phantom 3D", 3, 4), ("stacks", 2, 4), ("stacks", 3, 3)],
+    ("bundle", "data", "dims", "n_classes"),
+    [(bundle, *case) for bundle in ("dtc", "supervised") for case in CASES]
+    + [(bundle, *case) for bundle in ("ug_mcl", "ss_net", "tac", "caml") for case in (CASES[1], CASES[2])],
 )
 def test_from_training_to_segmentation(tmp_path, bundle, data, dims, n_classes):
     folder = tmp_path / "data"

@@ -102,6 +102,13 @@ def test_both_processes_hold_one_memory_bank(trained):
     assert bank["counts"].sum() > 0
 
 
+def test_both_processes_hold_the_same_prototypes(trained):
+    _, (first, second) = trained["ss_net"]
+    for name in ("memory.rows", "memory.counts"):
+        assert torch.equal(first["state"][name], second["state"][name])
+    assert first["state"]["memory.counts"].tolist() == [0, 8]
+
+
 @pytest.mark.parametrize("method", ["dtc", "supervised"])
 def test_the_first_process_alone_writes(trained, method):
     folder, (first, _) = trained[method]

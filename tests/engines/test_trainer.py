@@ -247,7 +247,7 @@ def test_divergence_is_named_and_leaves_the_last_good_checkpoint(tmp_path, where
         assert torch.equal(parameter, saved["model"][name]), name
 
 
-@pytest.mark.parametrize("method", ["dtc", "ug_mcl", "ss_net"])
+@pytest.mark.parametrize("method", ["dtc", "ug_mcl", "ss_net", "tac", "caml"])
 def test_an_image_with_nan_stops_training(tmp_path, method):
     trainer = build(tmp_path, method, bad=101, max_iterations=20, interval=1)
     with pytest.raises(TrainingDivergedError, match=r"case_101"):

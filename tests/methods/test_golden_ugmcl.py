@@ -161,15 +161,21 @@ def test_golden_ugmcl_whole_step(golden, monkeypatch):
     logits, teacher, labeled = step_inputs(golden)
     method = UncertaintyGuidedMutualConsistency(Stub(logits.detach()), max_iterations=30000, variant="released")
     recorded = torch.cat([teacher[None], torch.from_numpy(golden["step_mc_logits_in"])])
-    monkeypatch.setattr(method.teacher, "network", nn.Module())
     replay = Recorded(recorded)
-    method.teacher.network.forward = replay.forward
+    monkeypatch.setattr(method.teacher.network, "forward", replay.forward)
+    monkeypatch.setattr(torch, "randn_like", torch.zeros_like)  # the recorded passes know no other image
     images = torch.zeros(4, 1, 10, 10, 10)
     terms = method({**labeled, "image": images[:2]}, {"image": images[2:]})
     assert replay.next == 9  # one target and eight passes
     check(sum(terms.values()), golden["step_total"][0])
     sum(terms.values()).backward()
     check(method.network.logits.grad, golden["step_grad_logits_0_29999"][0], rtol=1e-4, atol=1e-7)
+    torch.optim.SGD(method.network.parameters(), lr=0.01).step()
+    method.after_step()
+    expected = golden["step_student_logits_in"] - 0.01 * golden["step_grad_logits_0_29999"][0]
+    check(method.network.logits, expected)
+    check(method.teacher.network.logits, expected)  # the first update copies the student
+    assert method.iteration == 1
 
 
 def test_golden_ugmcl_paper_terms(golden, mean_probabilities):

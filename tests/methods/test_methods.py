@@ -254,6 +254,33 @@ class TestUncertaintyGuidedMutualConsistency(MethodTester):
         assert (terms["cross_task"] > 0) == ("intra_weight" in off)
         assert method.second_opinion(batches()[1]["image"]) is None
 
+    def test_variants_are_sets_of_options(self):
+        (labeled, _), outputs = batches(), self.outputs(channels=2)
+        options = {"shared_logits": True, "distance_supervision": "dice", "supervised_weight": 0.5, "beta": 1.0,
+                   "intra_weight": 0.5, "ramp_up": SigmoidRampUp(6000, 0.1, granularity=30)}  # fmt: skip
+        one_by_one = self.build(**options).terms(*outputs, labeled)
+        released = self.build(variant="released").terms(*outputs, labeled)
+        assert one_by_one == released
+
+    def test_options_of_the_distance_map(self):
+        (labeled, _), outputs = batches(n_classes=4), self.outputs(4)
+        p, distance = outputs[0].softmax(1), outputs[1]
+        soft = torch.sigmoid(-1500.0 * distance)
+        dice = self.build(n_classes=4, distance_supervision="dice").terms(*outputs, labeled)
+        expected = ForegroundDiceLoss().of_probabilities(soft[:2], labeled["label"])
+        assert dice["signed_distance"].item() == pytest.approx(expected.item(), rel=1e-5)
+        plain = self.build(n_classes=4).terms(*outputs, labeled)
+        assert dice["cross_task"] == plain["cross_task"]
+        # shared logits: the channels of the foreground have distance targets
+        everywhere = torch.cat([distance[:, :1], distance], 1)
+        shared = self.build(n_classes=4, shared_logits=True).terms(
+            outputs[0], everywhere, outputs[2], everywhere, outputs[4], labeled
+        )
+        assert shared["signed_distance"].item() == pytest.approx(plain["signed_distance"].item(), rel=1e-5)
+        weight = self.build(n_classes=4).ramp_up(0)
+        expected = weight * (torch.sigmoid(-1500.0 * everywhere) - p).square().mean()
+        assert shared["cross_task"].item() == pytest.approx(expected.item(), rel=1e-4)
+
     @pytest.mark.parametrize("variant", ["paper", "released"])
     @pytest.mark.parametrize("n_classes", [2, 4])
     def test_terms_equal_the_formulas(self, n_classes, variant):
@@ -377,7 +404,7 @@ class TestUncertaintyGuidedMutualConsistency(MethodTester):
             self.build(**options)
 
     def test_rejects_a_network_without_two_tasks(self):
-        with pytest.raises(TypeError, match=r"network must offer tasks.*got VNet; .*DualTaskNetwork.*released"):
+        with pytest.raises(TypeError, match=r"network must offer tasks.*got VNet; .*DualTaskNetwork.*shared_logits"):
             UncertaintyGuidedMutualConsistency(VNet(2, 1, 2, base_channels=2))
         with pytest.raises(ValueError, match=r"n_classes must be given: Sequential"):
             UncertaintyGuidedMutualConsistency(nn.Sequential(nn.Conv2d(1, 2, 1)), variant="released")
@@ -859,6 +886,19 @@ class TestCorrelationAwareMutualLearning(MethodTester):
         ramp = self.build(max_iterations=max_iterations, ramp_levels=15).ramp_up
         assert (ramp.length, ramp.granularity, ramp.maximum) == (15 * step, step, 1.0)
 
+    def test_levels_of_a_length_of_their_own(self):
+        ramp = self.build(max_iterations=15000, ramp_levels=15, ramp_step=150).ramp_up
+        assert (ramp.length, ramp.granularity) == (2250, 150)
+
+    def test_a_memory_without_prototypes_is_reported(self, caplog):
+        method = self.build(max_iterations=20)  # 16 prototypes per class
+        method.bank.update([3], [[torch.rand(16, 32), torch.rand(5, 32)]], [[16, 5]])
+        for _ in range(3):
+            method.after_step()
+        [record] = caplog.records
+        assert "iteration 2: " in record.getMessage()
+        assert "voxels of class 1 (5)" in record.getMessage()
+
     def test_disagreement_everywhere_leaves_no_correlation(self):
         method, (labeled, _) = self.build(), batches()
         features = [torch.rand(4, 4, 32, 32).requires_grad_() for _ in range(2)]
@@ -876,12 +916,13 @@ class TestCorrelationAwareMutualLearning(MethodTester):
             ({"correlation_weight": -1.0}, r"correlation_weight must be >= 0, got -1.0"),
             ({"max_iterations": 0}, r"max_iterations must be >= 1, got 0"),
             ({"ramp_levels": 0}, r"ramp_levels must be >= 1, got 0"),
+            ({"ramp_step": 0}, r"ramp_step must be >= 1, got 0"),
             ({"rows_per_class": 0}, r"rows_per_class must be >= 1, got 0"),
             ({"bank_capacity": 15}, r"bank_capacity must be None or at least prototypes_per_class, 16, got 15"),
             ({"cross_supervision": "x"}, r"cross_supervision must be one of .* got 'x'"),
             ({"similarity": "x"}, r"similarity must be one of \('dot', 'cosine'\), got 'x'"),
             ({"temperature": 0.0}, r"temperature must be > 0, got 0.0"),
-            ({"sharpening_temperature": 2.0}, r"temperature must be in \(0, 1\], got 2.0"),
+            ({"sharpening_temperature": 2.0}, r"temperature must be in \[0.01, 1\], got 2.0"),
         ],
     )
     def test_rejects_options(self, options, message):
@@ -893,6 +934,14 @@ class TestCorrelationAwareMutualLearning(MethodTester):
             CorrelationAwareMutualLearning(nn.Conv2d(1, 2, 1), self.network())
         with pytest.raises(TypeError, match=r"auxiliary must offer .* wrap it in .*FeatureNetwork"):
             CorrelationAwareMutualLearning(self.network(), nn.Conv2d(1, 2, 1))
+
+
+@pytest.mark.parametrize(
+    "tester", [TestUncertaintyGuidedMutualConsistency, TestSmoothnessSeparation, TestCorrelationAwareMutualLearning]
+)
+def test_a_ramp_up_that_the_shell_has_eaten(tester):
+    with pytest.raises(TypeError, match=r"ramp_up must be a function .* got '.losses.SigmoidRampUp'; .* quotes"):
+        tester().build(ramp_up=".losses.SigmoidRampUp")
 
 
 def test_joint_images_puts_labelled_rows_first():

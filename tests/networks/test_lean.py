@@ -193,6 +193,18 @@ def test_moments(masked, monkeypatch):
         assert torch.autograd.gradcheck(lambda *given: lean.moments(given[0], mask, *given[1:]), (x, *parameters))
 
 
+def test_moments_leave_nothing_behind():
+    gc.disable()  # a circle of references would wait for the collector, and every step leave one
+    try:
+        mean, covariance = lean.moments(torch.rand(2, 3, 8, 8, requires_grad=True))
+        alive = weakref.ref(mean)
+        (mean.sum() + covariance.sum()).backward()
+        del mean, covariance
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
 def test_moments_far_from_zero():
     # squares of 1000 and a spread of 1 leave three digits in float32 unless the mean is taken off before
     x = voxels(2, 3, 128, 128, dtype=torch.float32).detach() + 1000

@@ -94,3 +94,35 @@ def test_teacher_rejects_options():
         EMATeacher(nn.Linear(1, 1), buffers="average")
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got -0.1"):
         EMATeacher(nn.Linear(1, 1), decay=-0.1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        ([1.0, 2.0, 3.0], [11.0], [1.0, 11.0, 2.0, 3.0]),
+        ([1.0, 2.0, 3.0], [11.0, 12.0, 13.0], [1.0, 11.0, 2.0, 12.0]),
+        ([], [11.0, 12.0], [11.0, 12.0]),
+        ([], [], [7.0]),  # nobody has a candidate: the old one stays
+    ],
+)
+def test_prototypes_of_a_process_group_are_taken_in_turn(ours, theirs, expected, monkeypatch):
+    memory = PrototypeMemory(2, size=4, channels=1)
+    memory.replace(1, torch.tensor([[7.0]]))
+    padded = torch.tensor([theirs + [0.0] * (4 - len(theirs))]).T
+
+    def gathered(x):
+        return [x, torch.tensor(len(theirs)) if x.dim() == 0 else padded]
+
+    monkeypatch.setattr("monai_ssl.networks.prototypes.in_group", lambda: True)
+    monkeypatch.setattr("monai_ssl.networks.prototypes.gather", gathered)
+    memory.replace(1, torch.tensor([ours]).T.reshape(-1, 1))
+    assert memory[1][:, 0].tolist() == expected
+
+
+def test_a_teacher_without_warm_up():
+    student = nn.Linear(1, 1)
+    teacher = EMATeacher(student, decay=0.75, warm_up=False)
+    before = teacher.network.weight.item()
+    student.weight.data.fill_(4.0)
+    teacher.update(student, 0)
+    assert teacher.network.weight.item() == pytest.approx(0.75 * before + 1.0)
