@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import shlex
 import statistics
@@ -57,6 +58,8 @@ def main(
 ) -> None:
     """Measure and write ``step_<method>.json`` and ``.md`` into ``output``.
 
+    Sizes that these files hold and that are not measured now stay, each with the command that measured it.
+
     Args:
         method: name of a bundle.
         sizes: patches, comma-separated.
@@ -82,6 +85,13 @@ def main(
             for row in results[size].values():
                 row["time_ratio"] = row["seconds"] / results[size]["plain"]["seconds"]
                 row["memory_ratio"] = row["gigabytes"] / results[size]["plain"]["gigabytes"]
+    path = Path(output) / f"step_{method}"
+    measured = {size: command() for size in results}
+    if path.with_suffix(".json").is_file():
+        before = json.loads(path.with_suffix(".json").read_text())
+        kept = {size: rows for size, rows in before["results"].items() if size not in results}
+        measured = {size: before.get("commands", {}).get(size, before["command"]) for size in kept} | measured
+        results = dict(sorted((kept | results).items(), key=lambda item: math.prod(map(int, item[0].split("x")))))
     targets = TARGETS.get(method, {"time": {}, "memory": {}})
     record = {
         "what": f"one training step of {method}, batch of 2 labelled and 2 unlabelled patches, all in memory",
@@ -89,9 +99,12 @@ def main(
         "repeats": repeats,
         "in_turn": in_turn,
         "targets": targets,
+        "commands": measured,
         "results": results,
     }
-    write(Path(output) / f"step_{method}", record, table(results, targets), f"Cost of a training step: {method}")
+    others = [f"{size} was measured by `{line}`." for size, line in measured.items() if line != command()]
+    lines = [*table(results, targets), *([""] if others else []), *others]
+    write(path, record, lines, f"Cost of a training step: {method}")
 
 
 def measure(method: str, size: str, configurations: list[str], threads: int, repeats: int) -> dict[str, dict[str, Any]]:
@@ -262,21 +275,25 @@ def table(results: dict[str, dict[str, dict[str, Any]]], targets: dict[str, dict
     return lines
 
 
+def command() -> str:
+    """What was typed, without one machine's folders."""
+    arguments = [Path(a).name if a.startswith("/") else a for a in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
+
+
 def write(path: Path, record: dict[str, Any], lines: list[str], title: str) -> None:
     """``path``.json and ``path``.md, with the command, the versions and the machine."""
     from monai_ssl.files import write_text
     from monai_ssl.metrics import environment
 
-    arguments = [Path(a).name if a.startswith("/") else a for a in sys.argv[1:]]  # without one machine's folders
-    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *arguments])
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    record = {"command": command, "date": date, **environment(), **record}
+    record = {"command": command(), "date": date, **environment(), **record}
     machine, versions = record["machine"], record["versions"]
     unit = " GB = 10^9 bytes." if any("GB" in line for line in lines) else ""
     text = [
         f"# {title}",
         "",
-        f"Written by `{command}` on {date[:10]}: {machine['cpu']}, {machine['cores']} cores, "
+        f"Written by `{record['command']}` on {date[:10]}: {machine['cpu']}, {machine['cores']} cores, "
         f"PyTorch {versions['torch']}, MONAI {versions['monai']}. {record['what'][0].upper()}{record['what'][1:]}.{unit}",  # noqa: E501
         "",
         *lines,
