@@ -39,6 +39,7 @@ __all__ = [
     "pointwise",
     "reading",
     "recipes",
+    "tail",
 ]
 
 CHUNK = 1 << 14  # voxels at a time: what is computed in between stays in the cache
@@ -233,14 +234,35 @@ def _places(n: int) -> Iterator[slice]:
     return (slice(start, start + CHUNK) for start in range(0, n, CHUNK))
 
 
+def tail(x: Tensor, start: int) -> Tensor:
+    """``x[start:]``, a view. Its gradient keeps the layout of ``x``; that of plain indexing is contiguous, and slows
+    down whatever reads it together with channels-last tensors."""
+    return _Tail.apply(x, start)
+
+
+class _Tail(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, start: int) -> Tensor:
+        ctx.like, ctx.start = torch.empty_like(x, device="meta"), start
+        return x[start:]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        out = torch.empty_like(ctx.like, device=grad.device, dtype=grad.dtype)
+        out[: ctx.start] = 0
+        out[ctx.start :] = grad
+        return out, None
+
+
 def moments(
-    x: Tensor, mask: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None
+    x: Tensor, counted: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Mean and covariance over the voxels, or those of ``relu(weight @ voxel + bias)``.
 
     Args:
         x: ``(B, F, *spatial)`` or ``(N, F)``, any float format and layout.
-        mask: ``(B * V,)`` bool: which voxels count, at least one. None: all.
+        counted: ``(M,)`` int64, distinct: which of the ``B * V`` voxels count, at least one. None: all.
         weight: ``(D, F)`` float32, or None.
         bias: ``(D,)`` float32, or None.
 
@@ -248,46 +270,44 @@ def moments(
         mean ``(D,)`` and biased covariance ``(D, D)``, float32 (float64 for such ``x``), differentiable in ``x``,
         ``weight`` and ``bias``. Of the voxels, nothing but ``x`` is kept for the backward pass.
     """
-    return _Moments.apply(x, mask, weight, bias)
+    return _Moments.apply(x, counted, weight, bias)
 
 
 class _Moments(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Any:
-        ctx.n, d = 0, x.shape[1] if weight is None else len(weight)
+    def forward(ctx: Any, x: Tensor, counted: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Any:
+        d = x.shape[1] if weight is None else len(weight)
         total, squares, shift = (_wide(x.new_zeros(s)) for s in ((d,), (d, d), (d,)))
         voxels = rows(x)
         with torch.autocast(x.device.type, enabled=False):
-            for place in _places(len(voxels)):
-                y = _hidden(_counted(voxels[place], mask, place), weight, bias)
-                if not len(y):
-                    continue
-                if ctx.n == 0:
+            ctx.n = len(voxels) if counted is None else len(counted)
+            for place in _places(ctx.n):
+                y = _hidden(_counted(voxels, counted, place), weight, bias)
+                if place.start == 0:
                     shift = y.mean(0)  # near the mean: little cancels in the squares
                 y = y - shift
-                ctx.n += len(y)
                 total += y.sum(0)
                 squares.addmm_(y.T, y)
             offset = total / ctx.n
             mean = shift + offset
             # an output: as an attribute of ctx it would keep the graph alive in a circle
-            ctx.save_for_backward(x, mask, weight, bias, mean)
+            ctx.save_for_backward(x, counted, weight, bias, mean)
             return mean, squares / ctx.n - torch.outer(offset, offset)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_mean: Tensor, of_covariance: Tensor) -> tuple[Tensor | None, ...]:
-        x, mask, weight, bias, mean = ctx.saved_tensors
+        x, counted, weight, bias, mean = ctx.saved_tensors
         voxels = rows(x)
-        grad = x.new_zeros(voxels.shape) if mask is not None else x.new_empty(voxels.shape)
+        grad = x.new_empty(voxels.shape) if counted is None else x.new_zeros(voxels.shape)
         of_weight = torch.zeros_like(weight) if weight is not None else None
         of_bias = torch.zeros_like(bias) if bias is not None else None
         # d mean / d y = 1 / n, d covariance / d y = 2 (y - mean) / n: one affine map of y
         slope = (of_covariance + of_covariance.T) / ctx.n
         constant = of_mean / ctx.n - mean @ slope
         with torch.autocast(x.device.type, enabled=False):
-            for place in _places(len(voxels)):
-                v = _counted(voxels[place], mask, place)
+            for place in _places(ctx.n):
+                v = _counted(voxels, counted, place)
                 y = _hidden(v, weight, bias)
                 g = torch.addmm(constant, y, slope)
                 if of_weight is not None and of_bias is not None:
@@ -295,15 +315,15 @@ class _Moments(torch.autograd.Function):
                     of_weight.addmm_(g.T, v)
                     of_bias += g.sum(0)
                     g = g @ weight
-                if mask is None:
+                if counted is None:
                     grad[place] = g
                 else:
-                    grad[place][mask[place]] = g.to(grad.dtype)
+                    grad.index_copy_(0, counted[place], g.to(grad.dtype))
         return _map_like(grad, x), None, of_weight, of_bias
 
 
-def _counted(voxels: Tensor, mask: Tensor | None, place: slice) -> Tensor:
-    return _wide(voxels if mask is None else voxels[mask[place]])
+def _counted(voxels: Tensor, counted: Tensor | None, place: slice) -> Tensor:
+    return _wide(voxels[place] if counted is None else voxels.index_select(0, counted[place]))
 
 
 def _hidden(voxels: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

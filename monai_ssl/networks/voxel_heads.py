@@ -45,12 +45,13 @@ class PointwiseHead(nn.Module):
 class VoxelHeads(nn.Module):
     """A projection head and a prediction head on top of it, for the voxels that matter.
 
-    In training mode the batch normalization inside the heads uses the statistics of *all* voxels (or of all under a
-    mask), as in the released codes, which send all of them through both heads. Here they come from sums over the voxels
-    instead: a linear layer maps mean and covariance of its input to those of its output, so the first normalization
-    needs the moments of the feature map alone, and the second one those of 32 hidden channels that are made and dropped
-    block by block. Only the selected voxels are then sent through the heads. Values, gradients and running statistics
-    are those of ``prediction(projection(all voxels))[selected]`` up to rounding, in a fraction of time and memory.
+    In training mode the batch normalization inside the heads uses the statistics of *all* voxels (or of all that are
+    counted), as in the released codes, which send all of them through both heads. Here they come from sums over the
+    voxels instead: a linear layer maps mean and covariance of its input to those of its output, so the first
+    normalization needs the moments of the feature map alone, and the second one those of 32 hidden channels that are
+    made and dropped block by block. Only the selected voxels are then sent through the heads. Values, gradients and
+    running statistics are those of ``prediction(projection(all voxels))[selected]`` up to rounding, in a fraction of
+    time and memory.
 
     Everything is float32, whatever the format of the features and under autocast.
 
@@ -72,13 +73,14 @@ class VoxelHeads(nn.Module):
         self.projection = PointwiseHead(in_channels, channels, channels)
         self.prediction = PointwiseHead(channels, channels, channels)
 
-    def forward(self, features: Tensor, selected: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, features: Tensor, selected: Tensor, counted: Tensor | None = None) -> Tensor:
         """Predicted features of the selected voxels.
 
         Args:
             features: feature map ``(B, in_channels, *spatial)``, any float format and layout.
             selected: distinct places among the ``B * n_voxels``, ``(M,)`` int64; M may be 0.
-            mask: ``(B * n_voxels,)`` bool, the voxels of the batch statistics in training mode, two or more. None: all.
+            counted: places whose voxels the batch statistics are taken over in training mode, ``(N,)`` int64, distinct,
+                two or more. None: all.
 
         Returns:
             ``(M, channels)`` float32.
@@ -87,10 +89,10 @@ class VoxelHeads(nn.Module):
             if not self.training:
                 return self.prediction(self.projection(_Rows.apply(features, selected)))
             lower, upper = self.projection, self.prediction
-            n = features.numel() // features.shape[1] if mask is None else int(mask.sum())
-            statistics = lean.moments(features, mask)
+            n = features.numel() // features.shape[1] if counted is None else len(counted)
+            statistics = lean.moments(features, counted)
             weight, bias = lean.normalized_linear(lower.norm, lower.first.weight, lower.first.bias, statistics, n)
-            hidden = lean.moments(features, mask, weight, bias)
+            hidden = lean.moments(features, counted, weight, bias)
             # no activation between the heads: their two linear layers are one
             joint = upper.first.weight @ lower.second.weight
             offset = upper.first.weight @ lower.second.bias + upper.first.bias

@@ -299,7 +299,7 @@ def step(golden):
         return prototypes, torch.arange(2).repeat_interleave(64)
 
     method.bank.sample = given
-    method.heads[0].register_forward_hook(lambda module, args, rows: seen.update(mask=args[2], rows=rows))
+    method.heads[0].register_forward_hook(lambda module, args, rows: seen.update(counted=args[2], rows=rows))
     image = rs(51, 4, 1, 32, 32, 16)
     label = torch.from_numpy(np.random.RandomState(52).randint(0, 2, (4, 32, 32, 16)))[:2, None]
     terms = method({"image": image[:2], "label": label, "index": torch.tensor([3, 1])}, {"image": image[2:]})
@@ -316,7 +316,7 @@ def test_golden_caml_step_losses(golden, step):
     check(terms["cross_supervision"] / ramp, golden["step_loss_c"])
     check(terms["correlation"] / (0.05 * ramp), golden["step_loss_o"], rtol=1e-3)
     check(sum(terms.values()), golden["step_total"], rtol=1e-4)
-    assert seen["mask"].sum() == golden["step_n_consistent"]
+    assert len(seen["counted"]) == golden["step_n_consistent"]
     assert [len(seen["rows"]), 2 * 64] == golden["step_corr_shape"].tolist()
 
 

@@ -183,14 +183,28 @@ def voxels(*shape, seed=0, dtype=torch.float64):
 def test_moments(masked, monkeypatch):
     monkeypatch.setattr(lean, "CHUNK", 7)
     x, weight, bias = voxels(2, 3, 4, 5), voxels(4, 3, 1, 1, seed=1).detach()[:, :, 0, 0], torch.randn(4).double()
-    mask = torch.rand(40, generator=torch.Generator().manual_seed(0)) > 0.7 if masked else None
-    rows = x.movedim(1, -1).reshape(-1, 3)[slice(None) if mask is None else mask]
+    counted = torch.randperm(40, generator=torch.Generator().manual_seed(0))[:12] if masked else None
+    rows = x.movedim(1, -1).reshape(-1, 3)[slice(None) if counted is None else counted]
     for parameters in ((), (weight.requires_grad_(), bias.requires_grad_())):
         y = nn.functional.linear(rows, *parameters).relu() if parameters else rows
-        mean, covariance = lean.moments(x, mask, *parameters)
+        mean, covariance = lean.moments(x, counted, *parameters)
         torch.testing.assert_close(mean, y.mean(0))
         torch.testing.assert_close(covariance, torch.cov(y.T, correction=0))
-        assert torch.autograd.gradcheck(lambda *given: lean.moments(given[0], mask, *given[1:]), (x, *parameters))
+        assert torch.autograd.gradcheck(lambda *given: lean.moments(given[0], counted, *given[1:]), (x, *parameters))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_tail_keeps_the_layout_of_the_gradient(layout):
+    x = torch.rand(4, 3, 8, 8).contiguous(memory_format=layout).requires_grad_()
+    weights = torch.rand(3, 3, 8, 8).contiguous(memory_format=layout)
+    y = lean.tail(x * 1, 1)
+    assert torch.equal(y, x[1:])
+    seen = []
+    x.register_hook(seen.append)
+    (y * weights).sum().backward()
+    assert torch.equal(x.grad[1:], weights)
+    assert x.grad[0].abs().sum() == 0
+    assert seen[0].is_contiguous(memory_format=layout)
 
 
 def test_moments_leave_nothing_behind():

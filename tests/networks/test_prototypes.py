@@ -28,7 +28,7 @@ def test_voxel_heads_equal_both_heads_on_every_voxel(training, masked, layout, d
     if not masked:
         mask[:] = True
     with torch.autocast("cpu", dtype=torch.bfloat16):  # without effect
-        found = heads(ours, selected, mask if masked else None)
+        found = heads(ours, selected, mask.nonzero()[:, 0] if masked else None)
     rows, place = theirs.movedim(1, -1).reshape(-1, 6)[mask], mask.cumsum(0)[selected] - 1
     expected = plain.prediction(plain.projection(rows))[place]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
