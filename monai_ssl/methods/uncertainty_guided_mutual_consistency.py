@@ -62,7 +62,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         passes_per_call: how many of them share a call and its batch statistics; 2 as released. Fewer need less memory,
             and on a CPU are faster for patches of 64 x 64 x 32 voxels and larger.
         decay: final decay of the EMA teacher, in [0, 1).
-        decay_warm_up: the decay rises from 0 (released); False: it is constant (paper, Eq. 2).
+        decay_warm_up: the decay rises from 0 (released); False: it is constant, as the paper writes it.
         slope: :math:`k > 0` of the smooth Heaviside function.
         degenerate: distance targets of empty and full patches, see :class:`monai_ssl.transforms.SignedDistanceMap`.
         unsupervised_weight: factor on both consistency terms; 0 is the matched floor.
