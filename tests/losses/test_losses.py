@@ -295,6 +295,10 @@ def test_cross_pseudo_supervision(n_members):
     assert SharpenedConsistencyLoss(1.0)(p[0], p[1]).item() == pytest.approx(2 * (p[0] - p[1]).square().mean().item())
 
 
+def test_sharpening_at_the_lowest_temperature():
+    assert sharpen(torch.tensor([0.0, 0.5, 1.0]), 0.01).tolist() == [0.0, 0.5, 1.0]
+
+
 def test_sharpening_survives_zeros_and_ones():
     p = torch.tensor([0.0, 1e-30, 0.5, 1.0], dtype=torch.bfloat16).requires_grad_()
     s = sharpen(p)
@@ -336,7 +340,7 @@ def test_most_confident_rows():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: SharpenedConsistencyLoss(0.0), r"temperature must be in \(0, 1\], got 0.0"),
+        (lambda: SharpenedConsistencyLoss(0.0), r"temperature must be in \[0.01, 1\], got 0.0"),
         (lambda: SharpenedConsistencyLoss()(torch.zeros(1, 2, 3)), r"two or more tensors .* got \[\(1, 2, 3\)\]"),
         (lambda: OmniCorrelationLoss("euclid"), r"similarity must be one of .* got 'euclid'"),
         (
