@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fire
+import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 
@@ -124,6 +125,11 @@ def collect(protocol: str, output: str, results: str) -> None:
             f"{100 * mean['jaccard']:.1f} | {mean['hd95_voxel']:.2f} | {mean['asd_voxel']:.2f} |"
         )
     lines += _class_table(by_class, content["runs"])
+    options = {group: content["runs"][group].get("options", {}) for group in table}
+    shown = [group for group in table if options[group].get("method#unsupervised_weight") != 0]
+    curves({group: [target / f"{group}-seed{seed}" for seed in table[group]] for group in shown}, target / "curves.png")
+    lines += ["", "![Loss terms of every run](curves.png)", "",
+              "Loss terms as they enter the sum, weights included: means over seeds and 50 iterations."]  # fmt: skip
     findings = target / "FINDINGS.md"
     if findings.is_file():
         lines += ["", findings.read_text(encoding="utf-8").strip()]
@@ -132,6 +138,32 @@ def collect(protocol: str, output: str, results: str) -> None:
         target / "summary.json", json.dumps({"protocol": protocol, "runs": table, **environment()}, indent=1) + "\n"
     )
     print(target / "README.md")
+
+
+def curves(groups: dict[str, list[Path]], path: Path, smooth: int = 5) -> None:
+    """One panel per run with its loss terms over the iterations, on a logarithmic axis."""
+    columns = 4
+    shape = (-(-len(groups) // columns), columns)
+    figure, panels = plt.subplots(*shape, figsize=(3.6 * columns, 2.6 * shape[0]), squeeze=False, sharex=True)
+    for panel in panels.flat[len(groups) :]:
+        panel.axis("off")
+    for panel, (group, folders) in zip(panels.flat, groups.items(), strict=False):
+        runs = [np.genfromtxt(folder / "training.csv", delimiter=",", names=True) for folder in folders]
+        for term in runs[0].dtype.names:
+            if term not in {"iteration", "lr", "grad_norm"}:
+                values = np.mean([run[term] for run in runs], axis=0)
+                rolling = np.convolve(values, np.ones(smooth) / smooth, "valid")
+                if (rolling > 0).any():
+                    panel.semilogy(
+                        runs[0]["iteration"][smooth - 1 :], rolling, label=term, lw=2 if term == "loss" else 1
+                    )
+        panel.set_title(group, fontsize=9)
+        panel.legend(fontsize=6, loc="lower left", framealpha=0.4)
+        panel.tick_params(labelsize=7)
+        panel.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path, dpi=70)
+    plt.close(figure)
 
 
 def _class_row(rows: list[dict], name: str) -> tuple[float, float, float]:
