@@ -2,7 +2,7 @@
 
     python benchmarks/dim_scans.py --data DIR/la_quarter [--results docs/results/la_quarter]
 
-Reads the ``per_case.csv`` files that ``protocol.py collect`` wrote. Scans are sorted by the mean of the stored grey
+Reads the ``per_case.csv`` files that ``protocol.py collect`` wrote. Scans are sorted by the mean of the stored gray
 values inside the atrium; the last column is the rank correlation of that mean with the Dice, means over seeds. Writes
 ``dim_scans.md`` and ``.json`` beside them.
 """
@@ -23,7 +23,7 @@ from protocol import jobs
 from step import write
 
 from monai_ssl.data import load_datalist
-from monai_ssl.data.datalist import case_names
+from monai_ssl.data.cases import case_names
 from monai_ssl.metrics import case_values, read_results
 
 
@@ -37,14 +37,14 @@ def main(data: str, results: str = "docs/results/la_quarter", dimmest: int = 4) 
     """
     content, todo = jobs("la_quarter")
     entries = load_datalist(content["datalist"], data).require("validation")
-    grey = {}
+    gray = {}
     for name, entry in zip(case_names(entries), entries, strict=True):
         image, label = (np.asarray(nib.load(entry[key]).dataobj) for key in ("image", "label"))
-        grey[name] = float(image[label > 0].mean())
-    order = sorted(grey, key=grey.__getitem__)
+        gray[name] = float(image[label > 0].mean())
+    order = sorted(gray, key=gray.__getitem__)
     record: dict[str, Any] = {
         "what": f"mean Dice of the {dimmest} dimmest of {len(order)} validation scans and of the others",
-        "grey value of the atrium": {name: grey[name] for name in order},
+        "gray value of the atrium": {name: gray[name] for name in order},
         "runs": {},
     }
     for name, _ in todo:
@@ -56,7 +56,7 @@ def main(data: str, results: str = "docs/results/la_quarter", dimmest: int = 4) 
         row = {
             "dim": float(np.mean([dice[n] for n in order[:dimmest]])),
             "others": float(np.mean([dice[n] for n in order[dimmest:]])),
-            "rank correlation": float(spearmanr([grey[n] for n in order], [dice[n] for n in order]).statistic),
+            "rank correlation": float(spearmanr([gray[n] for n in order], [dice[n] for n in order]).statistic),
         }
         record["runs"].setdefault(group, {})[seed] = row
     columns = "run | seeds | dimmest: Dice (each seed) | others: Dice (each seed) | rank correlation"

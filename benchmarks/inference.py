@@ -24,11 +24,12 @@ from step import OUTPUT, write
 from torch import Tensor, nn
 
 from monai_ssl.data import Preset, load_datalist, load_preset
+from monai_ssl.data.pipelines import preprocessing
 from monai_ssl.data.preset import Window
 from monai_ssl.engines import WindowInferer
-from monai_ssl.handlers import load_network
 from monai_ssl.metrics import dice_score
 from monai_ssl.networks import DualTaskVNet, VNet
+from monai_ssl.runs.weights import load_network
 
 ROWS = {"plain": "plain loop", "literature": "ours, the literature's windows", "fast": "ours, fast windows (default)"}
 TARGETS = {"fast_time_ratio": 0.1, "fast_dice_loss_points": 0.3}
@@ -92,7 +93,7 @@ def main(
 
 
 def smooth_volume(size: str) -> np.ndarray:
-    """A volume of zero mean and unit variance whose neighbours resemble each other."""
+    """A volume of zero mean and unit variance whose neighbors resemble each other."""
     sides = [int(side) for side in size.split("x")]
     coarse = torch.randn(1, 1, *(max(side // 8, 2) for side in sides))
     volume = nn.functional.interpolate(coarse, size=sides, mode="trilinear")[0, 0] + 0.1 * torch.randn(sides)
@@ -113,7 +114,7 @@ def window_inferer(preset: Preset, window: Window, amp: str) -> WindowInferer:
 
 def measure(scan: np.ndarray, repeats: int, amp: str) -> dict[str, dict[str, Any]]:
     """Times and probabilities of the three, in turn."""
-    literature, practical = (load_preset("left_atrium", flavour) for flavour in ("literature", "practical"))
+    literature, practical = (load_preset("left_atrium", flavor) for flavor in ("literature", "practical"))
     ours = DualTaskVNet()
     settle(ours, literature.patch_size)
     plain = PlainVNet()
@@ -198,7 +199,7 @@ def compare_dice(run: Path, dataset_dir: str | None, datalist: str | None, amp: 
     settings = {"literature": preset.window, "fast": load_preset("left_atrium", "practical").window}
     dice: dict[str, list[float]] = {name: [] for name in settings}
     seconds: dict[str, list[float]] = {name: [] for name in settings}
-    prepare = preset.preprocessing(label=True)
+    prepare = preprocessing(preset, label=True)
     for entry in entries:
         item: Any = prepare(dict(entry))
         image: Tensor = item["image"].as_tensor()[None]

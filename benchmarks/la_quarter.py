@@ -39,7 +39,7 @@ def main(source: str, output: str) -> None:
         for _ in range(2):
             array = halve(array) if path.parent.name == "images" else (halve(array) >= 0.5).astype(np.float32)
         affine = image.affine @ np.diag([4.0, 4.0, 4.0, 1.0])
-        affine[:3, 3] = (image.affine @ [1.5, 1.5, 1.5, 1.0])[:3]  # centre of the first block of 4 voxels
+        affine[:3, 3] = (image.affine @ [1.5, 1.5, 1.5, 1.0])[:3]  # center of the first block of 4 voxels
         dtype = np.float32 if path.parent.name == "images" else np.uint8
         with atomic_path(out) as temporary:
             nib.save(nib.Nifti1Image(array.astype(dtype), affine), temporary)

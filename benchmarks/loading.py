@@ -3,7 +3,7 @@
     python benchmarks/loading.py [--workers 2] [--threads 2] [--steps 4]
 
 The data set is random but smooth, NIfTI files in a temporary folder; the loader, the augmentation, the distance maps
-and the trainer are those of the DTC bundle with the ``literature`` flavour of the preset ``left_atrium``.
+and the trainer are those of the DTC bundle with the ``literature`` flavor of the preset ``left_atrium``.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from scipy.ndimage import gaussian_filter
 from step import OUTPUT, bundle, trainer, write
 
 from monai_ssl.data import CaseDataset, TwoStreamLoader, load_preset
+from monai_ssl.data.pipelines import random_transforms, training_preprocessing
 from monai_ssl.transforms import SignedDistanceMapd
 
 TARGET = 0.05
@@ -54,10 +55,10 @@ def main(
         labeled = [write_case(Path(folder), f"labeled{i}", size, label=True) for i in range(4)]
         unlabeled = [write_case(Path(folder), f"unlabeled{i}", size, label=False) for i in range(4)]
         options: dict[str, Any] = {
-            "labeled": CaseDataset(labeled, preset.training_preprocessing()),
-            "unlabeled": CaseDataset(unlabeled, preset.training_preprocessing(label=False)),
-            "labeled_transforms": [*preset.random_transforms(), SignedDistanceMapd("label", n_classes=2)],
-            "unlabeled_transforms": preset.random_transforms(label=False),
+            "labeled": CaseDataset(labeled, training_preprocessing(preset)),
+            "unlabeled": CaseDataset(unlabeled, training_preprocessing(preset, label=False)),
+            "labeled_transforms": [*random_transforms(preset), SignedDistanceMapd("label", n_classes=2)],
+            "unlabeled_transforms": random_transforms(preset, label=False),
         }
         alone = iter(TwoStreamLoader(**options, num_workers=0))
         start = time.perf_counter()
@@ -76,7 +77,7 @@ def main(
         "shares": shares,
     }
     record = {
-        "what": "DTC on patches of 112 x 112 x 80, batch of 2 labelled and 2 unlabelled, loader processes at work",
+        "what": "DTC on patches of 112 x 112 x 80, batch of 2 labeled and 2 unlabeled, loader processes at work",
         "workers": workers,
         "threads": threads,
         "steps": steps,

@@ -22,9 +22,10 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 from step import write
 
+from monai_ssl.bundle.library import copy_bundle
 from monai_ssl.data import load_preset
-from monai_ssl.deploy.bundles import copy_bundle
-from monai_ssl.deploy.inference import Segmenter, predict_folder
+from monai_ssl.engines.segment import Segmenter
+from monai_ssl.runs.predict import predict_folder
 
 TARGET_GB = 8
 

@@ -89,7 +89,7 @@ class PlainLoop:
         self.iteration = 0
 
     def step(self, image: Tensor, label: Tensor) -> float:
-        """Image ``(B, 1, *spatial)``, labelled rows first; label ``(B_l, *spatial)``. Returns the loss."""
+        """Image ``(B, 1, *spatial)``, labeled rows first; label ``(B_l, *spatial)``. Returns the loss."""
         rows = len(label)
         self.network.train()
         distance, logits = self.network(image)

@@ -90,7 +90,7 @@ def dice_loss(score: Tensor, target: Tensor) -> Tensor:
 
 
 class PlainLoop:
-    """Two networks, heads, memory of ``n_cases`` labelled cases, optimiser; :meth:`step` is one released iteration."""
+    """Two networks, heads, memory of ``n_cases`` labeled cases, optimizer; :meth:`step` is one released iteration."""
 
     def __init__(self, n_cases: int = 16) -> None:
         self.parts = nn.ModuleDict({"vanilla": PlainBranch(False), "auxiliary": PlainBranch(True)})
@@ -103,7 +103,7 @@ class PlainLoop:
         self.iteration = 0
 
     def step(self, image: Tensor, label: Tensor) -> float:
-        """Image ``(B, 1, *spatial)``, labelled rows first; label ``(B_l, *spatial)``. Returns the loss."""
+        """Image ``(B, 1, *spatial)``, labeled rows first; label ``(B_l, *spatial)``. Returns the loss."""
         rows = len(label)
         self.all.train()
         logits, features = zip(*(branch(image) for branch in self.parts.values()), strict=True)
@@ -134,7 +134,7 @@ class PlainLoop:
         self.project.train()
         correct = (predicted[0][:rows] == label) & (predicted[1][:rows] == label)
         for i in range(rows):
-            case = (rows * self.iteration + i) % self.n_cases  # the labelled cases come up in turn
+            case = (rows * self.iteration + i) % self.n_cases  # the labeled cases come up in turn
             keep = correct[i].flatten()
             mean = (embedded[0][i][keep] + embedded[1][i][keep]) / 2
             self.memory[case] = (mean.cpu().numpy(), label[i].flatten()[keep].cpu().numpy())

@@ -53,7 +53,7 @@ def dice_distance(a: Tensor, b: Tensor) -> Tensor:
     return 1 - (2 * (a * b).sum() + 1e-8) / (a.sum() + b.sum() + 1e-8)
 
 
-def normalised(d: Tensor) -> Tensor:
+def normalized(d: Tensor) -> Tensor:
     return d / (d.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1, 1) + 1e-8)
 
 
@@ -67,23 +67,23 @@ class PlainLoop:
         self.iteration = 0
 
     def step(self, image: Tensor, label: Tensor) -> float:
-        """Image ``(B, 1, *spatial)``, labelled rows first; label ``(B_l, *spatial)``. Returns the loss."""
+        """Image ``(B, 1, *spatial)``, labeled rows first; label ``(B_l, *spatial)``. Returns the loss."""
         network, rows = self.network, len(label)
         network.train()
         logits, features = network(image)
         p = logits.softmax(1)
         predicted = p.argmax(1)
         flat = features.permute(0, 2, 3, 4, 1)
-        labelled, unlabelled = flat[:rows].reshape(-1, 16), flat[rows:].reshape(-1, 16)
+        labeled, unlabeled = flat[:rows].reshape(-1, 16), flat[rows:].reshape(-1, 16)
         correct = ((predicted[:rows] == label) & (predicted[:rows] > 0)).reshape(-1)
         with torch.no_grad():
             network.eval()
-            candidates = network.projection(labelled[correct])
+            candidates = network.projection(labeled[correct])
             network.train()
         self._renew(candidates, label.reshape(-1)[correct])
-        separation = self._separation(network.prediction(network.projection(labelled)), label.reshape(-1))
+        separation = self._separation(network.prediction(network.projection(labeled)), label.reshape(-1))
         separation = separation + self._separation(
-            network.prediction(network.projection(unlabelled)), predicted[rows:].reshape(-1)
+            network.prediction(network.projection(unlabeled)), predicted[rows:].reshape(-1)
         )
         dice = dice_distance(p[:rows, 1], (label == 1).float())
         nn.functional.cross_entropy(logits[:rows], label)  # computed for the log
@@ -101,11 +101,11 @@ class PlainLoop:
         network = self.network
         with torch.no_grad():
             clean = network(image)[0].softmax(1)
-        d = normalised(torch.rand(image.shape) - 0.5)
+        d = normalized(torch.rand(image.shape) - 0.5)
         with frozen_statistics(network):
             d.requires_grad_()
             dice_distance(network(image + XI * d)[0].softmax(1), clean).backward()
-            d = normalised(d.grad)
+            d = normalized(d.grad)
             network.zero_grad()
             return dice_distance(network(image + EPSILON * d)[0].softmax(1), clean)
 

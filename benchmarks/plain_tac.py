@@ -67,14 +67,14 @@ def dice_loss(score: Tensor, target: Tensor) -> Tensor:
 
 
 class PlainLoop:
-    """One network and its optimiser; :meth:`step` is one iteration of the released loop."""
+    """One network and its optimizer; :meth:`step` is one iteration of the released loop."""
 
     def __init__(self) -> None:
         self.network = PlainGatedVNet()
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
 
     def step(self, image: Tensor, label: Tensor) -> float:
-        """Image ``(B, 1, *spatial)``, labelled rows first; label ``(B_l, *spatial)``. Returns the loss."""
+        """Image ``(B, 1, *spatial)``, labeled rows first; label ``(B_l, *spatial)``. Returns the loss."""
         rows = len(label)
         self.network.train()
         logits, contextual, structural = self.network(image)
@@ -84,9 +84,9 @@ class PlainLoop:
         consistency = [0.0, 0.0]
         for kind, maps in enumerate((contextual, structural)):
             for x in maps:
-                of_labelled = representations(x[:rows], target)
-                of_unlabelled = representations(x[rows:], soft[rows:])
-                consistency[kind] = consistency[kind] + ((of_unlabelled - of_labelled) ** 2).mean()
+                of_labeled = representations(x[:rows], target)
+                of_unlabeled = representations(x[rows:], soft[rows:])
+                consistency[kind] = consistency[kind] + ((of_unlabeled - of_labeled) ** 2).mean()
         loss = supervised + 0.5 * consistency[0] + consistency[1]
         self.optimizer.zero_grad()
         loss.backward()

@@ -1,4 +1,4 @@
-"""TAC's protocol: the same ratio of labelled, unlabelled and test cases in 8 random splits, every method on each.
+"""TAC's protocol: the same ratio of labeled, unlabeled and test cases in 8 random splits, every method on each.
 
     python benchmarks/random_splits.py DATA --output runs/splits --n_labeled 16 --n_testing 20 \
         --runs "supervised,tac,tac:unsupervised_weight=0" [--splits 8] [--dataset left_atrium] [any id of the bundles]
@@ -35,12 +35,12 @@ def main(
     splits: int = 8,
     **options: Any,
 ) -> None:
-    """Run and summarise.
+    """Run and summarize.
 
     Args:
         data: folder with images and labels.
         output: folder of splits, runs and summary.
-        n_labeled: labelled cases per split; the other cases that are not for testing become unlabelled.
+        n_labeled: labeled cases per split; the other cases that are not for testing become unlabeled.
         n_testing: test cases per split.
         runs: bundles, comma-separated; options of the block `method` follow after colons.
         splits: how many random splits; the split's number is also the seed of the training.

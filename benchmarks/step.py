@@ -4,7 +4,7 @@
 
 Each configuration lives in a process of its own and makes its steps in turn with the others (plain, ours, ours, plain,
 ...), so that other load on the machine hits all alike; medians after the warm-up, which fills the memory of the methods
-that have one (16 labelled cases). Memory is the highest resident
+that have one (16 labeled cases). Memory is the highest resident
 set of that process, everything included; what it held before the first step (libraries, of which MONAI's import is the
 largest, weights, batch) stands beside it. Ours is the method of the bundle's ``train.yaml`` inside
 ``SemiSupervisedTrainer``, and finds the distance maps in the batch, where the loader's workers put them; what waiting
@@ -94,7 +94,7 @@ def main(
         results = dict(sorted((kept | results).items(), key=lambda item: math.prod(map(int, item[0].split("x")))))
     targets = TARGETS.get(method, {"time": {}, "memory": {}})
     record = {
-        "what": f"one training step of {method}, batch of 2 labelled and 2 unlabelled patches, all in memory",
+        "what": f"one training step of {method}, batch of 2 labeled and 2 unlabeled patches, all in memory",
         "threads": threads,
         "repeats": repeats,
         "in_turn": in_turn,
@@ -219,7 +219,7 @@ def bundle(method: str, patch: tuple[int, ...]) -> ConfigParser:
 
 
 def trainer(config: ConfigParser, loader: Any, amp: str) -> Any:
-    """The trainer with the bundle's method, optimiser and schedule, without handlers."""
+    """The trainer with the bundle's method, optimizer and schedule, without handlers."""
     from monai_ssl.engines import SemiSupervisedTrainer
 
     return SemiSupervisedTrainer(

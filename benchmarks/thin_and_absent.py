@@ -3,7 +3,7 @@
     python benchmarks/thin_and_absent.py --data DIR/acdc --runs runs/acdc --output docs/results/acdc
 
 Reads the runs of the protocol ``acdc`` (see ``protocol.py``). A class is *absent* from a slice without a voxel of it;
-*thin* where no voxel of it is more than ``THIN`` pixels away from the outside. Labels are counted on labelled training
+*thin* where no voxel of it is more than ``THIN`` pixels away from the outside. Labels are counted on labeled training
 slices and on validation slices, all else on the latter. Writes ``thin_and_absent.md``, ``.json`` and ``.png``.
 """
 
@@ -26,13 +26,13 @@ from scipy.ndimage import distance_transform_edt
 sys.path.insert(0, str(Path(__file__).parent))
 from step import write
 
+from monai_ssl.bundle.library import find_bundle
 from monai_ssl.data import load_datalist
-from monai_ssl.data.datalist import case_names
-from monai_ssl.deploy.bundles import find_bundle
-from monai_ssl.deploy.inference import Segmenter
+from monai_ssl.data.cases import case_names
+from monai_ssl.engines.segment import Segmenter
 from monai_ssl.losses import SmoothHeaviside
 from monai_ssl.metrics import case_metrics
-from monai_ssl.metrics.figures import class_color, draw_outline, draw_slice
+from monai_ssl.reports.figures import class_color, draw_outline, draw_slice
 from monai_ssl.transforms.signed_distance import signed_distance_map
 
 THIN = 3.0
@@ -59,7 +59,7 @@ def main(data: str, runs: str, output: str = "docs/results/acdc", datalist: str 
     record: dict[str, Any] = {
         "what": f"slices in which a class is absent, thin (nowhere deeper than {THIN:g} pixels) or thick",
         "census": {
-            "training, labelled": census(training, names),
+            "training, labeled": census(training, names),
             "validation": census(list(labels.values()), names),
         },
         "predictions": {},
@@ -176,7 +176,7 @@ def components(
 def two_heads(
     run: Path, validation: list[dict], labels: dict[str, np.ndarray], names: dict[int, str]
 ) -> tuple[dict[str, dict[str, float]], dict[str, np.ndarray]]:
-    """What DTC's two heads say of the centre of every slice; distances of the cases with fewest and most absences."""
+    """What DTC's two heads say of the center of every slice; distances of the cases with fewest and most absences."""
     preset = run / "preset.yaml"
     overrides = {"dataset": str(preset), "ckpt": str(run / "model.pt"), "device": "cpu"}
     segmenter = Segmenter(find_bundle("dtc"), overrides)
@@ -221,7 +221,7 @@ def two_heads(
 
 
 def _central(image: torch.Tensor) -> tuple[torch.Tensor, tuple[slice, slice]]:
-    """The centre of ``(1, H, W, D)``, sides cut down to multiples of 16 not above 128, and where it lies."""
+    """The center of ``(1, H, W, D)``, sides cut down to multiples of 16 not above 128, and where it lies."""
     place = []
     for size in image.shape[1:3]:
         side = min(SIDE, size // 16 * 16)
@@ -306,8 +306,8 @@ def figure(path: Path, shown: list[tuple], names: dict[int, str]) -> None:
                 draw_outline(ax, segmentation == c, class_color(c))
 
     for row, ((image, label, distances, predictions), k) in zip(axes, rows, strict=True):
-        centre = np.argwhere((label > 0).any(-1)).mean(0).astype(int)
-        here = (*(slice(max(c - 48, 0), c + 48) for c in centre), k)
+        center = np.argwhere((label > 0).any(-1)).mean(0).astype(int)
+        here = (*(slice(max(c - 48, 0), c + 48) for c in center), k)
         cells = iter(row)
         outlined(next(cells), image[here], label[here], f"slice {k}: label")
         of_label = [signed_distance_map(label[..., k] == c)[here[:2]] for c in names]

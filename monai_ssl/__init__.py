@@ -12,7 +12,21 @@ __version__ = "0.1.0"
 # PyTorch reads it at its first allocation, once; 0 switches it off.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-_ROOMS = ("data", "deploy", "engines", "handlers", "losses", "methods", "metrics", "networks", "transforms")
+_ROOMS = (
+    "bundle",
+    "curation",
+    "data",
+    "deploy",
+    "engines",
+    "handlers",
+    "losses",
+    "methods",
+    "metrics",
+    "networks",
+    "reports",
+    "runs",
+    "transforms",
+)
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -20,15 +20,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import monai_ssl
-from monai_ssl.data.datalist import DataError
+from monai_ssl.errors import DataError, UsageError
 
 PROGRAM = "monai-ssl"
 RUN, PRESET = "run.json", "preset.yaml"
 WARNINGS_SHOWN = 5
-
-
-class UsageError(DataError):
-    """The command was typed wrongly."""
 
 
 class Commands:
@@ -38,7 +34,7 @@ class Commands:
     """
 
     def demo(self, output: str = "demo", seeds: int = 1, seed: int = 0, iterations: int | None = None) -> None:
-        """Write a synthetic data set, train with and without unlabelled images, compare, write a report.
+        """Write a synthetic data set, train with and without unlabeled images, compare, write a report.
 
         Args:
             output: folder for data, runs and report.
@@ -46,7 +42,7 @@ class Commands:
             seed: first seed.
             iterations: iterations per training; default: what the demo's settings say.
         """
-        from monai_ssl.demo import run_demo
+        from monai_ssl.runs.demo import run_demo
 
         run_demo(Path(output), seeds=seeds, first_seed=seed, iterations=iterations)
 
@@ -66,9 +62,9 @@ class Commands:
         preset: str | None = None,
         overwrite: bool = False,
     ) -> None:
-        """Choose which cases of a folder are labelled, unlabelled, for validation and testing; propose a preset.
+        """Choose which cases of a folder are labeled, unlabeled, for validation and testing; propose a preset.
 
-        Images and labels are paired by their names; images without label are unlabelled. The preset is a start: it
+        Images and labels are paired by their names; images without label are unlabeled. The preset is a start: it
         says why each value was chosen.
 
         Args:
@@ -76,8 +72,8 @@ class Commands:
             output: the datalist to write; default: datalist.json in the folder of the data.
             images: folder of the images, instead of SOURCE.
             labels: folder of the labels, where it is not found by its name.
-            n_labeled: labelled training cases; the other labelled cases become unlabelled.
-            n_validation: validation cases; default: a fifth of the labelled ones.
+            n_labeled: labeled training cases; the other labeled cases become unlabeled.
+            n_validation: validation cases; default: a fifth of the labeled ones.
             n_testing: test cases.
             seed: the same seed gives the same split on every machine.
             patient_pattern: regular expression that finds the patient in a case's name, so that no patient is on two
@@ -87,9 +83,9 @@ class Commands:
             preset: the preset to write; default: preset.yaml beside the datalist. One that exists is kept.
             overwrite: replace an existing datalist (and a preset that is named with --preset).
         """
+        from monai_ssl.curation.propose import propose_preset, write_preset
+        from monai_ssl.curation.split import make_split
         from monai_ssl.data import load_datalist
-        from monai_ssl.data.fingerprint import propose_preset, write_preset
-        from monai_ssl.data.split import make_split
 
         if (source is None) == (images is None):
             raise UsageError("split: give either SOURCE or --images DIR")
@@ -156,7 +152,7 @@ class Commands:
                 Decathlon.
             source: folder of the download, searched with its subfolders.
             output: new folder for images, labels, datalist.json and manifest.json.
-            n_labeled: labelled patients, the first of the training list; default: as published.
+            n_labeled: labeled patients, the first of the training list; default: as published.
             n_validation: validation patients, the last of the training list, where the published split has none.
             n_testing: test patients, where no list is published.
             split: name of another shipped list, or path of your own .yaml.
@@ -165,10 +161,10 @@ class Commands:
             check: read all written files again with the rules of `monai-ssl check`; --check False skips it.
             download: fetch hippocampus or an msd task into SOURCE first.
             **options: of the data set: --crop literature, label_free or none (left_atrium; pancreas_ct without
-                label_free), --spacing (pancreas_ct), --target whole_tumour or multi_class (brats2019), --task (msd).
+                label_free), --spacing (pancreas_ct), --target whole_tumor or multi_class (brats2019), --task (msd).
         """
-        from monai_ssl.data.prepare import RECIPES, build_recipe
-        from monai_ssl.data.prepare import prepare as run_recipe
+        from monai_ssl.curation.prepare import RECIPES, build_recipe
+        from monai_ssl.curation.prepare import prepare as run_recipe
 
         if dataset not in RECIPES:
             near = difflib.get_close_matches(dataset, RECIPES, n=1)
@@ -190,26 +186,26 @@ class Commands:
               f"{len(done.skipped)} skipped; {_plural(errors, 'error')}")  # fmt: skip
         if options.get("crop", "literature") == "literature" and "crop" in recipe.options():
             print("ATTENTION: images are cropped around their LABELS, as in the literature. The crop tells where the "
-                  "organ is, also in unlabelled and test cases: results do not carry over to whole scans.")  # fmt: skip
-        flavour = f" --flavour {done.flavour}" if done.flavour else ""
-        print(f"next: {PROGRAM} train dtc {shlex.quote(str(done.datalist.parent))} --dataset {done.preset}{flavour}")
+                  "organ is, also in unlabeled and test cases: results do not carry over to whole scans.")  # fmt: skip
+        flavor = f" --flavor {done.flavor}" if done.flavor else ""
+        print(f"next: {PROGRAM} train dtc {shlex.quote(str(done.datalist.parent))} --dataset {done.preset}{flavor}")
         if errors:
             raise SystemExit(1)
 
-    def preset(self, name: str, output: str, flavour: str | None = None) -> None:
+    def preset(self, name: str, output: str, flavor: str | None = None) -> None:
         """Write a dataset preset to a YAML file, to adapt it to your data.
 
         Args:
             name: left_atrium, hippocampus, ... (`monai-ssl list`): the one whose data are most like yours.
             output: new YAML file; give it to check and train as --dataset FILE.
-            flavour: literature (as published) or practical (for your own scans).
+            flavor: literature (as published) or practical (for your own scans).
         """
         import yaml
 
         from monai_ssl.data import dump_preset, load_preset
         from monai_ssl.files import write_text
 
-        chosen = load_preset(name, flavour)
+        chosen = load_preset(name, flavor)
         target = Path(output).expanduser()
         if target.suffix.lower() not in {".yaml", ".yml"}:
             raise DataError(f"output: must be a .yaml file, got {output!r}")
@@ -219,7 +215,7 @@ class Commands:
         del content["name"]  # the file's own name counts
         content["labels"] = {int(value): label for value, label in content["labels"].items()}
         text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
-        write_text(target, f"# A copy of {chosen.name} ({chosen.flavour}); see docs/datasets.md for the keys.\n{text}")
+        write_text(target, f"# A copy of {chosen.name} ({chosen.flavor}); see docs/datasets.md for the keys.\n{text}")
         print(f"{target}: edit channels, labels, patch_size, spacing; then: {PROGRAM} check DIR --dataset {output}")
 
     def check(
@@ -227,7 +223,7 @@ class Commands:
         dataset_dir: str,
         datalist: str | None = None,
         dataset: str = "left_atrium",
-        flavour: str | None = None,
+        flavor: str | None = None,
     ) -> None:
         """Verify datalist and files before a long run: one line per problem, exit status 1 when there is an error.
 
@@ -235,12 +231,12 @@ class Commands:
             dataset_dir: folder of the data.
             datalist: JSON inside it or path; default: the datalist found there.
             dataset: preset that says what the data must be: a name, or the path of your own YAML.
-            flavour: of the preset: literature or practical.
+            flavor: of the preset: literature or practical.
         """
+        from monai_ssl.curation.verify import verify
         from monai_ssl.data import load_datalist, load_preset
-        from monai_ssl.data.verify import verify
 
-        preset = load_preset(dataset, flavour)
+        preset = load_preset(dataset, flavor)
         cases = load_datalist(datalist, dataset_dir)
         problems = verify(cases, preset)
         for problem in problems:
@@ -263,7 +259,7 @@ class Commands:
             title: heading; default: name of the folder.
         """
         from monai_ssl.data import load_datalist
-        from monai_ssl.description import describe
+        from monai_ssl.reports.dataset import describe
 
         cases = load_datalist(source) if source.lower().endswith(".json") else load_datalist(datalist, source)
         assert cases.path is not None  # strict
@@ -289,19 +285,19 @@ class Commands:
                 bundle names (left_atrium), or carries in it (a packaged one).
             output: folder of the run; default: runs/BUNDLE-DATASET-seedSEED.
             check: read all scans first and stop at bad data (seconds); --check False skips it.
-            **overrides: any id of the bundle's configs/train.yaml, for example --flavour practical --seed 1
+            **overrides: any id of the bundle's configs/train.yaml, for example --flavor practical --seed 1
                 --max_iterations 3000 --labeled_batch_size 4 --amp off --device cpu --method#unsupervised_weight 0
         """
+        from monai_ssl.bundle import library as bundles
         from monai_ssl.data import dump_preset, load_datalist, load_preset
-        from monai_ssl.deploy import bundles
         from monai_ssl.files import write_text
-        from monai_ssl.handlers.checkpoint import pending, promote
         from monai_ssl.metrics import environment
+        from monai_ssl.runs.folder import pending, promote
 
         folder = bundles.find_bundle(bundle)
         bundles.check_ids(folder, ["train.yaml"], overrides)
         source = dataset if dataset is not None else bundles.own_dataset(folder)
-        preset = load_preset(source, overrides.get("flavour"))
+        preset = load_preset(source, overrides.get("flavor"))
         cases = load_datalist(datalist, dataset_dir)
         cases.require("training")
         name = f"{folder.name}-{preset.name}-seed{overrides.get('seed', 0)}"
@@ -315,12 +311,12 @@ class Commands:
         for key in settings.keys() & overrides.keys():
             raise DataError(f"--{key}: give it as --output" if key == "output_dir" else f"--{key}: given twice")
         _check_run_folder(run, Path(settings["dataset_dir"]))
-        shown = f"{folder.name}: {preset.name} ({preset.flavour}), {_counts(cases.counts())}, output {run}"
+        shown = f"{folder.name}: {preset.name} ({preset.flavor}), {_counts(cases.counts())}, output {run}"
         print(shown, flush=True)
         if check:
             _check_data(cases, preset)
         record = {"bundle": folder.name if bundles.is_shipped(folder) else str(folder), "overrides": overrides,
-                  "dataset": preset.name, "flavour": preset.flavour, "dataset_dir": settings["dataset_dir"],
+                  "dataset": preset.name, "flavor": preset.flavor, "dataset_dir": settings["dataset_dir"],
                   "datalist": settings["datalist"], "max_iterations": _iterations(folder, settings | overrides),
                   "status": "started", "command": shlex.join(sys.argv), **environment()}  # fmt: skip
         run.mkdir(parents=True, exist_ok=True)
@@ -366,8 +362,8 @@ class Commands:
             ckpt: other weights than RUN/model.pt.
             **overrides: ids of the bundle's configs, with RUN, for example --device cpu --amp off
         """
-        from monai_ssl.evaluation import evaluate_predictions, evaluate_run, print_summary, report_evaluation
         from monai_ssl.metrics import read_results
+        from monai_ssl.runs.evaluate import evaluate_predictions, evaluate_run, print_summary, report_evaluation
 
         if (run is None) == (predictions is None):
             raise UsageError("evaluate: give either RUN or --predictions DIR")
@@ -430,8 +426,9 @@ class Commands:
             overwrite: segment again what is there already.
             **overrides: ids of the bundle's configs/inference.yaml: --amp off, --device cpu, --datalist FILE ...
         """
-        from monai_ssl.deploy import bundles
-        from monai_ssl.deploy.inference import Segmenter, predict_folder
+        from monai_ssl.bundle import library as bundles
+        from monai_ssl.engines.segment import Segmenter
+        from monai_ssl.runs.predict import predict_folder
 
         if (run is None) == (bundle is None):
             raise UsageError("predict: give either RUN or --bundle DIR")
@@ -485,12 +482,12 @@ class Commands:
         Args:
             output: path of the HTML file.
             method: results folder (with per_case.csv) of the method.
-            floor: of the run on the labelled cases alone.
+            floor: of the run on the labeled cases alone.
             matched_floor: of the method's run with --method#unsupervised_weight 0.
             ceiling: of the supervised run with all labels.
             title: of the page.
         """
-        from monai_ssl.evaluation import comparison_report
+        from monai_ssl.runs.evaluate import comparison_report
 
         given = {"floor": floor, "matched_floor": matched_floor, "method": method, "ceiling": ceiling}
         if Path(output).suffix.lower() not in {".html", ".htm"}:
@@ -526,7 +523,7 @@ class Commands:
             name: dtc, supervised, ... (`monai-ssl list`).
             output: new folder.
         """
-        from monai_ssl.deploy.bundles import copy_bundle
+        from monai_ssl.bundle.library import copy_bundle
 
         print(copy_bundle(name, output))
 
@@ -535,16 +532,16 @@ class Commands:
         output: str,
         bundles: str = "dtc",
         dataset: str | None = None,
-        flavour: str | None = None,
+        flavor: str | None = None,
         **overrides: Any,
     ) -> None:
-        """Write an app of MONAI Label: it trains on the labelled and the unlabelled scans of its datastore.
+        """Write an app of MONAI Label: it trains on the labeled and the unlabeled scans of its datastore.
 
         Args:
             output: new folder.
             bundles: names, or folders of packaged bundles, separated by commas.
             dataset: preset: a name or the path of your own YAML; default: the bundle's own.
-            flavour: of the preset; default: practical, where there is one.
+            flavor: of the preset; default: practical, where there is one.
             **overrides: any id of the bundles' configs/train.yaml, for example --labeled_batch_size 4
         """
         from monai_ssl.deploy.package import write_label_app
@@ -552,14 +549,14 @@ class Commands:
         names = [name.strip() for name in bundles.split(",") if name.strip()]
         if not names:
             raise UsageError(f"--bundles: must name a bundle, got {bundles!r}")
-        target = write_label_app(output, names, dataset, flavour, overrides)
+        target = write_label_app(output, names, dataset, flavor, overrides)
         start = f"monailabel start_server --app {target} --studies SCANS --host 127.0.0.1"
         print(f"app: {target}\nin the environment of MONAI Label: {start}")
 
     def list(self) -> None:
         """Show the shipped bundles and dataset presets."""
+        from monai_ssl.bundle.library import available_bundles
         from monai_ssl.data import available_presets
-        from monai_ssl.deploy.bundles import available_bundles
 
         print("bundles: ", *available_bundles())
         print("datasets:", *available_presets())
@@ -571,7 +568,7 @@ class Commands:
         """Bundle folder, settings with which a run was trained (as far as ``configs`` know them), and its record."""
         from monai.bundle import ConfigParser
 
-        from monai_ssl.deploy import bundles
+        from monai_ssl.bundle import library as bundles
 
         run = Path(str(run)).expanduser()
         record = _record(run)
@@ -579,7 +576,7 @@ class Commands:
         bundles.check_ids(folder, configs, overrides)
         known = ConfigParser.load_config_files([str(folder / "configs" / config) for config in configs])
         settings = {key: value for key, value in record["overrides"].items() if re.split("#|::", key)[0] in known}
-        for key in ("flavour", "output_dir", "num_workers", "resume", "device", "ckpt"):
+        for key in ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt"):
             settings.pop(key, None)
         settings |= {"dataset": str((run / PRESET).resolve()), **overrides}
         settings["ckpt"] = str(_weights(run, record, ckpt))
@@ -590,7 +587,7 @@ class Commands:
 
 
 def _record(folder: Path) -> dict[str, Any]:
-    from monai_ssl.deploy.bundles import read_json
+    from monai_ssl.bundle.library import read_json
 
     if not folder.is_dir():
         raise DataError(f"run: {folder} is no folder; train first: {PROGRAM} train BUNDLE DATASET_DIR")
@@ -607,7 +604,7 @@ def _record(folder: Path) -> dict[str, Any]:
 
 def _of_package(folder: Path, ckpt: str | None, overrides: dict[str, Any]) -> dict[str, Any]:
     """Settings with which a packaged bundle segments."""
-    from monai_ssl.deploy import bundles
+    from monai_ssl.bundle import library as bundles
 
     bundles.check_ids(folder, ["inference.yaml"], overrides)
     bundles.read_json(folder / "configs" / "metadata.json")
@@ -621,7 +618,7 @@ def _of_package(folder: Path, ckpt: str | None, overrides: dict[str, Any]) -> di
 def _images(source: Path, target: Path, overrides: dict[str, Any]) -> tuple[list[dict[str, Any]], Path]:
     """The images to segment and the folder whose layout the results repeat."""
     from monai_ssl.data import images_to_segment
-    from monai_ssl.data.datalist import image_files
+    from monai_ssl.data.cases import image_files
 
     if not source.exists():
         raise DataError(f"images: {source} does not exist; check the path")
@@ -638,7 +635,7 @@ def _images(source: Path, target: Path, overrides: dict[str, Any]) -> tuple[list
 
 def _weights(run: Path, record: dict[str, Any], ckpt: str | None) -> Path:
     """The weights to use; says so when they are of an unfinished run."""
-    from monai_ssl.handlers import load
+    from monai_ssl.runs.weights import load
 
     if ckpt is not None:
         path = Path(ckpt).expanduser().resolve()
@@ -687,7 +684,7 @@ def _only_writer(run: Path) -> Iterator[None]:
 
 def _check_data(cases: Any, preset: Any) -> None:
     """Stop at data that cannot be trained on, before the long run."""
-    from monai_ssl.data.verify import verify
+    from monai_ssl.curation.verify import verify
 
     problems = verify(cases, preset, sections=("training", "unlabeled", "validation"))
     groups: dict[str, list[Any]] = {}

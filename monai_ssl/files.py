@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,3 +45,18 @@ def write_text(path: str | Path, text: str) -> None:
     """Write UTF-8 text atomically, see :func:`atomic_path`."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_atomically(files: Mapping[Path, str | bytes]) -> None:
+    """Write all files under temporary names, then put each in place: a reader never sees half a file."""
+    temporary: dict[Path, Path] = {}
+    try:
+        for target, content in files.items():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary[target] = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+            temporary[target].write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        for target, source in temporary.items():
+            os.replace(source, target)
+    finally:
+        for source in temporary.values():
+            source.unlink(missing_ok=True)

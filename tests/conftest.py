@@ -31,8 +31,8 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A phantom that trains in seconds: 2 labelled, 3 unlabelled, 1 validation, 2 test cases. Do not write to it."""
-    from monai_ssl.data.phantom import write_phantom
+    """A phantom that trains in seconds: 2 labeled, 3 unlabeled, 1 validation, 2 test cases. Do not write to it."""
+    from monai_ssl.curation.phantom.dataset import write_phantom
 
     folder = tmp_path_factory.mktemp("phantom")
     write_phantom(folder, n_labeled=2, n_unlabeled=3, n_validation=1, n_testing=2, spacing=5.0, progress=False)

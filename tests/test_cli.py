@@ -20,9 +20,9 @@ import pytest
 import torch
 
 from monai_ssl import cli
-from monai_ssl.data.datalist import DataError
-from monai_ssl.demo import NAMES
+from monai_ssl.errors import DataError
 from monai_ssl.handlers import checkpoint
+from monai_ssl.runs.demo import NAMES
 
 TINY = ["--dataset", "phantom", "--max_iterations", "4", "--epoch_length", "2", "--val_interval", "2",
         "--network_def#base_channels", "2", "--num_workers", "0", "--amp", "off", "--device", "cpu"]  # fmt: skip
@@ -169,7 +169,7 @@ class TestMistakesBeforeTraining:
                 ["--dataset", "phantm"],
                 "dataset: must be one of acdc, brats2019, hippocampus, left_atrium, mscmrseg2019, pancreas_ct, phantom",
             ),
-            (["--dataset", "phantom", "--flavour", "practicle"], "flavour: phantom.yaml offers literature, practical"),
+            (["--dataset", "phantom", "--flavor", "practicle"], "flavor: phantom.yaml offers literature, practical"),
             (
                 ["--max_iteration", "4"],
                 "--max_iteration: no such id in the bundle's configs; did you mean max_iterations?",
@@ -528,7 +528,7 @@ class TestCheckAndSplit:
         assert any(line.startswith("note: patient099: Info.cfg does not say") for line in lines)
         counts = "2 training, 0 unlabeled, 0 validation, 2 testing; 4 converted, 0 from before, 0 skipped; 0 errors"
         assert lines[-2] == f"{tmp_path / 'out' / 'datalist.json'}: {counts}"
-        assert lines[-1] == f"next: monai-ssl train dtc {tmp_path / 'out'} --dataset acdc --flavour practical"
+        assert lines[-1] == f"next: monai-ssl train dtc {tmp_path / 'out'} --dataset acdc --flavor practical"
         assert run(*words) == 0
         assert "0 converted, 4 from before" in capsys.readouterr().out
         assert "'acdk' is none that can be prepared, did you mean acdc?" in fails(capsys, "prepare", "acdk", "a", "b")

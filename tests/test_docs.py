@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from monai_ssl import cli
-from monai_ssl.data.prepare import RECIPES, build_recipe
-from monai_ssl.deploy import bundles
+from monai_ssl.bundle import library as bundles
+from monai_ssl.curation.prepare import RECIPES, build_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import monai_ssl
+from monai_ssl.bundle.library import available_bundles, bundles_root, copy_bundle, find_bundle, is_shipped
 from monai_ssl.data import available_presets
-from monai_ssl.deploy.bundles import available_bundles, bundles_root, copy_bundle, find_bundle, is_shipped
 
 ROOT = Path(__file__).parents[1]
 WEIGHTS = (".pt", ".ts", ".onnx")

@@ -44,7 +44,7 @@ def main(
         iterations: of each training.
         strategy: which scan is annotated next.
     """
-    print("labelled  unlabelled  mean Dice  annotated")
+    print("labeled  unlabeled  mean Dice  annotated")
     for number in range(rounds):
         annotated = []
         for _ in range(first if number == 0 else 1):

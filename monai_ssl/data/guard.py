@@ -8,11 +8,11 @@ from typing import Any
 
 from monai.transforms import Transform
 
-from monai_ssl.data.datalist import DataError
-from monai_ssl.data.verify import PresetLike, case_problems
+from monai_ssl.data.rules import PresetLike, case_problems
+from monai_ssl.errors import DataError
 
 
-class CheckCased(Transform):
+class CheckCase(Transform):
     """Raise :class:`DataError` for a loaded case that does not fit its preset; pass everything else on unchanged.
 
     Part of every chain (training, validation, inference), right after loading: NaN or constant images, wrong number of

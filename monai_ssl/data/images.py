@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from monai_ssl.data.datalist import IMAGE_SUFFIXES, DataError, load_datalist
+from monai_ssl.data.cases import IMAGE_SUFFIXES
+from monai_ssl.data.loading import load_datalist
+from monai_ssl.errors import DataError
 
 
 def images_to_segment(

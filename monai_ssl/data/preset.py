@@ -7,57 +7,15 @@ methods x datasets need no copies of configs. ``load_preset("left_atrium")`` rea
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from monai.transforms import (
-    AsDiscreted,
-    Compose,
-    CopyItemsd,
-    EnsureChannelFirstd,
-    EnsureTyped,
-    Invertd,
-    KeepLargestConnectedComponentd,
-    LoadImaged,
-    NormalizeIntensityd,
-    Orientation,
-    Orientationd,
-    RandAdjustContrastd,
-    RandAffined,
-    RandFlipd,
-    RandGaussianNoised,
-    RandGaussianSmoothd,
-    RandRotate90d,
-    RandScaleIntensityd,
-    RandShiftIntensityd,
-    RandSpatialCropd,
-    Resize,
-    SaveImaged,
-    ScaleIntensityd,
-    ScaleIntensityRanged,
-    ScaleIntensityRangePercentilesd,
-    Spacingd,
-    SpatialPadd,
-    Transform,
-)
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from monai_ssl.data.datalist import DataError
-from monai_ssl.data.guard import CheckCased
-from monai_ssl.data.writer import AtomicNibabelWriter
-from monai_ssl.transforms import (
-    ByRankd,
-    CentreCropd,
-    LiteraturePadd,
-    NormalizeNonzerod,
-    RandLiteratureCropd,
-    RandRotateFlipd,
-    RandSliced,
-    RandSliceRotateFlipd,
-)
+from monai_ssl.errors import DataError
 
 PRESET_DIR = Path(__file__).parent / "presets"
 
@@ -67,7 +25,7 @@ class _Strict(BaseModel):
 
 
 class Intensity(_Strict):
-    """How grey values are normalised, volume by volume.
+    """How gray values are normalized, volume by volume.
 
     ``as_stored``: untouched. ``zscore``: zero mean, unit variance, after clipping to ``window`` where one is given.
     ``robust``: clipped to the two percentiles, then z-scored. ``minmax``: mapped to [0, 1]. ``window``: ``window`` (for
@@ -136,20 +94,20 @@ class Training(_Strict):
 
 
 class Preset(_Strict):
-    """One data set in one flavour, validated; see the module's docstring and ``data/presets/*.yaml`` for examples.
+    """One data set in one flavor, validated; see the module's docstring and ``data/presets/*.yaml`` for examples.
 
     Attributes:
-        name, description, flavour: what it is.
+        name, description, flavor: what it is.
         spatial_dims: of network and patches. 2: images are 2D files, or volumes whose slices along the LAST axis (after
             ``orientation``) train one by one and are restacked, so that results lie on the volume.
         channels: one name per image channel.
         modality: for the bundle's metadata, for example ``MR`` or ``CT``.
         labels: class index -> name; 0 is the background; indices 0..n-1 without gap.
         orientation: axis codes to which images are brought (``RAS``), or None for arrays as stored.
-        spacing: millimetres per axis to which images are resampled (2D: in plane), or None for the stored grid.
+        spacing: millimeters per axis to which images are resampled (2D: in plane), or None for the stored grid.
         resize: 2D only: pixels per axis to which every slice is resized (nearest pixel), as the 2D literature does.
             Distorts, and forgets the pixel size; None for the stored grid.
-        centre_crop: millimetres per axis of a field of view around the centre, the same in training and inference;
+        center_crop: millimeters per axis of a field of view around the center, the same in training and inference;
             null entries keep the axis. Finds no organ and needs no label: choose it generously. None: whole image.
         patch_size: voxels per axis.
         intensity, augmentation, window, training: see the classes of these names.
@@ -160,7 +118,7 @@ class Preset(_Strict):
 
     name: str
     description: str = ""
-    flavour: str = "practical"
+    flavor: str = "practical"
     spatial_dims: Literal[2, 3] = 3
     channels: tuple[str, ...] = ("image",)
     modality: str = "MR"
@@ -168,7 +126,7 @@ class Preset(_Strict):
     orientation: str | None = "RAS"
     spacing: tuple[float, ...] | None = None
     resize: tuple[int, int] | None = None
-    centre_crop: tuple[float | None, ...] | None = None
+    center_crop: tuple[float | None, ...] | None = None
     patch_size: tuple[int, ...]
     intensity: Intensity = Intensity()
     augmentation: Augmentation = Augmentation()
@@ -200,11 +158,11 @@ class Preset(_Strict):
                 raise ValueError(f"{key} must have {self.spatial_dims} entries (spatial_dims), got {list(value)}")
         if self.resize is not None and (self.spatial_dims == 3 or self.spacing is not None):
             raise ValueError("resize is for spatial_dims 2 and goes without spacing; remove one of them")
-        if self.centre_crop is not None and (
-            len(self.centre_crop) > 3 or any(size is not None and size <= 0 for size in self.centre_crop)
+        if self.center_crop is not None and (
+            len(self.center_crop) > 3 or any(size is not None and size <= 0 for size in self.center_crop)
         ):
             raise ValueError(
-                f"centre_crop must be positive millimetres or null, up to 3 entries, got {list(self.centre_crop)}"
+                f"center_crop must be positive millimeters or null, up to 3 entries, got {list(self.center_crop)}"
             )
         if self.window.stride is not None and len(self.window.stride) != self.spatial_dims:
             raise ValueError(f"window.stride must have {self.spatial_dims} entries, got {list(self.window.stride)}")
@@ -229,206 +187,20 @@ class Preset(_Strict):
     def in_channels(self) -> int:
         return len(self.channels)
 
-    # --- one preprocessing / inferer / postprocessing definition for validation, inference and evaluation ---
-
-    def preprocessing(self, label: bool = False) -> Compose:
-        """Deterministic transforms of the image and, for training, of the label (cached).
-
-        Args:
-            label: also transform ``label`` along with the image (training). Validation and evaluation keep the
-                label on its original grid: see :meth:`validation_preprocessing`.
-        """
-        return Compose(self._preprocessing(["image", "label"] if label else ["image"]))
-
-    def _preprocessing(self, keys: list[str]) -> list[Transform]:
-        mode = ["bilinear", "nearest"][: len(keys)]
-        steps: list[Transform] = [
-            LoadImaged(keys, image_only=True, dtype=None),
-            EnsureChannelFirstd(keys),
-            EnsureTyped("image", dtype="float32"),
-            CheckCased(self),
-        ]
-        if self.orientation is not None:
-            codes = self.orientation
-            if self.spatial_dims == 3:
-                steps.append(Orientationd(keys, axcodes=codes, labels=None))
-            else:
-                steps.append(ByRankd(keys, Orientation(codes[:2], labels=None), Orientation(codes, labels=None)))
-        if self.spacing is not None:
-            # -1: the distance between the slices of a volume stays
-            steps.append(Spacingd(keys, pixdim=(*self.spacing, -1.0)[:3], mode=mode))
-        if self.centre_crop is not None:
-            steps.append(CentreCropd(keys, self.centre_crop))
-        if self.resize is not None:
-            steps.append(
-                ByRankd(
-                    keys, Resize(self.resize, mode="nearest-exact"), Resize((*self.resize, -1), mode="nearest-exact")
-                )
-            )
-        return steps + self._intensity()
-
-    def _intensity(self) -> list[Transform]:
-        i = self.intensity
-        if i.policy == "as_stored":
-            return []
-        clip: list[Transform] = []
-        if i.window is not None:
-            clip.append(ScaleIntensityRanged("image", *i.window, -1.0, 1.0, clip=True))
-        if i.policy == "window":
-            return clip
-        if i.policy == "minmax":
-            return [ScaleIntensityd("image", 0.0, 1.0, channel_wise=True)]
-        if i.nonzero:
-            return [NormalizeNonzerod("image", i.percentiles if i.policy == "robust" else (0.0, 100.0))]
-        steps: list[Transform] = [*clip, NormalizeIntensityd("image", channel_wise=True)]
-        if i.policy == "robust":
-            low, high = i.percentiles
-            steps.insert(0, ScaleIntensityRangePercentilesd(
-                "image", low, high, 0.0, 1.0, clip=True, channel_wise=True))  # fmt: skip
-        return steps
-
-    def validation_preprocessing(self) -> Compose:
-        """:meth:`preprocessing` of the image, and the label as it lies on disk: scores are on the original grid."""
-        return Compose(
-            [
-                LoadImaged("label", image_only=True, dtype=None, allow_missing_keys=True),
-                EnsureChannelFirstd("label", allow_missing_keys=True),
-                *self._preprocessing(["image"]),
-            ]
-        )
-
-    def postprocessing(
-        self, preprocessing: Compose, output_dir: str | None = None, probabilities: bool = False, data_root: str = ""
-    ) -> Compose:
-        """Class probabilities on the network's grid -> label map on the grid of the file that was read.
-
-        Args:
-            preprocessing: the very object that prepared the images (its spatial transforms are inverted).
-            output_dir: also write ``<name>_seg.nii.gz`` there (uint8, grid and affine of the image).
-            probabilities: also keep, and with ``output_dir`` write, ``<name>_prob.nii.gz`` (float32, channel = class).
-            data_root: folder whose layout is repeated below ``output_dir``, so that equal file names do not collide.
-        """
-        if Path(data_root).is_file():  # one image: its folder, or the result would land beside output_dir
-            data_root = str(Path(data_root).parent)
-        steps: list[Transform] = [
-            EnsureTyped("pred", track_meta=True),  # Invertd leaves a plain tensor on the network's grid
-            Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False),
-        ]
-        if probabilities:
-            steps.append(CopyItemsd("pred", names=["prob"]))
-        steps += [AsDiscreted("pred", argmax=True), *self.cleaning()]
-        if output_dir is not None:
-            steps.append(self.saver("pred", "seg", output_dir, data_root))
-            if probabilities:
-                steps.append(self.saver("prob", "prob", output_dir, data_root))
-        return Compose(steps)
-
-    def cleaning(self) -> list[Transform]:
-        """What is done to a label map ``pred``."""
-        if not self.largest_component:
-            return []
-        classes = list(range(1, self.n_classes))
-        return [KeepLargestConnectedComponentd("pred", applied_labels=classes, independent=True)]
-
-    @staticmethod
-    def saver(key: str, postfix: str, output_dir: str, data_root: str = "") -> SaveImaged:
-        """Writes ``<name>_<postfix>.nii.gz``: uint8 for ``seg``, else float32."""
-        return SaveImaged(
-            key,
-            output_dir=output_dir,
-            output_postfix=postfix,
-            output_dtype="uint8" if postfix == "seg" else "float32",
-            resample=False,
-            separate_folder=False,
-            data_root_dir=data_root,
-            writer=AtomicNibabelWriter,
-            print_log=False,
-        )
-
-    # --- training only ---
-
-    def training_preprocessing(self, label: bool = True) -> Compose:
-        """Everything deterministic of the training chain: preprocessing, padding to the patch, plain tensors.
-
-        With ``spatial_dims: 2`` a volume stays a volume here: its slices are drawn and padded one by one.
-        """
-        keys = ["image", "label"] if label else ["image"]
-        steps = self._preprocessing(keys)
-        if self.spatial_dims == 3:
-            steps.append(self._padding(keys))
-        steps.append(EnsureTyped("image", dtype="float32", track_meta=False))
-        if label:
-            steps.append(EnsureTyped("label", dtype="uint8", track_meta=False))
-        return Compose(steps)
-
-    def _padding(self, keys: list[str]) -> Transform:
-        if self.augmentation.policy == "literature" and self.spatial_dims == 3:
-            return LiteraturePadd(keys, self.patch_size)
-        return SpatialPadd(keys, self.patch_size)
-
-    def random_transforms(self, label: bool = True) -> list[Transform]:
-        """Random transforms of one training item, ending in a patch of ``patch_size``.
-
-        With ``spatial_dims: 2`` they begin with a random slice of the volume.
-        """
-        keys = ["image", "label"] if label else ["image"]
-        steps = self._augmentation(keys)
-        return steps if self.spatial_dims == 3 else [RandSliced(keys), self._padding(keys), *steps]
-
-    def _augmentation(self, keys: list[str]) -> list[Transform]:
-        a = self.augmentation
-        if a.policy == "literature" and self.spatial_dims == 3:
-            return [RandRotateFlipd(keys), RandLiteratureCropd(keys, self.patch_size)]
-        crop = RandSpatialCropd(keys, self.patch_size, random_size=False)
-        if a.policy == "literature":
-            return [RandSliceRotateFlipd(keys), crop]
-        if a.policy == "none":
-            return [crop]
-        mode = ["bilinear", "nearest"][: len(keys)]
-        steps: list[Transform] = [crop]
-        if a.affine_probability > 0 and (a.rotation_degrees > 0 or a.scale > 0):
-            # a larger crop is turned and its centre kept: no made-up border enters the patch
-            margin = [p + 2 * math.ceil(p / 8) for p in self.patch_size]
-            radians = math.radians(a.rotation_degrees)
-            affine = RandAffined(
-                keys,
-                spatial_size=self.patch_size,
-                prob=a.affine_probability,
-                rotate_range=[radians] * (3 if self.spatial_dims == 3 else 1),
-                scale_range=[a.scale] * self.spatial_dims,
-                mode=mode,
-                padding_mode="border",
-            )
-            steps = [RandSpatialCropd(keys, margin, random_size=False), affine]
-        if a.rotate90_axes is not None:
-            # on the whole volume, before the crop: a turned patch need not be square
-            steps.insert(0, RandRotate90d(keys, prob=0.5, max_k=3, spatial_axes=a.rotate90_axes))
-        steps += [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in a.flip_axes]
-        p = a.intensity_probability
-        if p > 0:
-            steps += [
-                RandGaussianNoised("image", prob=p, std=0.1),
-                RandGaussianSmoothd("image", prob=p, sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), sigma_z=(0.3, 1.0)),
-                RandScaleIntensityd("image", factors=0.2, prob=p),
-                RandShiftIntensityd("image", offsets=0.2, prob=p),
-                RandAdjustContrastd("image", prob=p, gamma=(0.7, 1.5)),
-            ]
-        return steps
-
 
 def available_presets() -> list[str]:
     """Names of the presets that ship with the package."""
     return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
 
 
-def load_preset(name: str | Path | Mapping[str, Any], flavour: str | None = None, **overrides: Any) -> Preset:
+def load_preset(name: str | Path | Mapping[str, Any], flavor: str | None = None, **overrides: Any) -> Preset:
     """Read and validate a preset.
 
     Args:
         name: a name of :func:`available_presets`, the path of your own YAML, or a preset's content (packaged bundles
             carry it in their configs).
-        flavour: ``"literature"`` (as published) or ``"practical"`` (what a clinic should use), where the file offers
-            ``flavours``; None takes the file's ``default_flavour``.
+        flavor: ``"literature"`` (as published) or ``"practical"`` (what a clinic should use), where the file offers
+            ``flavors``; None takes the file's ``default_flavor``.
         **overrides: fields to replace; nested mappings are merged.
 
     Raises:
@@ -436,7 +208,7 @@ def load_preset(name: str | Path | Mapping[str, Any], flavour: str | None = None
             names the file and the key.
 
     Example:
-        >>> preset = load_preset("left_atrium", flavour="literature")
+        >>> preset = load_preset("left_atrium", flavor="literature")
         >>> preset.patch_size, preset.n_classes, preset.window.stride
         ((112, 112, 80), 2, (18, 18, 4))
     """
@@ -444,19 +216,20 @@ def load_preset(name: str | Path | Mapping[str, Any], flavour: str | None = None
         path, content = Path("dataset"), dict(name)
     else:
         path, content = _read(name)
-    flavours = content.pop("flavours", {}) or {}
-    default = content.pop("default_flavour", next(iter(flavours), None))
-    chosen = flavour or default
-    if flavours and chosen not in flavours:
-        raise DataError(f"flavour: {path.name} offers {', '.join(flavours)}, got {flavour!r}")
-    if flavours:
-        content = _merge(content, flavours[chosen] or {})
-        content["flavour"] = chosen
-    elif flavour is not None:
-        # one flavour only: the request is met if it is the one that the file says it is
-        stated = content.get("flavour", "practical")
-        if flavour != stated:
-            raise DataError(f"flavour: {path.name} offers only {stated!r}, got {flavour!r}")
+    content = _american(content, path)
+    flavors = content.pop("flavors", {}) or {}
+    default = content.pop("default_flavor", next(iter(flavors), None))
+    chosen = flavor or default
+    if flavors and chosen not in flavors:
+        raise DataError(f"flavor: {path.name} offers {', '.join(flavors)}, got {flavor!r}")
+    if flavors:
+        content = _merge(content, flavors[chosen] or {})
+        content["flavor"] = chosen
+    elif flavor is not None:
+        # one flavor only: the request is met if it is the one that the file says it is
+        stated = content.get("flavor", "practical")
+        if flavor != stated:
+            raise DataError(f"flavor: {path.name} offers only {stated!r}, got {flavor!r}")
     content.setdefault("name", path.stem)
     content = _merge(content, overrides)
     try:
@@ -470,6 +243,33 @@ def load_preset(name: str | Path | Mapping[str, Any], flavour: str | None = None
                 f"unknown key; known keys stand in the docstring of monai_ssl.data.preset.{type_hint(first['loc'])}"
             )
         raise DataError(f"{path}: {where}: {message} (got {first.get('input')!r})") from None
+
+
+# British keys of version 0.1; they are read until the release after the next
+_FORMER_KEYS = {
+    "flavours": "flavors",
+    "default_flavour": "default_flavor",
+    "flavour": "flavor",
+    "centre_crop": "center_crop",
+}
+
+
+def _american(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """``content`` with the keys of today's spelling, and a warning where it had others.
+
+    Raises:
+        DataError: when a key is there in both spellings.
+    """
+    for former, key in _FORMER_KEYS.items():
+        if former in content:
+            if key in content:
+                raise DataError(f"{path}: {former}: is the old spelling of {key}, which is there too; remove one")
+            warnings.warn(f"{path}: the key {former} is now spelled {key}", stacklevel=3)
+            content = {(key if k == former else k): value for k, value in content.items()}
+    flavors = content.get("flavors")
+    if isinstance(flavors, dict):
+        content["flavors"] = {k: _american(dict(v), path) if isinstance(v, dict) else v for k, v in flavors.items()}
+    return content
 
 
 def _read(name: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -506,5 +306,5 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def dump_preset(preset: Preset) -> str:
-    """The preset as YAML, readable by :func:`load_preset` (one flavour)."""
+    """The preset as YAML, readable by :func:`load_preset` (one flavor)."""
     return yaml.safe_dump(preset.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

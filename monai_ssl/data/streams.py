@@ -1,4 +1,4 @@
-"""Two-stream loading: labelled and unlabelled batches that depend on (seed, iteration, slot) and on nothing else.
+"""Two-stream loading: labeled and unlabeled batches that depend on (seed, iteration, slot) and on nothing else.
 
 The two streams are infinite and *seeded by position*: which case fills slot ``s`` of iteration ``i``, and every random
 transform applied to it, is a pure function of ``(seed, stream, i, s)``. The stream is therefore the same for 0 or 8
@@ -19,7 +19,8 @@ from monai.data import CacheDataset, get_track_meta, list_data_collate, set_trac
 from monai.transforms import Compose, Transform
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from monai_ssl.data.datalist import DataError, case_names
+from monai_ssl.data.cases import case_names
+from monai_ssl.errors import DataError
 
 
 def position_seed(*position: int) -> int:
@@ -139,24 +140,24 @@ class TwoStreamLoader:
     """Endless loader of ``{"labeled": {...}, "unlabeled": {...}}`` batches.
 
     Args:
-        labeled: labelled training cases.
+        labeled: labeled training cases.
         unlabeled: cases without label, or None. No label of theirs is ever opened: their entries have none.
-        labeled_transforms: random transforms of a labelled item, ending in tensors of equal shape (and whatever a
+        labeled_transforms: random transforms of a labeled item, ending in tensors of equal shape (and whatever a
             method wants computed by the workers, for example ``SignedDistanceMapd``).
-        unlabeled_transforms: random transforms of an unlabelled item.
+        unlabeled_transforms: random transforms of an unlabeled item.
         labeled_batch_size, unlabeled_batch_size: images per step AND PER PROCESS. ``unlabeled_batch_size=0``, or no
-            unlabelled case: batches have no ``unlabeled`` entry.
+            unlabeled case: batches have no ``unlabeled`` entry.
         epoch_length: what ``len()`` says; the trainer's unit of validation and checkpointing.
         seed: of the streams.
         num_workers: loader processes; 0 loads in the main process. Has no influence on what is loaded.
         pin_memory: page-locked batches for CUDA.
 
     Yields:
-        per stream: ``image`` (B, C, *patch) float32, ``label`` (B, 1, *patch) int64 (labelled only), ``index`` (B,)
+        per stream: ``image`` (B, C, *patch) float32, ``label`` (B, 1, *patch) int64 (labeled only), ``index`` (B,)
         int64 stable case index, ``name`` list of case names, other tensors that the transforms added.
 
     Raises:
-        DataError: when there is no labelled case, or one cannot be loaded.
+        DataError: when there is no labeled case, or one cannot be loaded.
         ValueError: for a batch size or an epoch length out of range.
 
     Example:
@@ -202,14 +203,14 @@ class TwoStreamLoader:
 
     @property
     def n_unlabeled(self) -> int:
-        """Unlabelled cases that training uses."""
+        """Unlabeled cases that training uses."""
         return len(self.streams["unlabeled"][0].cases) if "unlabeled" in self.streams else 0
 
     def prepare(self) -> None:
         """Load and cache all cases, before the long work starts."""
         if len(self.labeled) == 0:
             raise DataError(
-                "training: there is no labelled case; check dataset_dir and datalist (`monai-ssl check` tells more)"
+                "training: there is no labeled case; check dataset_dir and datalist (`monai-ssl check` tells more)"
             )
         for stream, _ in self.streams.values():
             stream.cases.prepare()

@@ -22,7 +22,7 @@ from monai.data import MetaTensor
 
 import monai_ssl
 from monai_ssl.data import Preset
-from monai_ssl.data.datalist import DataError
+from monai_ssl.errors import DataError
 from monai_ssl.files import atomic_path, write_text
 
 SEG, NIFTI, UNCERTAINTY = "segmentation.dcm", "segmentation.nii.gz", "uncertainty.nii.gz"
@@ -39,7 +39,7 @@ class Series:
     """One DICOM series as a volume.
 
     Attributes:
-        volume: ``(columns, rows, slices)`` float32 with its affine in RAS millimetres, as NIfTI files have it.
+        volume: ``(columns, rows, slices)`` float32 with its affine in RAS millimeters, as NIfTI files have it.
         datasets: the headers and pixels, in the order of the volume's slices.
         warnings: faults of the headers that were tolerated.
     """
@@ -83,7 +83,7 @@ def read_series(folder: str | Path) -> Series:
 
     Raises:
         DataError: for no or several series, a damaged file, missing or doubled slices, slices of different size or
-            direction, a tilted gantry, colour or multi-frame images, a single slice.
+            direction, a tilted gantry, color or multi-frame images, a single slice.
     """
     _dicom_packages()
     root = Path(folder).expanduser()
@@ -152,7 +152,7 @@ def _one_series(root: Path, datasets: list[Any]) -> list[Any]:
         if int(dataset.get("NumberOfFrames") or 1) > 1:
             raise DataError("dicom: multi-frame images are not read; export the series with one image per slice")
         if int(dataset.get("SamplesPerPixel") or 1) != 1:
-            raise DataError("dicom: images must be grey, got colour; choose the original series")
+            raise DataError("dicom: images must be gray, got color; choose the original series")
         for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
             if not dataset.get(keyword):
                 raise DataError(f"{dataset.monai_ssl_place} has no {keyword}: its place in space is unknown")
@@ -160,7 +160,7 @@ def _one_series(root: Path, datasets: list[Any]) -> list[Any]:
 
 
 def _arrange(root: Path, datasets: list[Any]) -> tuple[list[Any], np.ndarray]:
-    """Slices in the order of their places, and the affine (4, 4) from indices to RAS millimetres."""
+    """Slices in the order of their places, and the affine (4, 4) from indices to RAS millimeters."""
     first = datasets[0]
     direction = np.array(first.ImageOrientationPatient, dtype=float)
     spacing = np.array(first.PixelSpacing, dtype=float)
@@ -216,7 +216,7 @@ def _pixels(dataset: Any) -> np.ndarray:
             f"{place} cannot be decoded ({type(error).__name__}); export the series again, uncompressed"
         ) from None
     if stored.shape != (dataset.Rows, dataset.Columns):
-        raise DataError(f"{place} must hold one grey image, got shape {stored.shape}")
+        raise DataError(f"{place} must hold one gray image, got shape {stored.shape}")
     slope, intercept = float(dataset.get("RescaleSlope") or 1), float(dataset.get("RescaleIntercept") or 0)
     return (stored * slope + intercept).astype(np.float32)
 
@@ -442,7 +442,7 @@ def predict_series(
     """Segment one DICOM series.
 
     Args:
-        segmenter: a :class:`monai_ssl.deploy.inference.Segmenter` of a preset with one channel.
+        segmenter: a :class:`monai_ssl.engines.segment.Segmenter` of a preset with one channel.
         folder: of the series.
         output: folder; gets ``segmentation.dcm`` and ``segmentation.nii.gz``, and where asked for ``measurements.dcm``,
             ``measurements.json``, ``uncertainty.nii.gz``.

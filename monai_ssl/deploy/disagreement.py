@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_ssl.data.datalist import DataError
-from monai_ssl.deploy.inference import Segmenter, entropy
 from monai_ssl.engines import WindowInferer
+from monai_ssl.engines.segment import Segmenter, entropy
+from monai_ssl.errors import DataError
 from monai_ssl.methods import SemiSupervisedMethod
 
 
@@ -84,7 +84,7 @@ class DisagreementScorer:
     def __init__(self, bundle: Path, checkpoint: Path | None = None, **overrides: Any) -> None:
         from monai.bundle import ConfigParser
 
-        from monai_ssl.handlers import load, load_network
+        from monai_ssl.runs.weights import load, load_network
 
         self.segmenter = Segmenter(bundle, overrides)
         parser = ConfigParser()

@@ -1,4 +1,4 @@
-"""MONAI Label: an app whose trainings learn from the unlabelled scans of the datastore, too.
+"""MONAI Label: an app whose trainings learn from the unlabeled scans of the datastore, too.
 
 Imported by the server alone (``monai-ssl label-app`` writes the app's folder), in the environment of MONAI Label.
 """
@@ -75,7 +75,7 @@ class InferTask(BundleInferTask):
 
 
 class TrainTask(BundleTrainTask):
-    """MONAI Label's training of a bundle, given the unlabelled images of the datastore as well.
+    """MONAI Label's training of a bundle, given the unlabeled images of the datastore as well.
 
     A training begins with the present model's weights (``pretrained``), writes to ``models/training`` and becomes the
     model only when it is complete.
@@ -91,14 +91,14 @@ class TrainTask(BundleTrainTask):
         if not request.get("run_id"):  # an empty one, as forms send it, would run nothing and report success
             request["run_id"] = "run"
         if not datastore.get_labeled_images():
-            raise ValueError("training needs at least one labelled image: annotate and submit one first")
+            raise ValueError("training needs at least one labeled image: annotate and submit one first")
         unlabeled = datastore.get_unlabeled_images()
         self._request = request
         self._unlabeled = [{"image": datastore.get_image_uri(image)} for image in unlabeled]
         folder = Path(self.bundle_path) / TRAINING
         for former in folder.glob("previous-*"):
             shutil.rmtree(former, ignore_errors=True)
-        logger.info("monai_ssl: %d labelled and %d unlabelled images go into the training of %s",
+        logger.info("monai_ssl: %d labeled and %d unlabeled images go into the training of %s",
                     len(datastore.get_labeled_images()), len(unlabeled), request.get("model"))  # fmt: skip
         super().__call__(request, datastore)
         trained = folder / WEIGHTS.name
@@ -117,7 +117,7 @@ class TrainTask(BundleTrainTask):
     def _update_overrides(self, overrides: dict[str, Any]) -> dict[str, Any]:
         from monai_ssl.data import load_preset
 
-        preset = load_preset(self.bundle_config["dataset"], self.bundle_config.get("flavour"))
+        preset = load_preset(self.bundle_config["dataset"], self.bundle_config.get("flavor"))
         length = preset.training.epoch_length
         iterations = int(self._request.get("max_iterations") or 0)
         iterations = iterations or int(self._request.get("max_epochs", 10)) * length
@@ -134,7 +134,7 @@ class TrainTask(BundleTrainTask):
 
 
 class DisagreementScoring(ScoringMethod):
-    """Notes for every unlabelled image how much the trained method contradicts itself on it."""
+    """Notes for every unlabeled image how much the trained method contradicts itself on it."""
 
     def __init__(self, bundle: str) -> None:
         self.bundle = Path(bundle)
@@ -166,7 +166,7 @@ class DisagreementScoring(ScoringMethod):
 
 
 class DisagreementStrategy(Strategy):
-    """Next sample: the unlabelled image on which the method contradicts itself most.
+    """Next sample: the unlabeled image on which the method contradicts itself most.
 
     Before the first training there is nothing to contradict: the first image is taken. ``model`` in the request
     chooses among several bundles.
@@ -194,7 +194,7 @@ class DisagreementStrategy(Strategy):
 
 
 class SemiSupervisedApp(MONAILabelApp):
-    """Every bundle in ``model/``: inference, training with the unlabelled pool, active learning.
+    """Every bundle in ``model/``: inference, training with the unlabeled pool, active learning.
 
     ``--conf models a,b`` chooses among the bundles; default: all.
     """
@@ -208,7 +208,7 @@ class SemiSupervisedApp(MONAILabelApp):
         self.bundles = {path.name: str(path) for path in found if not wanted or path.name in wanted}
         if not self.bundles:
             raise ValueError(f"{folder} holds no bundle; write the app with `monai-ssl label-app`")
-        description = "Semi-supervised segmentation: trains on labelled and unlabelled scans"
+        description = "Semi-supervised segmentation: trains on labeled and unlabeled scans"
         super().__init__(app_dir, studies, conf, "monai_ssl", description, version=monai_ssl.__version__)
 
     def init_infers(self) -> dict[str, Any]:

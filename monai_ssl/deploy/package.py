@@ -20,9 +20,10 @@ import yaml
 from torch import Tensor, nn
 
 import monai_ssl
+from monai_ssl.bundle.library import read_json
 from monai_ssl.data import Preset, load_datalist, load_preset
-from monai_ssl.data.datalist import DataError, image_files
-from monai_ssl.deploy.bundles import read_json
+from monai_ssl.data.cases import image_files
+from monai_ssl.errors import DataError
 
 TOLERANCE = 1e-4
 CONFIGS = ("train.yaml", "inference.yaml")
@@ -55,7 +56,7 @@ def merge_preset(folder: Path, preset: Preset, overrides: Mapping[str, Any], hea
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         for key, value in overrides.items():
             _set(config, key, value)
-        config |= {"dataset": content, "flavour": None}
+        config |= {"dataset": content, "flavor": None}
         text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
         path.write_text(head + text, encoding="utf-8")
 
@@ -96,7 +97,7 @@ def export(folder: Path, onnx: bool = False) -> dict[str, float]:
     """
     from monai.bundle import ConfigParser, ckpt_export, onnx_export
 
-    from monai_ssl.handlers import load_network
+    from monai_ssl.runs.weights import load_network
 
     models, configs = folder / "models", folder / "configs"
     if onnx:
@@ -169,7 +170,7 @@ def write_label_app(
     output: str | Path,
     bundles: Sequence[str],
     dataset: str | None,
-    flavour: str | None = None,
+    flavor: str | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the folder of an app of MONAI Label.
@@ -178,7 +179,7 @@ def write_label_app(
         output: new folder.
         bundles: names of shipped bundles, or folders of packaged ones, which keep their weights.
         dataset: preset for the shipped bundles; None leaves a packaged bundle its own.
-        flavour: of the preset; None: ``practical``, where there is one.
+        flavor: of the preset; None: ``practical``, where there is one.
         overrides: ids of the bundles' configs -> values.
 
     Returns:
@@ -187,7 +188,7 @@ def write_label_app(
     Raises:
         DataError: when the folder is not empty, or a bundle or preset is unknown.
     """
-    from monai_ssl.deploy.bundles import check_ids, find_bundle, is_shipped, own_dataset
+    from monai_ssl.bundle.library import check_ids, find_bundle, is_shipped, own_dataset
 
     target = Path(output).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -198,9 +199,9 @@ def write_label_app(
         check_ids(source, ["train.yaml"], overrides or {})
         chosen = dataset if dataset is not None else own_dataset(source)
         try:
-            presets.append(load_preset(chosen, flavour or "practical"))
+            presets.append(load_preset(chosen, flavor or "practical"))
         except DataError:
-            if flavour is not None:
+            if flavor is not None:
                 raise
             presets.append(load_preset(chosen))
     for source, preset in zip(sources, presets, strict=True):
@@ -250,7 +251,7 @@ def package_run(
     Raises:
         DataError: when the folder is not empty, the weights do not fit, or an exported network computes other values.
     """
-    from monai_ssl.handlers import load, save
+    from monai_ssl.runs.weights import load, save
 
     target = Path(output).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -310,7 +311,7 @@ def _copy_results(run: Path, target: Path) -> dict[str, dict[str, Any]]:
         numbers = {case: f"case-{k:03d}" for k, case in enumerate(dict.fromkeys(row["case"] for row in rows), 1)}
         section = str(content["meta"]["section"])
         _number_cases(content["summary"], numbers)
-        meta = {key: content["meta"].get(key) for key in ("date", "versions", "dataset", "flavour", "section", "seed")}
+        meta = {key: content["meta"].get(key) for key in ("date", "versions", "dataset", "flavor", "section", "seed")}
         found[section] = {"meta": meta, "summary": content["summary"]}
         (target / section).mkdir(parents=True)
         _write_json(target / section / "summary.json", found[section])
@@ -420,7 +421,7 @@ def model_card(
     counts = data.get("counts", {})
     cases = ", ".join(f"{n} {key}" for key, n in counts.items()) or "unknown (the data were not at hand when packaging)"
     lines = [f"# {meta['name']}", "", meta["description"], "", "## Data", "",
-             f"- data set: `{preset.name}` ({preset.flavour}): {preset.description or 'no description'}",
+             f"- data set: `{preset.name}` ({preset.flavor}): {preset.description or 'no description'}",
              f"- cases: {cases}. Only the labels of `training` were read.",
              f"- channels: {', '.join(preset.channels)} ({preset.modality})",
              f"- classes: {meta['label_classes']}"]  # fmt: skip
@@ -463,8 +464,8 @@ def model_card(
               f"- It draws {', '.join(list(preset.labels.values())[1:])} and nothing else, also where the organ is "
               "missing or abnormal.",
               "- A person must look at every result before it is used.",
-              "- A bundle's configs are code: run this folder only if you trust its author.", "", "## Licence", "",
-              "The code is under the licence in `LICENSE`. Weights are derived from the training data: their licence "
+              "- A bundle's configs are code: run this folder only if you trust its author.", "", "## License", "",
+              "The code is under the license in `LICENSE`. Weights are derived from the training data: their license "
               "applies as well, add it as `docs/data_license.txt` before you pass the bundle on.", "",
               "## References", "", *(f"- {reference}" for reference in meta.get("references", [])), ""]  # fmt: skip
     return "\n".join(lines)

@@ -23,7 +23,7 @@ class WindowInferer(SlidingWindowInferer):
     Args:
         roi_size: window, voxels per axis.
         stride: exact stride in voxels per axis (the literature's way), or None to use ``overlap``.
-        overlap: share of the window that neighbours have in common, in [0, 1); used when ``stride`` is None.
+        overlap: share of the window that neighbors have in common, in [0, 1); used when ``stride`` is None.
         mode: ``"constant"`` (uniform mean) or ``"gaussian"`` weights.
         sw_batch_size: windows per pass.
         flips: test-time augmentation: every window is also shown mirrored along these groups of spatial axes, for

@@ -37,7 +37,7 @@ class TrainingDivergedError(RuntimeError):
 class SemiSupervisedTrainer(Trainer):
     """Ignite/MONAI trainer of a :class:`~monai_ssl.methods.SemiSupervisedMethod`.
 
-    One iteration = one optimiser step: the method's named terms are summed and minimised, the schedule advances, then
+    One iteration = one optimizer step: the method's named terms are summed and minimized, the schedule advances, then
     ``method.after_step()`` runs. Dropout and every other use of the torch generator is seeded by (seed, iteration,
     rank), so a run that was killed and resumed follows the same trajectory bit for bit, whatever validation or
     previews drew in between.
@@ -64,7 +64,7 @@ class SemiSupervisedTrainer(Trainer):
         **kwargs: further arguments of :class:`monai.engines.Trainer`.
 
     After each iteration ``engine.state.output[0]`` holds ``loss``, ``terms`` (dict of floats), ``grad_norm`` (before
-    clipping), ``lr`` and ``image``, ``label`` of the labelled batch.
+    clipping), ``lr`` and ``image``, ``label`` of the labeled batch.
 
     Raises:
         TypeError: when ``method`` is no SemiSupervisedMethod.
@@ -145,7 +145,7 @@ class SemiSupervisedTrainer(Trainer):
         streams: Any = self.data_loader
         streams.prepare()
         logger.info(
-            "%d labelled and %d unlabelled cases, %d iterations, %s",
+            "%d labeled and %d unlabeled cases, %d iterations, %s",
             streams.n_labeled,
             streams.n_unlabeled,
             self.total_iterations,

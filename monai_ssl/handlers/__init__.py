@@ -1,13 +1,12 @@
 """What hooks into Ignite engines: checkpoints, logs, progress, previews, results."""
 
-from .checkpoint import CHECKPOINT, MODEL, RunCheckpoint, load, load_network, save
-from .evaluation import EvaluationResults, Preview, load_original, spacing_of
+from monai_ssl.handlers.checkpoint import RunCheckpoint
+from monai_ssl.handlers.evaluation import EvaluationResults, Preview
+
 from .log import TRAINING, VALIDATION, CaseProgress, Progress, TrainingLog, ValidationLog
 from .validation import Validation
 
 __all__ = [
-    "CHECKPOINT",
-    "MODEL",
     "TRAINING",
     "VALIDATION",
     "CaseProgress",
@@ -18,9 +17,4 @@ __all__ = [
     "TrainingLog",
     "Validation",
     "ValidationLog",
-    "load",
-    "load_network",
-    "load_original",
-    "save",
-    "spacing_of",
 ]

@@ -10,87 +10,19 @@ from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from monai_ssl.data.datalist import DataError
-from monai_ssl.files import atomic_path
+from monai_ssl.errors import DataError
+from monai_ssl.runs.folder import CHECKPOINT, MODEL, RECORD, promote
+from monai_ssl.runs.weights import load, save
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT, MODEL = "checkpoint.pt", "model.pt"
-# what `monai-ssl train` notes about a run, before the first iteration
-RECORD = ("run.json", "preset.yaml")
-
-
-def pending(path: Path) -> Path:
-    """Where a file of :data:`RECORD` waits until a former run's is out of its way."""
-    return path.with_name(f".{path.name}.pending")
-
-
-def promote(folder: Path) -> None:
-    """Give waiting files of :data:`RECORD` their names."""
-    for name in RECORD:
-        if pending(folder / name).is_file():
-            os.replace(pending(folder / name), folder / name)
-
-
-def save(content: Any, path: str | Path) -> None:
-    """``torch.save`` that never leaves a half-written file.
-
-    Raises:
-        OSError: when the disk is full or the folder not writable, naming the file.
-    """
-    with atomic_path(path) as temporary:
-        try:
-            torch.save(content, temporary)
-        except RuntimeError as error:  # torch's zip writer reports a full disk as RuntimeError
-            raise OSError(28, " ".join(str(error).split())[:120], str(path)) from error
-
-
-def load(path: str | Path, map_location: Any = "cpu") -> Any:
-    """``torch.load`` of tensors and plain containers; never unpickles objects.
-
-    Raises:
-        DataError: when the file is missing, truncated, or holds anything but tensors and plain containers.
-    """
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; `monai-ssl train` writes it") from None
-    except Exception as error:  # torch raises many types here: UnpicklingError, RuntimeError, EOFError, ...
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
-        raise DataError(f"{path}: not a readable file of weights ({reason})") from None
-
-
-def load_network(network: nn.Module, path: str | Path) -> nn.Module:
-    """Load a deployed network's weights (``model.pt``) strictly.
-
-    Raises:
-        DataError: when the file is missing, unsafe, or does not fit the network.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(
-            f"ckpt: {path} does not exist; no weights are shipped: train first (`monai-ssl train` or the bundle's "
-            "train config) or give --ckpt"
-        )
-    state = load(path)
-    if isinstance(state, dict) and "model" in state and not isinstance(state["model"], Tensor):
-        state = state["model"]
-    try:
-        network.load_state_dict(state)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{path}: does not fit the network of this bundle and dataset ({' '.join(str(error).split())[:240]})"
-        ) from None
-    return network
 
 
 class RunCheckpoint:
     """Saves everything that training depends on, and takes a run up again where the last checkpoint left it.
 
-    The state is: iteration, method (networks, teachers, memories, counters), optimiser, schedule, gradient scaler. With
+    The state is: iteration, method (networks, teachers, memories, counters), optimizer, schedule, gradient scaler. With
     streams and dropout seeded by position, nothing else exists: a resumed run repeats the lost iterations bit for
     bit. Beside ``checkpoint.pt`` lies ``model.pt``, the flat state dict of the deployed network alone.
 
@@ -140,8 +72,8 @@ class RunCheckpoint:
         return {
             **self.identity,
             "seed": engine.seed,
-            "labelled cases": fingerprint(streams.labeled.entries),
-            "unlabelled cases": fingerprint(
+            "labeled cases": cases_digest(streams.labeled.entries),
+            "unlabeled cases": cases_digest(
                 streams.streams["unlabeled"][0].cases.entries if streams.n_unlabeled else []
             ),
             "labeled_batch_size": streams.labeled_batch_size,
@@ -231,7 +163,7 @@ class RunCheckpoint:
         )
 
 
-def fingerprint(entries: list[dict[str, Any]]) -> str:
+def cases_digest(entries: list[dict[str, Any]]) -> str:
     """Short hash of file names and of the contents of label files: an edited label makes another run."""
     digest = hashlib.sha256()
     for entry in entries:

@@ -9,15 +9,11 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from monai_ssl.data.datalist import DataError, case_name, case_names
-from monai_ssl.metrics import case_metrics, overlay_figure, write_results
-
-
-def spacing_of(affine: Any, dims: int) -> list[float]:
-    """Voxel size in mm from an affine, one entry per axis."""
-    from nibabel.affines import voxel_sizes
-
-    return [float(s) for s in voxel_sizes(affine)[:dims]]
+from monai_ssl.data.cases import case_name, case_names
+from monai_ssl.data.reading import load_original, spacing_of
+from monai_ssl.errors import DataError
+from monai_ssl.metrics import case_metrics, write_results
+from monai_ssl.reports.figures import overlay_figure
 
 
 class EvaluationResults:
@@ -55,7 +51,7 @@ class EvaluationResults:
             path = str(prediction.meta["filename_or_obj"])
             name = case_name({"image": path})
             if label is None:
-                raise DataError(f"case {name}: has no label; evaluation needs labelled cases")
+                raise DataError(f"case {name}: has no label; evaluation needs labeled cases")
             spacing = spacing_of(prediction.affine.cpu().numpy(), prediction.dim() - 1)
             self.images.append(path)
             self.rows.append(
@@ -100,10 +96,3 @@ class Preview:
             path=self.folder / f"iteration-{trainer.state.iteration:06d}.png",
             labels=self.labels,
         )
-
-
-def load_original(path: Any) -> Any:
-    """First channel of an image file as stored, array ``(*spatial)``."""
-    from monai.transforms import LoadImage
-
-    return LoadImage(image_only=True, ensure_channel_first=True)(path)[0].numpy()

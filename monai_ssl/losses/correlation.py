@@ -1,4 +1,4 @@
-"""Omni-correlation: unlabelled voxels described by their similarity to labelled prototypes (CAML)."""
+"""Omni-correlation: unlabeled voxels described by their similarity to labeled prototypes (CAML)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def sharpen(probabilities: Tensor, temperature: float = 0.1) -> Tensor:
-    r"""Push probabilities towards 0 and 1, each channel by itself:
+    r"""Push probabilities toward 0 and 1, each channel by itself:
     :math:`S(p) = p^{1/T} / \left(p^{1/T} + (1-p)^{1/T}\right)`.
 
     With more than two classes the channels of a voxel no longer add up to 1.

@@ -1,4 +1,4 @@
-"""Features of a class move towards prototypes of that class (SS-Net)."""
+"""Features of a class move toward prototypes of that class (SS-Net)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class PrototypeSeparationLoss(nn.Module):
         equal weights -> scalar float32 in [0, 2].
 
     Source: Wu et al., "Exploring Smoothness and Class-Separation for Semi-supervised Medical Image Segmentation",
-        MICCAI 2022, Eq. 4. The paper calls the weights "L1 normalised"; its code scales them to mean 1 as here, and by
+        MICCAI 2022, Eq. 4. The paper calls the weights "L1 normalized"; its code scales them to mean 1 as here, and by
         a slip of axes uses :math:`v_n = 1` always (``prototype_scores=None``).
 
     Example:

@@ -82,7 +82,7 @@ def class_representations(
 
     Args:
         features: ``(B, F, *spatial)``, any float format and layout.
-        masks: ``(B, C, *SPATIAL)``, hard or soft, of any resolution: resized to ``spatial`` by nearest neighbour, which
+        masks: ``(B, C, *SPATIAL)``, hard or soft, of any resolution: resized to ``spatial`` by nearest neighbor, which
             is strided subsampling where the sides divide.
         pooling: ``"image"``: the masked average above. ``"batch"``: the denominator sums over all images of one kind,
             the numerator does not, so a vector also tells the image's share in the class.
@@ -116,7 +116,7 @@ def class_representations(
 
 
 class RepresentationConsistencyLoss(nn.Module):
-    r"""Squared distance between the class representations of labelled and of unlabelled images, at one scale.
+    r"""Squared distance between the class representations of labeled and of unlabeled images, at one scale.
 
     .. math:: L = \frac{1}{|P|\,F} \sum_{(i,j,c) \in P} \lVert R^l_{i,c} - R^u_{j,c} \rVert^2
 
@@ -125,16 +125,16 @@ class RepresentationConsistencyLoss(nn.Module):
 
     Args:
         pooling: of the representations, see :func:`class_representations`. ``"batch"`` is the released code.
-        pairing: ``"same_index"``: labelled image i with unlabelled image i (released code); all pairs where their
-            numbers differ. ``"all_pairs"``: every labelled with every unlabelled image (Eq. 7).
+        pairing: ``"same_index"``: labeled image i with unlabeled image i (released code); all pairs where their
+            numbers differ. ``"all_pairs"``: every labeled with every unlabeled image (Eq. 7).
         empty: ``"skip"``: a class that one image of a pair does not show at this scale is left out of the mean for this
             pair. ``"zero"``: its representation is 0, and the other image is pulled to it (released code).
         reduction: ``"mean"``: mean over channels (released code, for which the published weights were chosen).
             ``"norm"``: the sum over channels (squared norm of Eq. 6), which is F times larger.
-        detach_labeled: the labelled side is a fixed target.
+        detach_labeled: the labeled side is a fixed target.
 
     Shapes:
-        features ``(B, F, *spatial)`` and masks ``(B, C, *SPATIAL)``, the ``n_labeled`` labelled images first -> scalar
+        features ``(B, F, *spatial)`` and masks ``(B, C, *SPATIAL)``, the ``n_labeled`` labeled images first -> scalar
         float32; 0 where every class of every pair is skipped.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Methods: one file each. A method turns a labelled and an unlabelled batch into named loss terms."""
+"""Methods: one file each. A method turns a labeled and an unlabeled batch into named loss terms."""
 
 from .base import SemiSupervisedMethod, joint_images
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels

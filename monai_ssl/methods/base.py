@@ -16,7 +16,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
 
     A subclass implements :meth:`forward`; the trainer does the rest. Everything a step computes (teacher passes,
     adversarial directions, reads of a memory) happens inside ``forward``, so wrapping a method in
-    ``DistributedDataParallel`` just works. Whatever happens after the optimiser's step goes into :meth:`after_step`.
+    ``DistributedDataParallel`` just works. Whatever happens after the optimizer's step goes into :meth:`after_step`.
     All state that changes belongs into ``state_dict()``: then resuming is exact by construction.
 
     Args:
@@ -28,7 +28,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
 
     Attributes:
         network: the deployed network.
-        iteration: optimiser steps made so far (ramp-ups and warm-ups depend on it).
+        iteration: optimizer steps made so far (ramp-ups and warm-ups depend on it).
 
     Raises:
         ValueError: when ``unsupervised_weight`` is negative.
@@ -59,20 +59,20 @@ class SemiSupervisedMethod(nn.Module, ABC):
         Args:
             labeled: ``image`` (B_l, C_in, *spatial) float32, ``label`` (B_l, 1, *spatial) int64, ``index`` (B_l,)
                 int64 stable case index, ``name`` list of case names, and what the config's transforms added.
-            unlabeled: ``image`` (B_u, C_in, *spatial) float32, ``name``; None when there are no unlabelled cases.
+            unlabeled: ``image`` (B_u, C_in, *spatial) float32, ``name``; None when there are no unlabeled cases.
 
         Returns:
-            scalar tensors; their sum is minimised.
+            scalar tensors; their sum is minimized.
         """
 
     def after_step(self) -> None:
-        """Called once after every optimiser step: EMA and memory updates. Overrides call ``super().after_step()``."""
+        """Called once after every optimizer step: EMA and memory updates. Overrides call ``super().after_step()``."""
         self.iteration += 1
 
     def second_opinion(self, image: Tensor) -> Tensor | None:
         """What the method knows of an image beside its deployed network: another head, a teacher, a second network.
 
-        Where it contradicts the network, a label would teach most: active learning ranks unlabelled scans by it, see
+        Where it contradicts the network, a label would teach most: active learning ranks unlabeled scans by it, see
         :func:`monai_ssl.deploy.disagreement.disagreement`. Called in eval mode, without gradients.
 
         Args:
@@ -93,7 +93,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
 
 
 def joint_images(labeled: Batch, unlabeled: Batch | None) -> Tensor:
-    """Labelled rows first, then unlabelled rows, for methods that need joint batch statistics."""
+    """Labeled rows first, then unlabeled rows, for methods that need joint batch statistics."""
     if unlabeled is None:
         return labeled["image"]
     return torch.cat([labeled["image"], unlabeled["image"]])

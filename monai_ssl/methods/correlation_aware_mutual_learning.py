@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
 
 
 class CorrelationAwareMutualLearning(SemiSupervisedMethod):
-    r"""A vanilla and an auxiliary network teach each other and agree on correlations with labelled prototypes.
+    r"""A vanilla and an auxiliary network teach each other and agree on correlations with labeled prototypes.
 
-    Both networks see labelled and unlabelled images together, once. The auxiliary one upsamples differently and lets
+    Both networks see labeled and unlabeled images together, once. The auxiliary one upsamples differently and lets
     the images of a batch attend to each other (:class:`~monai_ssl.networks.CrossSampleNetwork`). Each is pulled to the
-    other's sharpened prediction; and for unlabelled voxels on which both agree, the softmax of similarities to
-    prototypes from a memory of labelled voxels shall be the same in both:
+    other's sharpened prediction; and for unlabeled voxels on which both agree, the softmax of similarities to
+    prototypes from a memory of labeled voxels shall be the same in both:
 
     .. math:: L = \tfrac{1}{2}\left(L_{Dice}^v + L_{Dice}^a\right) + \lambda_c(t)\, L_c + \lambda_o(t)\, L_o
 
@@ -53,12 +53,12 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
             ``"hard"``: cross-entropy with hard labels (CPS, which the paper cites).
         sharpening_temperature: of ``"sharpened"``.
         embedding_channels: of projection and prediction; 32 in the released runs, 64 in the paper.
-        rows_per_class: the i most confident unlabelled voxels of each class.
+        rows_per_class: the i most confident unlabeled voxels of each class.
         prototypes_per_class: the j memory vectors drawn for each class.
         similarity: ``"dot"`` (released code) or ``"cosine"`` (Eq. 2).
         temperature: of the correlations; the paper's t is its inverse, 10.
         detach_target: targets of both unsupervised losses carry no gradient (released code: they do).
-        bank_capacity: vectors stored per labelled case and class; None: all. See
+        bank_capacity: vectors stored per labeled case and class; None: all. See
             :class:`~monai_ssl.networks.MemoryBank`: from ``prototypes_per_class`` on, every draw has the same
             distribution as with all of them.
         unsupervised_weight: factor on both unsupervised terms; 0 is the matched floor.
@@ -73,18 +73,18 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
     weight of the correlation   0.1                             0.05
     supervised weight           1                               0.5 of the sum of both Dice losses
     cross supervision           as CPS (hard labels)            sharpened, targets not detached
-    memory                      N slots per labelled image      one, with every correct voxel
+    memory                      N slots per labeled image      one, with every correct voxel
     direction of Eq. 3          ambiguous                       vanilla predicts, auxiliary is target
     confident rows              by "the confidence scores"      of the vanilla network, for both
     ==========================  ==============================  =====================================
 
-    The released bank update reads the auxiliary features of labelled images in another axis order than the vanilla
-    ones, a slip: half of every stored vector mixes neighbouring voxels. Here both are read in the same order.
+    The released bank update reads the auxiliary features of labeled images in another axis order than the vanilla
+    ones, a slip: half of every stored vector mixes neighboring voxels. Here both are read in the same order.
 
     Randomness (dropout, which vectors are stored and drawn) comes from torch's global generator, which the trainer
     seeds by the position of the step. The memory is part of the state: a resumed run draws the same prototypes.
 
-    Under ``DistributedDataParallel`` attention stays inside each process's batch, and the memory holds the labelled
+    Under ``DistributedDataParallel`` attention stays inside each process's batch, and the memory holds the labeled
     cases of all processes.
 
     Loss terms: ``dice``, ``cross_supervision``, ``correlation``. A class of which the memory holds fewer than
@@ -190,7 +190,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         return self.auxiliary(image).float().softmax(1)
 
     def terms(self, logits: Sequence[Tensor], features: Sequence[Tensor], labeled: Batch) -> dict[str, Tensor]:
-        """Loss terms from the outputs of both networks, vanilla first; the labelled rows come first. Updates the bank.
+        """Loss terms from the outputs of both networks, vanilla first; the labeled rows come first. Updates the bank.
 
         Args:
             logits: two of ``(B, n_classes, *spatial)`` float32.
@@ -216,7 +216,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         }
 
     def _remember(self, features: Sequence[Tensor], predicted: Sequence[Tensor], labeled: Batch) -> None:
-        """Fill the slots of the labelled cases with the voxels that both networks classify correctly."""
+        """Fill the slots of the labeled cases with the voxels that both networks classify correctly."""
         label = labeled["label"][:, 0]
         parts: list[list[Tensor]] = []
         counts: list[list[int]] = []
@@ -237,7 +237,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         self.bank.update(labeled["index"], parts, counts)
 
     def _correlation(self, features: Sequence[Tensor], predicted: Sequence[Tensor], probability: Tensor) -> Tensor:
-        """Omni-correlation consistency of the unlabelled images."""
+        """Omni-correlation consistency of the unlabeled images."""
         with torch.no_grad():
             prototypes, _ = self.bank.sample(self.prototypes_per_class)
             agreed = (predicted[0] == predicted[1]).flatten()
@@ -269,9 +269,9 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
             counts = self.bank.counts.sum(0).tolist()
             if few := [f"{c} ({n})" for c, n in enumerate(counts) if n < self.prototypes_per_class]:
                 logger.warning(
-                    "iteration %d: the memory holds fewer than prototypes_per_class = %d correct labelled voxels of "
+                    "iteration %d: the memory holds fewer than prototypes_per_class = %d correct labeled voxels of "
                     "class %s: there are no prototypes of it, and without any class no correlation term. Check that "
-                    "labelled patches show the class (patch size, cropping, label values: `monai-ssl check`) and that "
+                    "labeled patches show the class (patch size, cropping, label values: `monai-ssl check`) and that "
                     "the supervised loss falls, or lower prototypes_per_class.",
                     self.iteration,
                     self.prototypes_per_class,
@@ -280,7 +280,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
 
 
 def published_ramp_levels(n_labeled: int) -> int:
-    """Levels of CAML's ramp-up in the released runs: 40, 20, 15 for 4, 8, 16 labelled cases; between them the next one.
+    """Levels of CAML's ramp-up in the released runs: 40, 20, 15 for 4, 8, 16 labeled cases; between them the next one.
 
     Example:
         >>> [published_ramp_levels(n) for n in (2, 4, 5, 8, 16, 64)]

@@ -18,7 +18,7 @@ VARIANTS = ("released", "paper")
 class DualTaskConsistency(SemiSupervisedMethod):
     r"""Dual-task consistency between a segmentation head and a signed-distance head.
 
-    One forward pass over labelled and unlabelled images together gives logits and a signed distance map ``d``. Labelled
+    One forward pass over labeled and unlabeled images together gives logits and a signed distance map ``d``. Labeled
     images supervise both heads; on all images the mask implied by the distance, :math:`T^{-1}(d) = \sigma(-k d)`, is
     pulled to the segmentation and the other way round:
 
@@ -48,7 +48,7 @@ class DualTaskConsistency(SemiSupervisedMethod):
     sign in :math:`T^{-1}`        minus                           minus (Eq. 2 has a sign error)
     SDF, consistency              voxel means                     voxel means (Eq. 4 prints sums,
                                                                   10^6 times larger)
-    SDF target                    of the crop, normalised         of the crop, normalised
+    SDF target                    of the crop, normalized         of the crop, normalized
     ============================  ==============================  ================================
 
     Loss terms: ``dice``, ``signed_distance``, ``consistency``.
@@ -114,7 +114,7 @@ class DualTaskConsistency(SemiSupervisedMethod):
         return classes / classes.sum(1, keepdim=True)
 
     def terms(self, logits: Tensor, raw_distance: Tensor, labeled: Batch) -> dict[str, Tensor]:
-        """Loss terms from the outputs of both heads; the labelled rows come first.
+        """Loss terms from the outputs of both heads; the labeled rows come first.
 
         Args:
             logits: ``(B, n_classes, *spatial)``.

@@ -21,10 +21,10 @@ class SmoothnessSeparation(SemiSupervisedMethod):
     .. math:: L = L_{Dice} + w(t) \left[ L_{lds} + 0.1\, (L_{cs}^{l} + L_{cs}^{u}) \right]
 
     *Smoothness* (:class:`~monai_ssl.losses.VirtualAdversarialLoss`): on all images, the prediction may not change under
-    the perturbation of norm :math:`\epsilon` that changes it most. *Separation*: labelled voxels that the network gets
+    the perturbation of norm :math:`\epsilon` that changes it most. *Separation*: labeled voxels that the network gets
     right offer their projected features; ``prototypes`` of them per foreground class are kept, those that a learned
-    *selector* scores lowest. The features of every voxel, grouped by label (labelled) or prediction (unlabelled), are
-    pulled towards the prototypes of their class.
+    *selector* scores lowest. The features of every voxel, grouped by label (labeled) or prediction (unlabeled), are
+    pulled toward the prototypes of their class.
 
     Args:
         network: maps images to logits and offers ``features(image)``, ``logits(features)``, ``feature_channels``,
@@ -44,7 +44,7 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         rank: which candidates become prototypes: those with the ``"lowest"`` scores (released) or the ``"highest"``
             (paper).
         rank_by: whose scores: of the selector of ``"features"`` (released) or of ``"prototypes"`` (paper). Candidates
-            are scored as they are; the selector of prototypes learns from L2-normalised ones, as in the code.
+            are scored as they are; the selector of prototypes learns from L2-normalized ones, as in the code.
         memory_weights: weigh the prototypes by their selector's scores (paper). Released: a slip of axes makes all
             weights 1.
         ramp_up: :math:`w(t)` as a function of the step's number, which counts from 1 in 3D and from 0 in 2D, as in the
@@ -175,10 +175,10 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         }
 
     def separate(self, features: Tensor, predicted: Tensor, label: Tensor) -> Tensor:
-        """Separation of labelled plus unlabelled voxels; the memory is renewed first.
+        """Separation of labeled plus unlabeled voxels; the memory is renewed first.
 
         Args:
-            features: ``(B, F, *spatial)``, labelled rows first.
+            features: ``(B, F, *spatial)``, labeled rows first.
             predicted: classes ``(B, 1, *spatial)`` int64.
             label: ``(B_l, 1, *spatial)``.
         """
@@ -200,7 +200,7 @@ class SmoothnessSeparation(SemiSupervisedMethod):
 
     @torch.no_grad()
     def renew(self, features: Tensor, correct: Tensor, label: Tensor) -> None:
-        """New prototypes from the labelled voxels that are predicted right, for every class that has some."""
+        """New prototypes from the labeled voxels that are predicted right, for every class that has some."""
         places = correct.flatten().nonzero()[:, 0]
         candidates = self.voxel_heads.project(features, places)
         classes = label.flatten()[places]
@@ -238,8 +238,8 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         used = self.unsupervised_weight * self.separation_weight > 0
         if used and due and (empty := self.memory.empty()):
             logger.warning(
-                "iteration %d: no prototypes of class %s yet: no labelled voxel of it was ever predicted right, and "
-                "the separation term leaves it out. Check that labelled patches show the class (patch size, cropping, "
+                "iteration %d: no prototypes of class %s yet: no labeled voxel of it was ever predicted right, and "
+                "the separation term leaves it out. Check that labeled patches show the class (patch size, cropping, "
                 "label values: `monai-ssl check`) and that the supervised loss falls.",
                 self.iteration,
                 ", ".join(map(str, empty)),

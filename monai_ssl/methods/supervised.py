@@ -1,4 +1,4 @@
-"""Training from labels alone: lower bound (the labelled cases) and upper bound (all cases labelled)."""
+"""Training from labels alone: lower bound (the labeled cases) and upper bound (all cases labeled)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from monai_ssl.methods.base import Batch, SemiSupervisedMethod
 
 
 class Supervised(SemiSupervisedMethod):
-    """Learns from the labelled batch; the unlabelled batch, if any, is ignored.
+    """Learns from the labeled batch; the unlabeled batch, if any, is ignored.
 
     Args:
         network: image -> logits with background.

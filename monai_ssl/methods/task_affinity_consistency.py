@@ -17,11 +17,11 @@ ACTIVATIONS = ("sigmoid", "softmax")
 
 
 class TaskAffinityConsistency(SemiSupervisedMethod):
-    r"""Class-specific representations of unlabelled images are matched to those of labelled images.
+    r"""Class-specific representations of unlabeled images are matched to those of labeled images.
 
-    One forward pass over labelled and unlabelled images together gives logits, the encoder's feature maps
+    One forward pass over labeled and unlabeled images together gives logits, the encoder's feature maps
     (*contextual*) and the skip connections behind their attention gates (*structural*). At every scale the features are
-    averaged under the mask of each class, the label of a labelled image, the prediction of an unlabelled one, and the
+    averaged under the mask of each class, the label of a labeled image, the prediction of an unlabeled one, and the
     representations E (contextual) and S (structural) of both kinds of images are pulled together:
 
     .. math:: L = \sum_c L_{Dice}^c + \tau_1 \sum_k \overline{(E^k_u - E^k_l)^2}
@@ -40,14 +40,14 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
         structural_scales: scales of the structural term, 1 = full resolution; None: all four.
         pooling: ``"batch"``: the denominator of the masked average sums over the images of one kind (released code);
             ``"image"``: a true masked average per image (Eq. 1).
-        pairing: ``"same_index"`` or ``"all_pairs"``. Different numbers of labelled and unlabelled images are always
+        pairing: ``"same_index"`` or ``"all_pairs"``. Different numbers of labeled and unlabeled images are always
             paired each with each.
         empty: ``"skip"``: a class that an image of the pair does not show at a scale is left out there. ``"zero"``: its
             representation is 0 and the other image's is pulled to it (released code).
-        masks: of unlabelled images. ``"soft"``: probabilities, with gradient (released code). ``"hard"``: the most
+        masks: of unlabeled images. ``"soft"``: probabilities, with gradient (released code). ``"hard"``: the most
             probable class, without.
         reduction: ``"mean"`` or ``"norm"``, see :class:`~monai_ssl.losses.RepresentationConsistencyLoss`.
-        detach_labeled: labelled representations are fixed targets (released code: both sides move).
+        detach_labeled: labeled representations are fixed targets (released code: both sides move).
         activation: ``"sigmoid"`` per channel (released code) or ``"softmax"``, of Dice and of the masks. The deployed
             segmentation is the most probable class either way.
         unsupervised_weight: factor on both consistency terms; 0 is the matched floor.
@@ -61,8 +61,8 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
     distance                   sum over channels (Eq. 6)         mean over channels; ``reduction="norm"``
     pairs                      all (Eq. 7)                       same index; ``pairing="all_pairs"``
     contextual scales          4                                 5; ``contextual_scales=[1, 2, 3, 4]``
-    forward pass               labelled, unlabelled separately   one mixed batch
-    mask of unlabelled images  not stated                        soft, with gradient; ``masks="hard"``
+    forward pass               labeled, unlabeled separately   one mixed batch
+    mask of unlabeled images  not stated                        soft, with gradient; ``masks="hard"``
     activation                 not stated                        sigmoid; ``activation="softmax"``
     class that is not there    not discussed                     zero vector; here skipped, ``empty="zero"``
     =========================  ================================  ==============================================
@@ -127,7 +127,7 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
     def terms(
         self, logits: Tensor, contextual: Sequence[Tensor], structural: Sequence[Tensor], labeled: Batch
     ) -> dict[str, Tensor]:
-        """Loss terms from the network's outputs; the labelled rows come first.
+        """Loss terms from the network's outputs; the labeled rows come first.
 
         Args:
             logits: ``(B, n_classes, *spatial)``.
@@ -148,7 +148,7 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
             "contextual": (self.contextual_weight, _at(contextual, self.contextual_scales, "contextual_scales")),
             "structural": (self.structural_weight, _at(structural, self.structural_scales, "structural_scales")),
         }
-        if len(logits) == rows:  # no unlabelled image
+        if len(logits) == rows:  # no unlabeled image
             return terms | {kind: logits.new_zeros(()) for kind in kinds}
         masks = torch.cat([one_hot(label, n_classes, dtype=torch.float32), self._masks(logits[rows:])])
         for kind, (weight, maps) in kinds.items():

@@ -39,7 +39,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         \frac{\sum M \left(\beta\,\overline{(p - p')^2} + (1 - \beta)\,\overline{(d - d')^2}\right)}{\sum M}
         + \overline{(p_{fg} - \sigma(-k d))^2}\right]
 
-    Both consistency terms act on labelled and unlabelled images. Only the student's segmentation head is deployed.
+    Both consistency terms act on labeled and unlabeled images. Only the student's segmentation head is deployed.
 
     Args:
         network: a :class:`~monai_ssl.networks.DualTaskNetwork`; with ``shared_logits`` any network that maps images to
@@ -207,7 +207,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         mean_probabilities: Tensor | None,
         labeled: Batch,
     ) -> dict[str, Tensor]:
-        """Loss terms from the outputs of student and teacher; the labelled rows come first.
+        """Loss terms from the outputs of student and teacher; the labeled rows come first.
 
         Args:
             logits: of the student, ``(B, C, *spatial)`` float32.

@@ -39,7 +39,7 @@ def case_metrics(
 ) -> list[Row]:
     """Score one segmentation against its reference, both on the grid of the original image.
 
-    Distances come in millimetres (``*_mm``) and in the literature's convention (``*_voxel``: voxel units, spacing
+    Distances come in millimeters (``*_mm``) and in the literature's convention (``*_voxel``: voxel units, spacing
     ignored). 95HD is the 95th percentile of both directed distance sets pooled; ASD runs one way, from the
     prediction's surface to the reference's; ASSD is the mean of both sets pooled (all three as in medpy).
 
@@ -52,7 +52,7 @@ def case_metrics(
         reference: integer label map of the same shape.
         labels: name of every class by its value in the arrays, e.g. ``{1: "left atrium"}``; keys may be digit
             strings (as in JSON). The background, 0, is skipped; values that are not named are not scored.
-        spacing: voxel size in millimetres, one value per axis (or one for all).
+        spacing: voxel size in millimeters, one value per axis (or one for all).
         case: name of the case, copied into the rows.
 
     Returns:
@@ -91,7 +91,7 @@ def case_metrics(
         row["dice"], row["jaccard"] = dice_score(mask, truth), jaccard_score(mask, truth)
         if all(counts):
             voxel = SurfaceDistances(mask, truth)
-            if (scale == scale[0]).all():  # isotropic: millimetres are scaled voxels
+            if (scale == scale[0]).all():  # isotropic: millimeters are scaled voxels
                 row["hd95_mm"], row["asd_mm"], row["assd_mm"] = (
                     distance * float(scale[0]) for distance in (voxel.hd95(), voxel.asd(), voxel.assd())
                 )

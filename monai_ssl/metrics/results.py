@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from monai_ssl.files import write_atomically
+
 from .cases import METRICS, Row
 from .statistics import summarize
 
@@ -80,21 +82,6 @@ def environment() -> dict[str, Any]:
             "cuda_devices": devices,
         },
     }
-
-
-def write_atomically(files: Mapping[Path, str | bytes]) -> None:
-    """Write all files under temporary names, then put each in place: a reader never sees half a file."""
-    temporary: dict[Path, Path] = {}
-    try:
-        for target, content in files.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary[target] = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            temporary[target].write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        for target, source in temporary.items():
-            os.replace(source, target)
-    finally:
-        for source in temporary.values():
-            source.unlink(missing_ok=True)
 
 
 def _plain(value: Any) -> Any:

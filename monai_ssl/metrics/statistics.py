@@ -146,7 +146,7 @@ def summarize(
     failure_dice: float = FAILURE_DICE,
     n_worst: int = 3,
 ) -> dict[str, Any]:
-    """Summarise a run: every class, and the mean over classes.
+    """Summarize a run: every class, and the mean over classes.
 
     The mean over classes is taken within each case first, so ``n`` is always a number of cases. Distances appear
     twice: under their own name with the penalty for empty masks, and as ``<name>_nonempty`` over the rows where both
@@ -154,7 +154,7 @@ def summarize(
 
     Args:
         rows: rows of :func:`~monai_ssl.metrics.case_metrics` over all cases.
-        metrics: columns to summarise.
+        metrics: columns to summarize.
         confidence: coverage of the bootstrap interval of the mean.
         n_resamples: bootstrap resamples.
         seed: seed of the bootstrap.

@@ -53,10 +53,10 @@ def image_diagonal(shape: Sequence[int], spacing: Sequence[float] | float | None
 
     Args:
         shape: image shape in voxels.
-        spacing: millimetres per voxel and axis; None gives the diagonal in voxels.
+        spacing: millimeters per voxel and axis; None gives the diagonal in voxels.
 
     Returns:
-        The diagonal in millimetres (or voxels).
+        The diagonal in millimeters (or voxels).
 
     Example:
         >>> image_diagonal((3, 4))
@@ -66,7 +66,7 @@ def image_diagonal(shape: Sequence[int], spacing: Sequence[float] | float | None
 
 
 def surface_points(mask: Any) -> np.ndarray:
-    """Indices of the surface voxels: foreground voxels with a face neighbour outside the mask.
+    """Indices of the surface voxels: foreground voxels with a face neighbor outside the mask.
 
     Beyond the image counts as outside, so a structure cut by the border has surface there (as in medpy).
 
@@ -97,7 +97,7 @@ class SurfaceDistances:
     Args:
         prediction: mask of shape (X, Y) or (X, Y, Z); non-zero is foreground.
         reference: mask of the same shape.
-        spacing: millimetres per voxel and axis; None gives distances in voxels.
+        spacing: millimeters per voxel and axis; None gives distances in voxels.
 
     Attributes:
         to_reference: distance of every surface voxel of the prediction to the surface of the reference.

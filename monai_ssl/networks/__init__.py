@@ -1,11 +1,12 @@
 """Segmentation networks: image in, logits out, feature maps on the way; heads, teachers and memories beside them."""
 
+from monai_ssl.networks.adapters import FeatureNetwork, TappedNetwork
 from monai_ssl.networks.cross_sample import CrossSampleAttention, CrossSampleNetwork
 from monai_ssl.networks.ema import EMATeacher
 from monai_ssl.networks.encoder_decoder import EncoderDecoder
-from monai_ssl.networks.heads import DualTaskNetwork, DualTaskVNet, FeatureNetwork
+from monai_ssl.networks.heads import DualTaskNetwork, DualTaskVNet
+from monai_ssl.networks.literature import literature_network
 from monai_ssl.networks.memory_bank import MemoryBank
-from monai_ssl.networks.plans import TappedNetwork, literature_network
 from monai_ssl.networks.prototypes import PrototypeMemory
 from monai_ssl.networks.unet import UNet
 from monai_ssl.networks.vnet import VNet

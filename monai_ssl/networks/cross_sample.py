@@ -14,11 +14,11 @@ class CrossSampleAttention(nn.Module):
     """Cross-sample mutual attention: first within each image, then among the images of the batch, position by position.
 
     Two post-norm transformer encoder layers in sequence. The first one attends over the positions of one image; the
-    second one over the images at one position, labelled and unlabelled mixed, with gradient to all. No positional
-    encoding. In evaluation mode the module is the identity: a network must not depend on its neighbours in a batch.
+    second one over the images at one position, labeled and unlabeled mixed, with gradient to all. No positional
+    encoding. In evaluation mode the module is the identity: a network must not depend on its neighbors in a batch.
 
     Under ``DistributedDataParallel`` the attention stays inside each process's batch: images of other processes are not
-    seen. Give every process labelled and unlabelled images.
+    seen. Give every process labeled and unlabeled images.
 
     Args:
         channels: of the feature map; a multiple of ``heads``.
@@ -27,7 +27,7 @@ class CrossSampleAttention(nn.Module):
         dropout: in [0, 1), of attention weights, MLP and both residual branches.
 
     Shapes:
-        ``(B, channels, *spatial)`` -> the same; in training signed and layer-normalised.
+        ``(B, channels, *spatial)`` -> the same; in training signed and layer-normalized.
 
     Raises:
         ValueError: when ``heads`` does not divide ``channels``, or ``dropout`` is out of its range.

@@ -59,12 +59,12 @@ class EMATeacher(nn.Module):
         self.decay, self.buffer_policy, self.warm_up = float(decay), buffers, bool(warm_up)
 
     def decay_at(self, step: int) -> float:
-        """:math:`\\alpha` of the update after ``step + 1`` optimiser steps."""
+        """:math:`\\alpha` of the update after ``step + 1`` optimizer steps."""
         return min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay
 
     @torch.no_grad()
     def update(self, student: nn.Module, step: int) -> None:
-        """Move towards ``student``; ``step`` counts from 0. Call it after the optimiser's step."""
+        """Move toward ``student``; ``step`` counts from 0. Call it after the optimizer's step."""
         alpha = self.decay_at(step)
         ours: list[Tensor] = list(self.network.parameters())
         theirs: list[Tensor] = list(student.parameters())

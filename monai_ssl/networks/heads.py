@@ -6,55 +6,12 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from monai_ssl.networks.adapters import FeatureNetwork, spatial_dims_of
 from monai_ssl.networks.encoder_decoder import NormType
 from monai_ssl.networks.lean import pointwise
 from monai_ssl.networks.vnet import VNet
 
 __all__ = ["DualTaskNetwork", "DualTaskVNet", "FeatureNetwork"]
-
-
-class FeatureNetwork(nn.Module):
-    """A segmentation head, one convolution with kernel 1 and bias, on the feature map of any backbone.
-
-    For methods that work on the features before the head. A :class:`~monai_ssl.networks.VNet` or
-    :class:`~monai_ssl.networks.UNet` offers the same (``features``, ``logits``) by itself.
-
-    Args:
-        backbone: module that maps an image ``(B, C_in, *spatial)`` to a feature map ``(B, F, *spatial)``, for example
-            any MONAI network with ``out_channels=F``.
-        out_channels: number of classes, background included.
-        feature_channels: F.
-        spatial_dims: 2 or 3. Default: that of the backbone's convolutions.
-
-    Raises:
-        ValueError: when ``spatial_dims`` is neither given nor to be found.
-
-    Example:
-        >>> import torch
-        >>> from monai.networks.nets import BasicUNet
-        >>> from monai_ssl.networks import FeatureNetwork
-        >>> backbone = BasicUNet(spatial_dims=2, in_channels=1, out_channels=8, features=(8, 8, 16, 16, 16, 8))
-        >>> FeatureNetwork(backbone, out_channels=4, feature_channels=8)(torch.zeros(2, 1, 32, 32)).shape
-        torch.Size([2, 4, 32, 32])
-    """
-
-    def __init__(
-        self, backbone: nn.Module, out_channels: int, feature_channels: int, spatial_dims: int | None = None
-    ) -> None:
-        super().__init__()
-        self.spatial_dims = _spatial_dims(backbone) if spatial_dims is None else spatial_dims
-        self.out_channels, self.feature_channels = out_channels, feature_channels
-        self.features = backbone
-        convolution = Conv[Conv.CONV, self.spatial_dims]
-        self.head = convolution(feature_channels, out_channels, kernel_size=1)
-
-    def logits(self, features: Tensor) -> Tensor:
-        """Logits ``(B, out_channels, *spatial)`` float32 of a feature map, for training."""
-        return pointwise(features, self.head.weight, self.head.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits ``(B, out_channels, *spatial)`` of an image ``(B, C_in, *spatial)``."""
-        return self.head(self.features(x))
 
 
 class DualTaskNetwork(nn.Module):
@@ -116,7 +73,7 @@ class DualTaskNetwork(nn.Module):
                     f"backbone is a VNet or UNet with out_channels=None, got None for {type(backbone).__name__}"
                 )
         if spatial_dims is None:
-            spatial_dims = _spatial_dims(backbone)
+            spatial_dims = spatial_dims_of(backbone)
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
         self.backbone = backbone
@@ -241,12 +198,3 @@ class DualTaskVNet(DualTaskNetwork):
             norm=norm,
         )
         super().__init__(backbone, n_classes, binary=binary)
-
-
-def _spatial_dims(backbone: nn.Module) -> int:
-    for module in backbone.modules():
-        if isinstance(module, nn.Conv2d):
-            return 2
-        if isinstance(module, nn.Conv3d):
-            return 3
-    raise ValueError(f"spatial_dims must be given: {type(backbone).__name__} holds no 2D or 3D convolution")

@@ -1,4 +1,4 @@
-"""Memory of labelled features, by case and class (CAML's omni-correlation)."""
+"""Memory of labeled features, by case and class (CAML's omni-correlation)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from monai_ssl.distributed import gather, in_group
 
 __all__ = ["MemoryBank", "random_subset"]
 
@@ -29,7 +31,7 @@ def random_subset(n: int, size: int, device: torch.device | str = "cpu") -> Tens
 
 
 class MemoryBank(nn.Module):
-    """One slot per labelled case; an update overwrites the slots of the cases in the batch, the others stay.
+    """One slot per labeled case; an update overwrites the slots of the cases in the batch, the others stay.
 
     A slot holds a random subset of at most ``capacity`` feature vectors per class beside the true number of vectors
     that it stands for. :meth:`sample` draws without replacement from the union of what the slots stand for: it first
@@ -198,15 +200,3 @@ class MemoryBank(nn.Module):
 
     def extra_repr(self) -> str:
         return f"n_classes={self.n_classes}, capacity={self.capacity}, slots={len(self)}"
-
-
-def in_group() -> bool:
-    """Whether this is one of several processes that train together."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def gather(x: Tensor) -> list[Tensor]:
-    """``x`` of every process of the group, in the order of their ranks; a collective call, of equal shapes."""
-    parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, x)
-    return parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from monai_ssl.networks.memory_bank import gather, in_group
+from monai_ssl.distributed import gather, in_group
 
 __all__ = ["PrototypeMemory"]
 

@@ -47,7 +47,7 @@ class UNet(EncoderDecoder):
         dropout: probability in [0, 1) of an element to be dropped. A number: after the coarsest block and after the
             last decoder block. A sequence with one number per scale, fine to coarse: inside the encoder's blocks,
             between their two convolutions. No choice renames a parameter.
-        decoders: upsampling of each decoder. "linear": bi- or trilinear; "nearest": nearest neighbour; "transpose":
+        decoders: upsampling of each decoder. "linear": bi- or trilinear; "nearest": nearest neighbor; "transpose":
             transposed convolution with kernel and stride 2, to the channels of the skip. The first one is deployed.
         gates: attention gates on the skip connections, before the concatenation. True: with half of the skip's
             channels inside each gate. A sequence gives these numbers per scale, fine to coarse.

@@ -47,7 +47,7 @@ class VNet(EncoderDecoder):
             ``monai.networks.layers.utils.get_norm_layer`` knows, or None.
         decoders: upsampling of each decoder. "transpose": transposed convolution, kernel and stride 2. "linear": bi-
             or trilinear (corners aligned) followed by a convolution with kernel 3, as in the second decoder of MC-Net
-            and CAML. "nearest": nearest neighbour followed by a convolution with kernel 3. The first decoder is the
+            and CAML. "nearest": nearest neighbor followed by a convolution with kernel 3. The first decoder is the
             deployed one.
         gates: attention gates on the skip connections, before the addition (TAC, eq. 2). True: with half of the skip's
             channels inside each gate, but 32 in the one at full resolution, as in TAC's code. A sequence gives these

@@ -1,23 +1,23 @@
 """Transforms that MONAI lacks."""
 
-from .centre_crop import CentreCropd, centre_window
+from .center_crop import CenterCropd, center_window
 from .intensity import NormalizeNonzerod
 from .literature import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd, rotate_flip
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd, signed_distance_map
-from .slices import ByRankd, RandSliced, RandSliceRotateFlipd
+from .slices import DispatchByDimensiond, RandSliceRotateFlipd, RandSliceSelectd
 
 __all__ = [
-    "ByRankd",
-    "CentreCropd",
+    "CenterCropd",
+    "DispatchByDimensiond",
     "LiteraturePadd",
     "NormalizeNonzerod",
     "RandLiteratureCropd",
     "RandRotateFlipd",
     "RandSliceRotateFlipd",
-    "RandSliced",
+    "RandSliceSelectd",
     "SignedDistanceMap",
     "SignedDistanceMapd",
-    "centre_window",
+    "center_window",
     "rotate_flip",
     "signed_distance_map",
 ]

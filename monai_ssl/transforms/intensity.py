@@ -1,4 +1,4 @@
-"""Intensity normalisation that MONAI lacks."""
+"""Intensity normalization that MONAI lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normalised signed distance maps of label maps."""
+"""Normalized signed distance maps of label maps."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEGENERATE = ("safe", "official")
 
 
 def signed_distance_map(mask: np.ndarray, degenerate: str = "safe") -> np.ndarray:
-    r"""Signed distance of one binary mask, normalised inside and outside separately.
+    r"""Signed distance of one binary mask, normalized inside and outside separately.
 
     Outside in (0, 1], inside in [-1, 0), 0 on the inner boundary (foreground voxels that share a face with the
     background; the border of the array is no boundary):
@@ -37,7 +37,7 @@ def signed_distance_map(mask: np.ndarray, degenerate: str = "safe") -> np.ndarra
     Raises:
         ValueError: when ``degenerate`` is unknown.
 
-    Source: DTC, Eq. 1 (un-normalised there; the released code normalises because the head ends in tanh).
+    Source: DTC, Eq. 1 (un-normalized there; the released code normalizes because the head ends in tanh).
 
     Example:
         >>> signed_distance_map(np.array([0, 0, 1, 1, 1, 1, 0])).tolist()

@@ -12,7 +12,7 @@ from monai.transforms import InvertibleTransform, MapTransform, RandomizableTran
 from monai_ssl.transforms.literature import rotate_flip
 
 
-class ByRankd(MapTransform, InvertibleTransform):
+class DispatchByDimensiond(MapTransform, InvertibleTransform):
     """One invertible transform for images of two axes, another for volumes; which one a file needs is seen on loading.
 
     Args:
@@ -23,7 +23,7 @@ class ByRankd(MapTransform, InvertibleTransform):
     Example:
         >>> from monai.data import MetaTensor
         >>> from monai.transforms import Resize
-        >>> resize = ByRankd("image", Resize((8, 8)), Resize((8, 8, -1)))
+        >>> resize = DispatchByDimensiond("image", Resize((8, 8)), Resize((8, 8, -1)))
         >>> resize({"image": MetaTensor(torch.zeros(1, 4, 6, 5))})["image"].shape
         torch.Size([1, 8, 8, 5])
     """
@@ -45,7 +45,7 @@ class ByRankd(MapTransform, InvertibleTransform):
         return item
 
 
-class RandSliced(RandomizableTransform, MapTransform):
+class RandSliceSelectd(RandomizableTransform, MapTransform):
     """One random slice along the last axis of a volume, every slice equally likely; 2D images pass unchanged.
 
     Slices without foreground are drawn as well: in a short-axis stack they are the ends, and a network that never met
@@ -59,7 +59,7 @@ class RandSliced(RandomizableTransform, MapTransform):
         ``(C, H, W, D)`` -> ``(C, H, W)``.
 
     Example:
-        >>> RandSliced("image")({"image": torch.zeros(1, 8, 6, 5)})["image"].shape
+        >>> RandSliceSelectd("image")({"image": torch.zeros(1, 8, 6, 5)})["image"].shape
         torch.Size([1, 8, 6])
     """
 

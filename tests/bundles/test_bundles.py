@@ -36,8 +36,8 @@ from monai.transforms import Compose, SaveImage, SaveImaged
 from monai.utils import set_determinism
 
 import monai_ssl
+from monai_ssl.curation.phantom.dataset import write_phantom
 from monai_ssl.data import load_preset
-from monai_ssl.data.phantom import write_phantom
 
 HERE = Path(__file__).parent
 BUNDLES = sorted(folder for folder in (HERE.parents[1] / "bundles").iterdir() if folder.is_dir())
@@ -327,7 +327,7 @@ class TestFiles:
         assert [name for name in wanted if not (folder / name).is_file()] == []
         assert re.fullmatch("[a-z][a-z0-9_]*", folder.name)
 
-    def test_licence_is_the_full_apache_text(self, folder: Path) -> None:
+    def test_license_is_the_full_apache_text(self, folder: Path) -> None:
         text = (folder / "LICENSE").read_text(encoding="utf-8")
         assert "Apache License" in text
         assert "Version 2.0, January 2004" in text
@@ -335,7 +335,7 @@ class TestFiles:
         assert len(text) > 10000
 
     def test_ships_no_weights(self, folder: Path) -> None:
-        # weights would need a licence, a hash and an entry in large_files.yml
+        # weights would need a license, a hash and an entry in large_files.yml
         tracked = subprocess.run(
             ["git", "ls-files", str(folder)], cwd=folder, capture_output=True, text=True, check=False
         ).stdout.split()
@@ -389,7 +389,7 @@ class TestFiles:
 
     def test_readme_says_what_it_must(self, folder: Path) -> None:
         text = (folder / "docs" / "README.md").read_text(encoding="utf-8")
-        headings = ["How it works", "Data", "Commands", "Knobs", "Results", "When it fails", "Security", "Licence",
+        headings = ["How it works", "Data", "Commands", "Knobs", "Results", "When it fails", "Security", "License",
                     "Intended use", "Citation"]  # fmt: skip
         assert [name for name in headings if f"\n## {name}" not in text] == []
         assert "```mermaid" in text
@@ -439,7 +439,7 @@ class TestTraining:
 
     def test_two_processes(self, bundle: Bundle, tmp_path: Path) -> None:
         text = bundle.run(MULTI_GPU, *bundle.tiny, *tiny_training(tmp_path), real=True, DATA=bundle.data).ok().text
-        assert "2 labelled and" in text
+        assert "2 labeled and" in text
         state = torch.load(tmp_path / "model.pt", weights_only=True)
         parsed(bundle, "inference.yaml").get_parsed_content("network_def").load_state_dict(state, strict=True)
         with open(tmp_path / "training.csv", newline="", encoding="utf-8") as file:
@@ -447,7 +447,7 @@ class TestTraining:
 
     @pytest.mark.parametrize("n_unlabeled", [2, 0])
     def test_overrides_of_monai_label(self, trained: Bundle, tmp_path: Path, n_unlabeled: int) -> None:
-        """What MONAI Label's train task overrides, with an unlabelled pool and without."""
+        """What MONAI Label's train task overrides, with an unlabeled pool and without."""
         images, labels = trained.data / "images", trained.data / "labels"
         names = [f"labeled_000{i}.nii.gz" for i in (0, 1)]
         pairs = [{"image": str(images / name), "label": str(labels / name)} for name in names]
@@ -605,7 +605,7 @@ class TestPredictions:
             for name in ("straight", "turned")
         )
         assert straight.shape == turned.shape
-        # the sum behind the normalisation runs in another order: a voxel on the very edge may flip
+        # the sum behind the normalization runs in another order: a voxel on the very edge may flip
         assert (straight != turned).sum() <= 2
 
     @pytest.mark.shared_config

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import yaml
 
-from monai_ssl.data.phantom import write_phantom
-from monai_ssl.deploy.bundles import find_bundle, run_bundle
+from monai_ssl.bundle.library import find_bundle, run_bundle
+from monai_ssl.curation.phantom.dataset import write_phantom
 from monai_ssl.metrics import read_results
 
 NAMES = {0: "background", 1: "first", 2: "second", 3: "third"}

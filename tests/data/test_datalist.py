@@ -1,4 +1,4 @@
-"""Datalists: the format, the unlabelled pool, and every mistake a user can write into the JSON."""
+"""Datalists: the format, the unlabeled pool, and every mistake a user can write into the JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from monai_ssl.data.datalist import DataError, Datalist, case_name, case_names, image_files, load_datalist
+from monai_ssl.data.cases import case_name, case_names, image_files
+from monai_ssl.data.datalist import Datalist
+from monai_ssl.data.loading import load_datalist
+from monai_ssl.errors import DataError
 
 
 def touch(root: Path, *names: str) -> None:
@@ -185,7 +188,7 @@ def test_linked_images_are_not_taken_twice(tmp_path):
     assert pool_of(load_datalist(write(tmp_path, {"training": [pair("a")]}))) == ["u.nii.gz"]
 
 
-def test_labels_of_unlabelled_entries_are_dropped(tmp_path):
+def test_labels_of_unlabeled_entries_are_dropped(tmp_path):
     path = write(tmp_path, {"training": [pair("a")], "unlabeled": [pair("u"), {"image": "images/w.nii.gz"}]})
     with pytest.warns(UserWarning, match=r"1 entries with a label \(u\).*never opened") as caught:
         loaded = load_datalist(path)
@@ -249,7 +252,7 @@ def test_missing_places_are_named(tmp_path):
         ({"training": [{"image": ["a", None], "label": "b"}]}, "'image' must be a path.*got null"),
         ({"training": [{"image": "a", "label": ["b", "c"]}]}, "'label' must be one path, got"),
         ({"training": [{"image": "a", "label": ""}]}, "'label' must be one path"),
-        ({"training": [], "unlabelled": ["a.nii"]}, "unknown list 'unlabelled': did you mean 'unlabeled'"),
+        ({"training": [], "unlabeled": ["a.nii"]}, "unknown list 'unlabeled': did you mean 'unlabeled'"),
         ({"training": [], "labeled": []}, "unknown list 'labeled': did you mean 'training'"),
         ({"training": [], "val": []}, "unknown list 'val': did you mean 'validation'"),
         ({"training": [], "more": [{"image": "a"}]}, "unknown list 'more': the lists are"),

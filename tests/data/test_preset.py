@@ -8,6 +8,13 @@ import yaml
 from monai.data import MetaTensor
 
 from monai_ssl.data import DataError, Preset, available_presets, dump_preset, load_preset
+from monai_ssl.data.pipelines import (
+    postprocessing,
+    preprocessing,
+    random_transforms,
+    training_preprocessing,
+    validation_preprocessing,
+)
 
 SMALL = {"patch_size": [16, 16, 16], "labels": {0: "background", 1: "organ"}}
 
@@ -34,23 +41,23 @@ def write_case(folder, sides=(20, 18, 17), codes="RAS", spacing=(1.0, 1.0, 1.0),
 
 
 @pytest.mark.parametrize("name", available_presets())
-def test_shipped_presets_are_valid_in_every_flavour(name):
+def test_shipped_presets_are_valid_in_every_flavor(name):
     default = load_preset(name)
     assert default.name == name
     assert default.labels[0] == "background"
-    flavours = []
-    for flavour in ("literature", "practical"):
+    flavors = []
+    for flavor in ("literature", "practical"):
         try:
-            flavours.append(load_preset(name, flavour))
+            flavors.append(load_preset(name, flavor))
         except DataError:
             continue
-        assert flavours[-1].flavour == flavour
-    assert default in flavours
+        assert flavors[-1].flavor == flavor
+    assert default in flavors
 
 
 def test_published_numbers_of_the_left_atrium():
     preset = load_preset("left_atrium")
-    assert preset.flavour == "literature"
+    assert preset.flavor == "literature"
     assert preset.patch_size == (112, 112, 80)
     assert preset.window.stride == (18, 18, 4)
     assert preset.window.mode == "constant"
@@ -65,7 +72,7 @@ def test_published_numbers_of_the_left_atrium():
     assert not preset.largest_component
 
 
-def test_flavours_differ_where_they_say_so():
+def test_flavors_differ_where_they_say_so():
     literature, practical = load_preset("left_atrium", "literature"), load_preset("left_atrium", "practical")
     assert practical.intensity.policy == "robust"
     assert practical.augmentation.policy == "practical"
@@ -76,7 +83,7 @@ def test_own_file(tmp_path):
     preset = load_preset(write_preset(tmp_path, channels=["T1", "T2"], modality="MR"))
     assert preset.name == "mine"
     assert preset.in_channels == 2
-    assert preset.flavour == "practical"
+    assert preset.flavor == "practical"
 
 
 def test_overrides_are_merged():
@@ -119,7 +126,7 @@ def test_a_preset_cannot_be_changed():
         ({"intensity": {"policy": "robust", "window": [0, 1]}}, r"intensity\.window goes with policy 'window' or"),
         ({"intensity": {"policy": "minmax", "nonzero": True}}, r"intensity\.nonzero goes with policy 'robust' or"),
         ({"resize": [32, 32]}, r"resize is for spatial_dims 2 and goes without spacing"),
-        ({"centre_crop": [100, -1]}, r"centre_crop must be positive millimetres or null, .* got \[100\.0, -1\.0\]"),
+        ({"center_crop": [100, -1]}, r"center_crop must be positive millimeters or null, .* got \[100\.0, -1\.0\]"),
         ({"spatial_dims": 4}, r"spatial_dims: .*got 4"),
         ({"training": {"max_iterations": 0}}, r"training\.max_iterations: .*got 0"),
         ({"augmentation": {"policy": "literature"}, "patch_size": [16, 32, 16]},
@@ -144,9 +151,9 @@ def test_rejects_names_and_files(tmp_path):
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(DataError, match=r"list\.yaml: a preset must be a mapping of keys to values, got list"):
         load_preset(tmp_path / "list.yaml")
-    with pytest.raises(DataError, match=r"flavour: left_atrium\.yaml offers literature, practical, got 'other'"):
+    with pytest.raises(DataError, match=r"flavor: left_atrium\.yaml offers literature, practical, got 'other'"):
         load_preset("left_atrium", "other")
-    with pytest.raises(DataError, match=r"flavour: hippocampus\.yaml offers only 'practical', got 'literature'"):
+    with pytest.raises(DataError, match=r"flavor: hippocampus\.yaml offers only 'practical', got 'literature'"):
         load_preset("hippocampus", "literature")
 
 
@@ -160,10 +167,10 @@ def preset(**options):
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "SAL"])
 def test_orientation(tmp_path, codes):
     case, stored, _ = write_case(tmp_path, codes=codes)
-    out = preset(intensity={"policy": "as_stored"}).preprocessing()({"image": case["image"]})["image"]
+    out = preprocessing(preset(intensity={"policy": "as_stored"}))({"image": case["image"]})["image"]
     expected = nib.as_closest_canonical(nib.load(case["image"])).get_fdata(dtype=np.float32)
     np.testing.assert_array_equal(out[0], expected)
-    untouched = preset(intensity={"policy": "as_stored"}, orientation=None).preprocessing()({"image": case["image"]})[
+    untouched = preprocessing(preset(intensity={"policy": "as_stored"}, orientation=None))({"image": case["image"]})[
         "image"
     ]
     np.testing.assert_array_equal(untouched[0], stored)
@@ -171,7 +178,7 @@ def test_orientation(tmp_path, codes):
 
 def test_spacing(tmp_path):
     case, _, _ = write_case(tmp_path, sides=(20, 10, 17), spacing=(1.0, 2.0, 0.5))
-    out = preset(spacing=[1.0, 1.0, 1.0]).preprocessing(label=True)(dict(case))
+    out = preprocessing(preset(spacing=[1.0, 1.0, 1.0]), label=True)(dict(case))
     assert out["image"].shape == out["label"].shape
     assert all(abs(a - b) <= 1 for a, b in zip(out["image"].shape[1:], (20, 20, 9), strict=True))
     assert set(np.unique(out["label"])) == {0, 1}
@@ -181,7 +188,7 @@ def test_intensity_policies(tmp_path):
     case, stored, _ = write_case(tmp_path)
 
     def run(**intensity):
-        return preset(intensity=intensity).preprocessing()({"image": case["image"]})["image"][0].numpy()
+        return preprocessing(preset(intensity=intensity))({"image": case["image"]})["image"][0].numpy()
 
     np.testing.assert_array_equal(run(policy="as_stored"), stored)
     np.testing.assert_allclose(run(policy="zscore"), (stored - stored.mean()) / stored.std(), atol=1e-4)
@@ -199,7 +206,7 @@ def test_intensity_of_skull_stripped_brains_and_of_ct(tmp_path):
     case, stored, _ = write_case(tmp_path, array=values)
 
     def run(**intensity):
-        return preset(intensity=intensity).preprocessing()({"image": case["image"]})["image"][0].numpy()
+        return preprocessing(preset(intensity=intensity))({"image": case["image"]})["image"][0].numpy()
 
     brain = np.minimum(stored[6:], np.percentile(stored[6:], 90))
     out = run(policy="robust", nonzero=True, percentiles=[0, 90])
@@ -211,39 +218,39 @@ def test_intensity_of_skull_stripped_brains_and_of_ct(tmp_path):
     np.testing.assert_allclose(run(policy="zscore", window=[20, 60]), expected, atol=1e-4)
 
 
-def test_channels_are_normalised_one_by_one(tmp_path):
+def test_channels_are_normalized_one_by_one(tmp_path):
     case, image, _ = write_case(tmp_path)
     second = tmp_path / "second.nii.gz"
     nib.save(nib.Nifti1Image(image * 1000 + 5, nib.load(case["image"]).affine), second)
-    both = preset(channels=["a", "b"]).preprocessing()({"image": [case["image"], str(second)]})["image"]
+    both = preprocessing(preset(channels=["a", "b"]))({"image": [case["image"], str(second)]})["image"]
     assert both.shape[0] == 2
     torch.testing.assert_close(both[0], both[1], rtol=0, atol=1e-3)
 
 
 def test_label_is_not_scaled(tmp_path):
     case, _, stored = write_case(tmp_path)
-    out = preset().preprocessing(label=True)(dict(case))["label"]
+    out = preprocessing(preset(), label=True)(dict(case))["label"]
     np.testing.assert_array_equal(out[0], stored)
 
 
 def test_training_pads_and_gives_plain_tensors(tmp_path):
     case, _, _ = write_case(tmp_path, sides=(20, 9, 17))
     for policy, sides in (("practical", (20, 16, 17)), ("literature", (22, 21, 21))):
-        out = preset(augmentation={"policy": policy}).training_preprocessing()(dict(case))
+        out = training_preprocessing(preset(augmentation={"policy": policy}))(dict(case))
         assert type(out["image"]) is type(out["label"]) is torch.Tensor
         assert not isinstance(out["image"], MetaTensor)
         assert (out["image"].dtype, out["label"].dtype) == (torch.float32, torch.uint8)
         assert out["image"].shape == out["label"].shape == (1, *sides)
-    without = preset().training_preprocessing(label=False)({"image": case["image"]})
+    without = training_preprocessing(preset(), label=False)({"image": case["image"]})
     assert set(without) == {"image"}
 
 
 def test_validation_leaves_the_label_as_stored(tmp_path):
     case, _, stored = write_case(tmp_path, codes="LPS")
-    out = preset(spacing=[2.0, 2.0, 2.0]).validation_preprocessing()(dict(case))
+    out = validation_preprocessing(preset(spacing=[2.0, 2.0, 2.0]))(dict(case))
     np.testing.assert_array_equal(out["label"][0], stored)
     assert out["image"].shape != out["label"].shape
-    assert set(preset().validation_preprocessing()({"image": case["image"]})) == {"image"}
+    assert set(validation_preprocessing(preset())({"image": case["image"]})) == {"image"}
 
 
 # ------------------------------------------------------------------------------------------------- postprocessing
@@ -253,12 +260,12 @@ def test_validation_leaves_the_label_as_stored(tmp_path):
 def test_predictions_return_to_the_grid_of_the_file(tmp_path, codes):
     case, _, stored = write_case(tmp_path, codes=codes)
     p = preset(intensity={"policy": "as_stored"})
-    chain = p.preprocessing()
+    chain = preprocessing(p)
     item = chain({"image": case["image"]})
     # a network that finds the label exactly, on its own grid
     foreground = (item["image"] > np.percentile(item["image"], 70)).float()
     item["pred"] = torch.cat([1 - foreground, foreground])
-    out = p.postprocessing(chain, output_dir=str(tmp_path / "out"))(item)["pred"]
+    out = postprocessing(p, chain, output_dir=str(tmp_path / "out"))(item)["pred"]
     np.testing.assert_array_equal(out[0], stored)
     written = nib.load(tmp_path / "out" / "image_seg.nii.gz")
     np.testing.assert_array_equal(np.asarray(written.dataobj), stored)
@@ -271,12 +278,12 @@ def test_predictions_are_resampled_to_the_grid_of_the_file(tmp_path):
     ball = -sum((g - s // 2) ** 2 / (s / 3) ** 2 for g, s in zip(np.indices(sides), sides, strict=True))
     case, _, stored = write_case(tmp_path, sides=sides, spacing=(1.0, 2.0, 0.8), codes="LPS", array=ball)
     p = preset(spacing=[1.0, 1.0, 1.0], intensity={"policy": "as_stored"})
-    chain = p.preprocessing()
+    chain = preprocessing(p)
     item = chain({"image": case["image"]})
     threshold = np.percentile(ball, 70)
     foreground = torch.sigmoid(40 * (item["image"] - float(threshold)))
     item["pred"] = torch.cat([1 - foreground, foreground])
-    out = p.postprocessing(chain)(item)["pred"][0].numpy()
+    out = postprocessing(p, chain)(item)["pred"][0].numpy()
     assert out.shape == sides
     assert 2 * (out * stored).sum() / (out.sum() + stored.sum()) > 0.95
 
@@ -284,11 +291,11 @@ def test_predictions_are_resampled_to_the_grid_of_the_file(tmp_path):
 def test_probabilities(tmp_path):
     case, _, _ = write_case(tmp_path, codes="LPS")
     p = preset()
-    chain = p.preprocessing()
+    chain = preprocessing(p)
     item = chain({"image": case["image"]})
     item["pred"] = torch.rand(2, *item["image"].shape[1:]).softmax(0)
     expected = item["pred"].clone()
-    out = p.postprocessing(chain, output_dir=str(tmp_path / "out"), probabilities=True)(item)
+    out = postprocessing(p, chain, output_dir=str(tmp_path / "out"), probabilities=True)(item)
     np.testing.assert_allclose(out["prob"].numpy(), np.flip(expected.numpy(), (1, 2)), atol=1e-6)
     written = nib.load(tmp_path / "out" / "image_prob.nii.gz")
     assert written.get_data_dtype() == np.float32
@@ -299,13 +306,13 @@ def test_probabilities(tmp_path):
 def test_largest_component(tmp_path, keep):
     case, _, _ = write_case(tmp_path)
     p = preset(largest_component=keep)
-    chain = p.preprocessing()
+    chain = preprocessing(p)
     item = chain({"image": case["image"]})
     foreground = torch.zeros(1, *item["image"].shape[1:])
     foreground[0, :5, :5, :5] = 1
     foreground[0, 10:12, 10:12, 10:12] = 1
     item["pred"] = torch.cat([1 - foreground, foreground])
-    out = p.postprocessing(chain)(item)["pred"]
+    out = postprocessing(p, chain)(item)["pred"]
     assert out.sum() == (125 if keep else 133)
 
 
@@ -327,7 +334,7 @@ def test_patches(augmentation, dims):
     from monai.transforms import Compose
 
     p = preset(augmentation=augmentation, spatial_dims=dims, patch_size=[16] * dims)
-    random = Compose(p.random_transforms())
+    random = Compose(random_transforms(p))
     random.set_random_state(0)
     label = torch.zeros(1, *(24, 20, 18)[:dims], dtype=torch.uint8)
     label[(0, *(slice(3, 17),) * dims)] = 1
@@ -351,7 +358,7 @@ def test_the_practical_policy_includes_the_original(tmp_path):
     from monai.transforms import Compose
 
     p = preset(augmentation={"policy": "practical", "flip_axes": [0, 1, 2]})
-    random = Compose(p.random_transforms())
+    random = Compose(random_transforms(p))
     random.set_random_state(0)
     image = torch.randn(1, 16, 16, 16)
     same = sum(
@@ -382,9 +389,9 @@ def test_slices_of_a_volume(tmp_path, sides, policy):
     # constant slices are no constant volume; a 2D image of one value is an error of its own
     if len(sides) == 2:
         nib.save(nib.Nifti1Image(levels + np.indices(sides)[0], nib.load(case["image"]).affine), case["image"])
-    item = p.training_preprocessing()(dict(case))
+    item = training_preprocessing(p)(dict(case))
     assert item["image"].shape[1:] == sides
-    random = Compose(p.random_transforms())
+    random = Compose(random_transforms(p))
     random.set_random_state(0)
     seen = set()
     for _ in range(40):
@@ -407,12 +414,12 @@ def test_a_2d_preset_gives_the_volume_back(tmp_path, codes, spacing):
     ball = -sum((g - s // 2) ** 2 / (s / 3) ** 2 for g, s in zip(np.indices(sides), sides, strict=True))
     case, _, stored = write_case(tmp_path, sides=sides, spacing=zooms, codes=codes, array=ball)
     p = preset(spatial_dims=2, patch_size=[16, 16], spacing=spacing, intensity={"policy": "as_stored"})
-    chain = p.preprocessing()
+    chain = preprocessing(p)
     item = chain({"image": case["image"]})
     assert item["image"].ndim == 4
     foreground = torch.sigmoid(40 * (item["image"] - float(np.percentile(ball, 70))))
     item["pred"] = torch.cat([1 - foreground, foreground])
-    out = p.postprocessing(chain, output_dir=str(tmp_path / "out"))(item)["pred"][0].numpy()
+    out = postprocessing(p, chain, output_dir=str(tmp_path / "out"))(item)["pred"][0].numpy()
     assert out.shape == sides
     assert 2 * (out * stored).sum() / (out.sum() + stored.sum()) > (0.99 if spacing is None else 0.95)
     written = nib.load(tmp_path / "out" / "image_seg.nii.gz")
@@ -420,17 +427,17 @@ def test_a_2d_preset_gives_the_volume_back(tmp_path, codes, spacing):
     np.testing.assert_allclose(np.sort(written.header.get_zooms()), np.sort(zooms), atol=1e-5)
 
 
-def test_centre_crop_and_back(tmp_path):
+def test_center_crop_and_back(tmp_path):
     """The field of view is cut in training and inference alike; what lies outside is background in the result."""
     case, stored, _ = write_case(tmp_path, sides=(40, 30, 20), spacing=(0.5, 1.0, 2.0), codes="LPS")
-    p = preset(centre_crop=[10.0, 100.0, None], intensity={"policy": "as_stored"})
-    item = p.preprocessing(label=True)(dict(case))
+    p = preset(center_crop=[10.0, 100.0, None], intensity={"policy": "as_stored"})
+    item = preprocessing(p, label=True)(dict(case))
     assert item["image"].shape == item["label"].shape == (1, 20, 30, 20)
     np.testing.assert_array_equal(item["image"][0], stored[::-1, ::-1][10:30])
-    chain = p.preprocessing()
+    chain = preprocessing(p)
     item = chain({"image": case["image"]})
     item["pred"] = torch.cat([torch.zeros(1, 20, 30, 20), torch.ones(1, 20, 30, 20)])
-    out = p.postprocessing(chain)(item)["pred"][0].numpy()
+    out = postprocessing(p, chain)(item)["pred"][0].numpy()
     assert out.shape == (40, 30, 20)
     assert out[10:30].all()
     assert not out[:10].any()
@@ -443,12 +450,12 @@ def test_slices_resized_and_back(tmp_path, sides):
     disc = -sum((g - s // 2) ** 2 / (s / 3) ** 2 for g, s in zip(np.indices(sides)[:2], sides, strict=False))
     case, _, stored = write_case(tmp_path, sides=sides, array=disc + np.zeros(sides))
     p = preset(spatial_dims=2, patch_size=[64, 64], resize=[64, 64], intensity={"policy": "as_stored"})
-    chain = p.preprocessing()
+    chain = preprocessing(p)
     item = chain({"image": case["image"]})
     assert item["image"].shape == (1, 64, 64, *sides[2:])
     foreground = (item["image"] > float(np.percentile(disc + np.zeros(sides), 70))).float()
     item["pred"] = torch.cat([1 - foreground, foreground])
-    np.testing.assert_array_equal(p.postprocessing(chain)(item)["pred"][0].numpy(), stored)
+    np.testing.assert_array_equal(postprocessing(p, chain)(item)["pred"][0].numpy(), stored)
 
 
 # -------------------------------------------------------------------------------- images of every birth, to the voxel
@@ -457,17 +464,17 @@ def test_slices_resized_and_back(tmp_path, sides):
 def segment_and_score(folder, image, affine, preset):
     """A fixed network that tells left from right through the whole chain, as a file, scored as a file."""
     from monai_ssl.engines import WindowInferer
-    from monai_ssl.evaluation import evaluate_predictions
     from monai_ssl.metrics import read_results
+    from monai_ssl.runs.evaluate import evaluate_predictions
 
     folder.mkdir()
     nib.save(nib.Nifti1Image(image, affine), folder / "scan.nii.gz")
     torch.manual_seed(0)
     net = torch.nn.Conv3d(1, preset.n_classes, 5, padding=2)
-    chain = preset.preprocessing()
+    chain = preprocessing(preset)
     item = chain({"image": str(folder / "scan.nii.gz")})
     item["pred"] = WindowInferer(preset.patch_size, amp="off")(item["image"][None], net)[0].detach()
-    preset.postprocessing(chain, output_dir=str(folder / "out"))(item)
+    postprocessing(preset, chain, output_dir=str(folder / "out"))(item)
     written = nib.load(folder / "out" / "scan_seg.nii.gz")
     # a label drawn on the stored voxels, that is what the network found
     nib.save(nib.Nifti1Image(np.asarray(written.dataobj).copy(), affine), folder / "truth.nii.gz")
@@ -509,7 +516,7 @@ def test_orientation_and_spacing_survive_prediction_file_and_evaluation(tmp_path
 
 @pytest.mark.data
 def test_orientation_survives_on_real_dicom_and_nifti(tmp_path, real_data):
-    from monai_ssl.data.prepare.files import read_dicom
+    from monai_ssl.curation.prepare.files import read_dicom
 
     array, affine, _ = read_dicom(real_data / "dicom" / "Study1_HCropVolume")
     assert "".join(nib.aff2axcodes(affine)) == "LPS"
@@ -527,8 +534,8 @@ def test_content_instead_of_a_file():
     preset = load_preset("hippocampus")
     assert load_preset(preset.model_dump(mode="json")) == preset  # what a packaged bundle carries
     assert load_preset({**SMALL, "name": "mine"}).name == "mine"
-    with pytest.raises(DataError, match="dataset: colour: unknown key"):
-        load_preset({**SMALL, "colour": "red"})
+    with pytest.raises(DataError, match="dataset: color: unknown key"):
+        load_preset({**SMALL, "color": "red"})
 
 
 @pytest.mark.parametrize("codes", [{2: ["1", "SCT", "x"]}, {0: ["1", "SCT", "x"]}, {1: ["1" * 17, "SCT", "x"]},

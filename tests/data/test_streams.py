@@ -12,6 +12,7 @@ import torch
 from monai.transforms import Compose, RandGaussianNoised, RandSpatialCropd, Transform
 
 from monai_ssl.data import CaseDataset, DataError, TwoStreamLoader, load_datalist, load_preset, position_seed
+from monai_ssl.data.pipelines import random_transforms, training_preprocessing
 from monai_ssl.data.streams import _TwoStreamDataset
 from monai_ssl.transforms import SignedDistanceMapd
 
@@ -127,13 +128,13 @@ def test_ranks_take_disjoint_slots_of_the_joint_batch(world_size):
                 assert torch.equal(expected[key][name], torch.cat([p[key][name] for p in parts])), (key, name)
 
 
-def test_the_labelled_and_the_unlabelled_stream_differ():
+def test_the_labeled_and_the_unlabeled_stream_differ():
     same_cases = TwoStreamLoader(cases(8), cases(8), [], [], seed=3)
     batches = take(same_cases, 8)
     assert [b["labeled"]["name"] for b in batches] != [b["unlabeled"]["name"] for b in batches]
 
 
-def test_neighbouring_slots_and_iterations_draw_differently():
+def test_neighboring_slots_and_iterations_draw_differently():
     single = TwoStreamLoader(cases(1), None, [RandSpatialCropd(["image", "label"], (4, 4), random_size=False)])
     crops = torch.cat([b["labeled"]["image"] for b in take(single, 10)])
     assert len({tuple(c.flatten().tolist()) for c in crops}) >= 15
@@ -169,27 +170,27 @@ def test_the_index_is_that_of_the_datalist():
 
 
 @pytest.mark.parametrize(("n_unlabeled", "size"), [(0, 2), (5, 0), (0, 0)])
-def test_without_unlabelled_images(n_unlabeled, size):
+def test_without_unlabeled_images(n_unlabeled, size):
     stream = loader(n_unlabeled=n_unlabeled, unlabeled_batch_size=size)
     assert stream.n_unlabeled == 0
     assert all(set(batch) == {"labeled"} for batch in take(stream, 3))
-    # the labelled stream is the same as with them
+    # the labeled stream is the same as with them
     expected = [{"labeled": b["labeled"]} for b in take(loader(), 3)]
     assert_same(expected, take(stream, 3))
 
 
-def test_none_for_the_unlabelled_dataset():
+def test_none_for_the_unlabeled_dataset():
     assert set(take(TwoStreamLoader(cases(2), None, []), 1)[0]) == {"labeled"}
 
 
-def test_one_labelled_case_and_batches_larger_than_the_data():
+def test_one_labeled_case_and_batches_larger_than_the_data():
     batch = take(loader(n_labeled=1, n_unlabeled=2, labeled_batch_size=3, unlabeled_batch_size=5), 1)[0]
     assert batch["labeled"]["image"].shape[0] == 3
     assert batch["labeled"]["name"] == ["case_0"] * 3
     assert batch["unlabeled"]["image"].shape[0] == 5
 
 
-def test_more_labelled_than_unlabelled():
+def test_more_labeled_than_unlabeled():
     batch = take(loader(n_labeled=6, n_unlabeled=1, labeled_batch_size=4, unlabeled_batch_size=1), 1)[0]
     assert (batch["labeled"]["image"].shape[0], batch["unlabeled"]["image"].shape[0]) == (4, 1)
 
@@ -198,9 +199,9 @@ def test_more_labelled_than_unlabelled():
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("flavour", ["literature", "practical"])
-def test_the_cache_is_never_changed(flavour, dims):
-    preset = tiny_preset(dims, flavour)
+@pytest.mark.parametrize("flavor", ["literature", "practical"])
+def test_the_cache_is_never_changed(flavor, dims):
+    preset = tiny_preset(dims, flavor)
     sides = (20, 19, 18)[:dims]
     entries = [{"image": f"case_{i}.nii.gz", "label": "x"} for i in range(3)]
     labeled = CaseDataset(entries, Compose([Synthetic(sides)]), num_workers=1)
@@ -208,8 +209,8 @@ def test_the_cache_is_never_changed(flavour, dims):
     stream = TwoStreamLoader(
         labeled,
         unlabeled,
-        [*preset.random_transforms(), SignedDistanceMapd("label")],
-        preset.random_transforms(label=False),
+        [*random_transforms(preset), SignedDistanceMapd("label")],
+        random_transforms(preset, label=False),
     )
     stream.prepare()
     before = [{k: v.clone() for k, v in item.items()} for item in [*map(dict, labeled), *map(dict, unlabeled)]]
@@ -235,7 +236,7 @@ def test_every_case_is_loaded_once_and_not_before_it_is_needed():
     assert Synthetic.loads == 8
 
 
-def test_unused_unlabelled_cases_are_not_loaded():
+def test_unused_unlabeled_cases_are_not_loaded():
     Synthetic.loads = 0
     take(loader(n_labeled=3, n_unlabeled=5, unlabeled_batch_size=0), 2)
     assert Synthetic.loads == 3
@@ -244,14 +245,14 @@ def test_unused_unlabelled_cases_are_not_loaded():
 # ------------------------------------------------------------------------------------------------- files
 
 
-def tiny_preset(dims, flavour, **more):
+def tiny_preset(dims, flavor, **more):
     return load_preset(
         "phantom",
-        flavour,
+        flavor,
         spatial_dims=dims,
         patch_size=[16] * dims,
         window={"stride": [8] * dims},
-        augmentation={"flip_axes": [0]} if flavour == "practical" else {},
+        augmentation={"flip_axes": [0]} if flavor == "practical" else {},
         **more,
     )
 
@@ -290,15 +291,15 @@ def dataset(root, n=2, n_unlabeled=2, sides=(20, 18, 17), labels_of_unlabeled="n
 
 def from_files(listed, preset, **options):
     return TwoStreamLoader(
-        CaseDataset(listed.training, preset.training_preprocessing(), num_workers=1),
-        CaseDataset(listed.unlabeled, preset.training_preprocessing(label=False), num_workers=1),
-        preset.random_transforms(),
-        preset.random_transforms(label=False),
+        CaseDataset(listed.training, training_preprocessing(preset), num_workers=1),
+        CaseDataset(listed.unlabeled, training_preprocessing(preset, label=False), num_workers=1),
+        random_transforms(preset),
+        random_transforms(preset, label=False),
         **options,
     )
 
 
-@pytest.mark.parametrize("flavour", ["literature", "practical"])
+@pytest.mark.parametrize("flavor", ["literature", "practical"])
 @pytest.mark.parametrize(
     ("sides", "geometry"),
     [
@@ -311,8 +312,8 @@ def from_files(listed, preset, **options):
         ((9, 30), {"codes": "LP"}),
     ],
 )
-def test_patches_of_any_image(tmp_path, flavour, sides, geometry):
-    preset = tiny_preset(len(sides), flavour)
+def test_patches_of_any_image(tmp_path, flavor, sides, geometry):
+    preset = tiny_preset(len(sides), flavor)
     stream = from_files(dataset(tmp_path, sides=sides, **geometry), preset)
     for batch in take(stream, 4):
         assert batch["labeled"]["image"].shape == batch["unlabeled"]["image"].shape == (2, 1, *preset.patch_size)
@@ -325,7 +326,7 @@ def test_patches_of_any_image(tmp_path, flavour, sides, geometry):
 
 @pytest.mark.parametrize("codes", ["RAS", "LPS", "SAL", "PIR"])
 def test_image_and_label_reach_the_same_orientation(tmp_path, codes):
-    # one bright, labelled corner of the scanner's space: right, anterior, superior
+    # one bright, labeled corner of the scanner's space: right, anterior, superior
     ras = np.zeros((20, 18, 17), np.float32)
     ras[-6:, -5:, -4:] = 1
     stored = nib.Nifti1Image(ras, np.eye(4))
@@ -336,7 +337,7 @@ def test_image_and_label_reach_the_same_orientation(tmp_path, codes):
     nib.save(nib.Nifti1Image(np.asarray(stored.dataobj).astype(np.uint8), stored.affine), tmp_path / "label.nii.gz")
     preset = load_preset("phantom", "literature", augmentation={"policy": "none"}, patch_size=[16, 16, 16])
     entry = {"image": str(tmp_path / "image.nii.gz"), "label": str(tmp_path / "label.nii.gz")}
-    item = CaseDataset([entry], preset.training_preprocessing(), num_workers=1)[0]
+    item = CaseDataset([entry], training_preprocessing(preset), num_workers=1)[0]
     np.testing.assert_array_equal(item["image"][0], ras)
     np.testing.assert_array_equal(item["label"][0], ras)
 
@@ -357,7 +358,7 @@ def opened():
 
 @pytest.mark.filterwarnings("ignore:.*label")  # the datalist says that it drops them
 @pytest.mark.parametrize("state", ["valid", "corrupt", "deleted"])
-def test_no_label_of_an_unlabelled_case_is_ever_opened(tmp_path, opened, state):
+def test_no_label_of_an_unlabeled_case_is_ever_opened(tmp_path, opened, state):
     listed = dataset(tmp_path, labels_of_unlabeled="corrupt" if state == "corrupt" else "valid")
     labels = {str(tmp_path / "labels" / f"c{i}.nii.gz") for i in (2, 3)}
     if state == "deleted":
@@ -368,7 +369,7 @@ def test_no_label_of_an_unlabelled_case_is_ever_opened(tmp_path, opened, state):
     batches = take(stream, 3)
     assert all(set(b["unlabeled"]) == {"image", "index", "name"} for b in batches)
     assert not labels & set(opened)
-    # the hook sees what is opened: the labels of the labelled cases are
+    # the hook sees what is opened: the labels of the labeled cases are
     assert {str(tmp_path / "labels" / f"c{i}.nii.gz") for i in (0, 1)} <= set(opened)
     assert listed.counts()["unlabeled"] == 2
 
@@ -384,8 +385,8 @@ def test_an_unreadable_image_is_named(tmp_path):
 # ------------------------------------------------------------------------------------------------- options
 
 
-def test_no_labelled_case():
-    with pytest.raises(DataError, match=r"training: there is no labelled case"):
+def test_no_labeled_case():
+    with pytest.raises(DataError, match=r"training: there is no labeled case"):
         iter(TwoStreamLoader(cases(0), cases(2, False), []))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from monai_ssl import cli
-from monai_ssl.deploy.inference import Segmenter
+from monai_ssl.engines.segment import Segmenter
 
 TINY = ["--dataset", "phantom", "--max_iterations", "4", "--epoch_length", "2", "--val_interval", "2",
         "--num_workers", "0", "--amp", "off", "--device", "cpu", "--network_def#base_channels", "2"]  # fmt: skip

@@ -10,8 +10,8 @@ from clinic import TINY, balance, run
 
 @pytest.fixture(scope="session")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A phantom whose volumes take several windows: 2 labelled, 2 unlabelled, 1 validation, 2 test cases."""
-    from monai_ssl.data.phantom import write_phantom
+    """A phantom whose volumes take several windows: 2 labeled, 2 unlabeled, 1 validation, 2 test cases."""
+    from monai_ssl.curation.phantom.dataset import write_phantom
 
     folder = tmp_path_factory.mktemp("scans")
     write_phantom(folder, n_labeled=2, n_unlabeled=2, n_validation=1, n_testing=2, spacing=2.5, progress=False)
@@ -21,7 +21,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of dtc with a validation, whose network draws something."""
-    from monai_ssl.deploy.bundles import bundles_root
+    from monai_ssl.bundle.library import bundles_root
 
     folder = tmp_path_factory.mktemp("trained") / "a run"
     assert run("train", "dtc", scans, *TINY, "--output", folder) == 0

@@ -11,7 +11,7 @@ import pytest
 from clinic import fails, run, write_series
 
 from monai_ssl.data import load_preset
-from monai_ssl.deploy.inference import Segmenter
+from monai_ssl.engines.segment import Segmenter
 
 pydicom = pytest.importorskip("pydicom")
 highdicom = pytest.importorskip("highdicom")
@@ -95,7 +95,7 @@ class TestSegmentation:
         """The series' axes run against those of the training files; in patient space the masks agree."""
         mask = Segmenter(packaged, {"device": "cpu"})(scans / "images" / "testing_0000.nii.gz").labels[0].numpy()
         ours = np.asarray(nib.load(segmented / dicom.NIFTI).dataobj)[::-1, ::-1]
-        assert (mask != ours).mean() < 0.01  # grey values were rounded to integers
+        assert (mask != ours).mean() < 0.01  # gray values were rounded to integers
         assert (mask != ours[::-1, ::-1]).mean() > 0.05
 
     def test_reading_back_gives_the_mask_bit_for_bit(self, segmented, series):
@@ -202,7 +202,7 @@ def spoil(kind: str, folder: Path, files: list[Path], volume: nib.Nifti1Image) -
             "other size": ("PixelSpacing", [1.0, 1.0]),
             "no place": ("ImagePositionPatient", None),
             "multi-frame": ("NumberOfFrames", 2),
-            "colour": ("SamplesPerPixel", 3),
+            "color": ("SamplesPerPixel", 3),
         }[kind]
         setattr(first, keyword, value)
         first.save_as(files[0])
@@ -224,7 +224,7 @@ class TestRefusals:
             ("other size", "differ in PixelSpacing"),
             ("no place", "has no ImagePositionPatient"),
             ("multi-frame", "multi-frame images are not read"),
-            ("colour", "images must be grey"),
+            ("color", "images must be gray"),
         ],
     )
     def test_one_clear_line_without_names(self, kind, message, volume, packaged, tmp_path, capsys):

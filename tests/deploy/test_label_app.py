@@ -1,4 +1,4 @@
-"""What MONAI Label gets of us, without its server: the app's folder, and the score that ranks unlabelled scans."""
+"""What MONAI Label gets of us, without its server: the app's folder, and the score that ranks unlabeled scans."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class TestApp:
             (["--bundles", "dtcc"], "did you mean dtc?"),
             (["--dataset", "nowhere"], "dataset: must be one of"),
             (["--bundles", ","], "--bundles: must name a bundle"),
-            (["--flavour", "nice"], "offers literature, practical"),
-            (["--labelled_batch_size", "1"], "did you mean labeled_batch_size?"),
+            (["--flavor", "nice"], "offers literature, practical"),
+            (["--labeled_batch_size", "1"], "did you mean labeled_batch_size?"),
         ],
     )
     def test_mistakes_leave_nothing(self, words, message, tmp_path, capsys):

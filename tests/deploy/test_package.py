@@ -18,9 +18,9 @@ import torch
 import yaml
 from clinic import TINY, fails, run
 
+from monai_ssl.bundle.library import available_bundles, bundles_root, opened
 from monai_ssl.data import load_preset
 from monai_ssl.deploy import package as packaging
-from monai_ssl.deploy.bundles import available_bundles, bundles_root, opened
 
 
 def voxels(path: Path) -> np.ndarray:
@@ -66,7 +66,7 @@ class TestContent:
         dice = summary["classes"]["left atrium"]["dice"]
         assert f"| left atrium | 2 | 2 | {dice['mean']:.3f} [{dice['ci_low']:.3f}, {dice['ci_high']:.3f}]" in card
         assert "2 training, 2 unlabeled, 1 validation, 2 testing" in card
-        for heading in ("## Data", "## Intended use", "## Limits", "## Licence"):
+        for heading in ("## Data", "## Intended use", "## Limits", "## License"):
             assert f"\n{heading}\n" in card
 
     def test_names_no_case_and_no_folder_of_the_training_machine(self, trained, packaged, scans):

@@ -96,7 +96,7 @@ def test_both_processes_hold_one_memory_bank(trained):
     _, (first, second) = trained["caml"]
     bank = first["state"]["bank._extra_state"]
     assert_equal(bank, second["state"]["bank._extra_state"])
-    # three labelled cases, of which each process saw only its own
+    # three labeled cases, of which each process saw only its own
     assert bank["cases"].tolist() == [0, 1, 2]
     assert bank["vectors"].shape == (int(bank["lengths"].sum()), 4)
     assert bank["counts"].sum() > 0

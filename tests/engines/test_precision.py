@@ -87,7 +87,7 @@ def test_channels_last_reaches_a_layer_with_one_input_channel(dims):
 
 
 def poison():
-    """Freed blocks keep their bytes: what is read uninitialised afterwards is NaN."""
+    """Freed blocks keep their bytes: what is read uninitialized afterwards is NaN."""
     blocks = [torch.full((2**k,), float("nan")) for k in range(4, 21) for _ in range(4)]
     del blocks
 

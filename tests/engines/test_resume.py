@@ -12,9 +12,10 @@ import yaml
 from ignite.engine import Events
 from tiny_training import assert_equal, build, content, make_loader, rows, train_in_process
 
+from monai_ssl.bundle.library import find_bundle
 from monai_ssl.data import DataError
-from monai_ssl.deploy.bundles import find_bundle
-from monai_ssl.handlers import CHECKPOINT, MODEL, RunCheckpoint
+from monai_ssl.handlers import RunCheckpoint
+from monai_ssl.runs.weights import CHECKPOINT, MODEL
 
 METHODS = ("dtc", "supervised", "ug_mcl", "ss_net", "tac", "caml")
 OPTIONS = {name: {"validate": True, "method": name} for name in METHODS}
@@ -151,9 +152,9 @@ def test_a_constant_run_prolonged_equals_a_long_one(tmp_path):
     ("change", "named"),
     [
         ({"seed": 1}, "seed = 0, this one has 1"),
-        ({"n_labeled": 2}, "labelled cases"),
-        ({"n_unlabeled": 3}, "unlabelled cases"),
-        ({"n_unlabeled": 0}, "unlabelled cases"),
+        ({"n_labeled": 2}, "labeled cases"),
+        ({"n_unlabeled": 3}, "unlabeled cases"),
+        ({"n_unlabeled": 0}, "unlabeled cases"),
         ({"labeled_batch_size": 1}, "labeled_batch_size = 2, this one has 1"),
         ({"unlabeled_batch_size": 1}, "unlabeled_batch_size = 2, this one has 1"),
         ({"amp": "bf16"}, "precision = 'float32', this one has 'bfloat16'"),
@@ -182,8 +183,8 @@ def test_another_run_in_the_same_folder_sets_the_former_aside(finished, uninterr
 
 
 def test_own_identity(tmp_path):
-    def run(flavour):
-        checkpoint = RunCheckpoint(tmp_path, identity={"flavour": flavour, "patch": (16, 16)})
+    def run(flavor):
+        checkpoint = RunCheckpoint(tmp_path, identity={"flavor": flavor, "patch": (16, 16)})
         build(None, max_iterations=1, handlers=[checkpoint]).run()
 
     run("a")
@@ -194,19 +195,19 @@ def test_own_identity(tmp_path):
 
 
 def test_an_edited_label_makes_another_run(tmp_path):
-    from monai_ssl.handlers.checkpoint import fingerprint
+    from monai_ssl.handlers.checkpoint import cases_digest
 
     label = tmp_path / "a_seg.nii.gz"
     label.write_bytes(b"one")
     listed = [{"image": "a.nii.gz", "label": str(label)}]
-    before = fingerprint(listed)
-    assert fingerprint(listed) == before
+    before = cases_digest(listed)
+    assert cases_digest(listed) == before
     label.write_bytes(b"two")
-    assert fingerprint(listed) != before
-    assert fingerprint([{"image": ["/x/a.nii.gz", "/x/b.nii.gz"]}]) == fingerprint(
+    assert cases_digest(listed) != before
+    assert cases_digest([{"image": ["/x/a.nii.gz", "/x/b.nii.gz"]}]) == cases_digest(
         [{"image": ["a.nii.gz", "b.nii.gz"]}]
     )
-    assert fingerprint([{"image": "a"}]) != fingerprint([{"image": "b"}])
+    assert cases_digest([{"image": "a"}]) != cases_digest([{"image": "b"}])
 
 
 def test_the_network_of_another_architecture_is_refused(finished):

@@ -86,7 +86,7 @@ def test_two_runs_are_equal_and_another_seed_differs(tmp_path, method):
 
 @pytest.mark.parametrize("n_unlabeled", [0, 1])
 @pytest.mark.parametrize("method", ["dtc", "supervised"])
-def test_trains_with_one_labelled_case(method, n_unlabeled):
+def test_trains_with_one_labeled_case(method, n_unlabeled):
     trainer = build(method=method, n_labeled=1, n_unlabeled=n_unlabeled, max_iterations=3)
     trainer.run()
     assert trainer.state.iteration == 3
@@ -137,7 +137,7 @@ def test_events_of_a_step_come_in_order():
 def test_says_what_it_trains_on(caplog):
     with caplog.at_level(logging.INFO, "monai_ssl"):
         build(max_iterations=2, n_labeled=3, n_unlabeled=4).run()
-    assert "3 labelled and 4 unlabelled cases, 2 iterations, float32" in caplog.text
+    assert "3 labeled and 4 unlabeled cases, 2 iterations, float32" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------- accumulation

@@ -13,8 +13,8 @@ from torch import nn
 
 from monai_ssl.data import DataError
 from monai_ssl.files import atomic_path, write_text
-from monai_ssl.handlers import load, load_network, save
 from monai_ssl.networks import DualTaskVNet, VNet
+from monai_ssl.runs.weights import load, load_network, save
 
 
 class Malicious:

@@ -7,7 +7,8 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from monai_ssl.data import DataError
-from monai_ssl.handlers import EvaluationResults, Preview, load_original, spacing_of
+from monai_ssl.data.reading import load_original, spacing_of
+from monai_ssl.handlers import EvaluationResults, Preview
 from monai_ssl.metrics import case_metrics, read_results
 
 LABELS = {0: "background", 1: "organ", 2: "lesion"}
@@ -61,7 +62,7 @@ def test_equal_file_names_in_several_folders(tmp_path):
 
 def test_nothing_is_written_when_a_case_fails(tmp_path):
     cases = [item("/d/a.nii.gz", 0), {**item("/d/b.nii.gz", 1), "label": None}]
-    with pytest.raises(DataError, match="case b: has no label; evaluation needs labelled cases"):
+    with pytest.raises(DataError, match="case b: has no label; evaluation needs labeled cases"):
         evaluate(EvaluationResults(tmp_path, LABELS), [[case] for case in cases])
     assert not list(tmp_path.iterdir())
 

@@ -174,14 +174,14 @@ class TestOurApp:
             upload(server, hippocampus, case)
         assert server.info()["datastore"]["completed"] == 3
         server.train(model, max_iterations=6, run_id="")
-        assert "3 labelled and 3 unlabelled images go into the training" in server.text
-        assert "3 labelled and 3 unlabelled cases, 6 iterations" in server.text, "the trainer itself says so"
+        assert "3 labeled and 3 unlabeled images go into the training" in server.text
+        assert "3 labeled and 3 unlabeled cases, 6 iterations" in server.text, "the trainer itself says so"
         after = server.mask(model, cases[5], tmp_path / "after.nii.gz")
         assert (after != before).any(), "the new model is in use"
 
         # the same labels again: trains on
         server.train(model, max_iterations=2)
-        assert "3 labelled and 3 unlabelled cases, 2 iterations" in server.text
+        assert "3 labeled and 3 unlabeled cases, 2 iterations" in server.text
         assert not list((app / "model" / model / "models").glob("checkpoint*")), "it would be offered as a model"
 
         sample = server.call("post", "/activelearning/disagreement", json={"model": model}).json()
@@ -226,5 +226,5 @@ class TestStockApp:
         upload(server, hippocampus, cases[0])
         upload(server, hippocampus, cases[1])
         server.train(packaged.name, max_epochs=1, pretrained=True, run_id="run")
-        assert "2 labelled and 0 unlabelled cases" in server.text, "the stock app keeps its unlabelled images to itself"
+        assert "2 labeled and 0 unlabeled cases" in server.text, "the stock app keeps its unlabeled images to itself"
         assert server.call("post", "/activelearning/first", json={}).json()["id"] in cases[2:4]

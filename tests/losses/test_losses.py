@@ -167,7 +167,7 @@ def test_consistency_equals_the_formula_and_reaches_both_sides(shape):
     loss.backward()
     assert d.grad.abs().sum() > 0
     assert p.grad.abs().sum() > 0
-    # each side is pulled towards the other
+    # each side is pulled toward the other
     better = DualTaskConsistencyLoss(700.0)(d - 1e-6 * d.grad, p)
     assert better < loss
     assert DualTaskConsistencyLoss(700.0)(d, p - p.grad) < loss

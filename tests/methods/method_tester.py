@@ -11,7 +11,7 @@ SIDES = {2: (32, 32), 3: (32, 32, 16)}
 
 
 def batches(spatial_dims=2, n_classes=2, n_labeled=2, n_unlabeled=2, seed=0):
-    """A labelled and an unlabelled batch as ``TwoStreamLoader`` gives them; None for no unlabelled images."""
+    """A labeled and an unlabeled batch as ``TwoStreamLoader`` gives them; None for no unlabeled images."""
     generator = torch.Generator().manual_seed(seed)
     sides = SIDES[spatial_dims]
     labeled = {
@@ -23,7 +23,7 @@ def batches(spatial_dims=2, n_classes=2, n_labeled=2, n_unlabeled=2, seed=0):
     if n_unlabeled == 0:
         return labeled, None
     image = torch.randn(n_unlabeled, 1, *sides, generator=generator)
-    names = [f"unlabelled case {i}" for i in range(n_unlabeled)]
+    names = [f"unlabeled case {i}" for i in range(n_unlabeled)]
     return labeled, {"image": image, "index": torch.arange(n_unlabeled), "name": names}
 
 
@@ -110,7 +110,7 @@ class MethodTester:
             losses.append(sum(terms[name].item() for name in self.supervised_terms))
         assert losses[-1] < 0.8 * losses[0]
 
-    def test_needs_no_label_of_an_unlabelled_image(self):
+    def test_needs_no_label_of_an_unlabeled_image(self):
         method, other, (labeled, unlabeled) = self.build(), self.build(), batches()
         assert "label" not in unlabeled
         torch.manual_seed(0)

@@ -113,7 +113,7 @@ def test_golden_dtc_smooth_heaviside(golden, name):
 
 
 def step_inputs(golden):
-    """Leaf tensors (before tanh; z) of shape (4, 1, 16, 14, 12), and the labelled batch: the first two rows."""
+    """Leaf tensors (before tanh; z) of shape (4, 1, 16, 14, 12), and the labeled batch: the first two rows."""
     raw = torch.from_numpy(golden["step_raw_tanh_in"]).requires_grad_()
     z = torch.from_numpy(golden["step_seg_logits_in"]).requires_grad_()
     return raw, z, {"label": torch.from_numpy(golden["step_label_in"][:2, None]).long()}

@@ -57,7 +57,7 @@ class TestSupervised(MethodTester):
     def method(self, network, **options):
         return Supervised(network, **options)
 
-    def test_unlabelled_images_have_no_influence(self):
+    def test_unlabeled_images_have_no_influence(self):
         labeled, unlabeled = batches()
         first, second = self.build(), self.build()
         total(first(labeled, unlabeled)).backward()
@@ -119,7 +119,7 @@ class TestDualTaskConsistency(MethodTester):
         difference = np.mean((1 / (1 + np.exp(900.0 * d)) - p) ** 2)
         assert terms["consistency"].item() == pytest.approx(ramp * difference, abs=1e-5)
 
-    def test_labels_and_maps_concern_the_labelled_rows_only(self):
+    def test_labels_and_maps_concern_the_labeled_rows_only(self):
         (labeled, _), (logits, raw) = batches(), self.outputs()
         logits.requires_grad_()
         raw.requires_grad_()
@@ -130,7 +130,7 @@ class TestDualTaskConsistency(MethodTester):
         assert not logits.grad[2:].any()
         assert not raw.grad[2:].any()
         terms["consistency"].backward()
-        assert (logits.grad[2:].flatten(1).abs().sum(1) > 0).all()  # both heads of every unlabelled row
+        assert (logits.grad[2:].flatten(1).abs().sum(1) > 0).all()  # both heads of every unlabeled row
         assert (raw.grad[2:].flatten(1).abs().sum(1) > 0).all()
 
     def test_one_pass_over_the_joint_batch(self):
@@ -820,7 +820,7 @@ class TestCorrelationAwareMutualLearning(MethodTester):
                 method.bank.choose(n)
         return method.bank.sample(method.prototypes_per_class)
 
-    def test_labels_concern_the_labelled_rows_only(self):
+    def test_labels_concern_the_labeled_rows_only(self):
         method, given = self.build(), batches()
         members = method.network, method.auxiliary
         features = [m.features(joint_images(*given)).detach().requires_grad_() for m in members]
@@ -832,7 +832,7 @@ class TestCorrelationAwareMutualLearning(MethodTester):
         terms["correlation"].backward()
         assert all(x.grad[2:].any() and not x.grad[:2].any() for x in features)  # the memory is a constant
 
-    def test_the_memory_holds_correct_voxels_of_labelled_cases(self):
+    def test_the_memory_holds_correct_voxels_of_labeled_cases(self):
         method, (labeled, unlabeled) = self.build(bank_capacity=None), batches()
         labeled["index"] = torch.tensor([9, 4])
         reference = self.build()
@@ -944,7 +944,7 @@ def test_a_ramp_up_that_the_shell_has_eaten(tester):
         tester().build(ramp_up=".losses.SigmoidRampUp")
 
 
-def test_joint_images_puts_labelled_rows_first():
+def test_joint_images_puts_labeled_rows_first():
     labeled, unlabeled = batches(n_labeled=1, n_unlabeled=2)
     images = joint_images(labeled, unlabeled)
     assert torch.equal(images[:1], labeled["image"])

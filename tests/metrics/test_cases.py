@@ -31,8 +31,8 @@ def golden():
         }
 
 
-def ball(shape, centre, radius):
-    grid = np.indices(shape).T - np.asarray(centre)
+def ball(shape, center, radius):
+    grid = np.indices(shape).T - np.asarray(center)
     return ((grid**2).sum(-1) <= radius**2).T
 
 
@@ -214,7 +214,7 @@ def test_overlap_scores():
         dice_score([1], [1, 0])
 
 
-def test_largest_component_per_class_with_diagonal_neighbours():
+def test_largest_component_per_class_with_diagonal_neighbors():
     labels = np.zeros((8, 8), np.uint8)
     labels[0, 0] = labels[1, 1] = labels[2, 2] = 1  # one component: full connectivity
     labels[6, 6] = labels[6, 7] = 1

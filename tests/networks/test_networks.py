@@ -55,7 +55,7 @@ class NetworkTester:
             assert torch.equal(network(x), network(x))
             assert network(x).shape == (1, 2, *SIDES[spatial_dims])
 
-    def test_dropout_is_honoured(self):
+    def test_dropout_is_honored(self):
         x = image(2, 1)
         with torch.no_grad():
             with_dropout = self.build(dropout=0.5).train()

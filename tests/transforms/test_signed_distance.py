@@ -10,7 +10,7 @@ from monai_ssl.transforms import SignedDistanceMap, SignedDistanceMapd, signed_d
 
 
 def reference(mask):
-    """All pairs of voxels; boundary = foreground voxels with a background neighbour across a face, inside the array."""
+    """All pairs of voxels; boundary = foreground voxels with a background neighbor across a face, inside the array."""
     mask = np.asarray(mask) != 0
     points = np.argwhere(np.ones_like(mask)).astype(float)
     foreground = mask.ravel()
@@ -21,10 +21,10 @@ def reference(mask):
     for voxel in itertools.product(*map(range, mask.shape)):
         for axis in range(mask.ndim):
             for step in (-1, 1):
-                neighbour = list(voxel)
-                neighbour[axis] += step
-                inside_array = 0 <= neighbour[axis] < mask.shape[axis]
-                if mask[voxel] and inside_array and not mask[tuple(neighbour)]:
+                neighbor = list(voxel)
+                neighbor[axis] += step
+                inside_array = 0 <= neighbor[axis] < mask.shape[axis]
+                if mask[voxel] and inside_array and not mask[tuple(neighbor)]:
                     distance[voxel] = 0.0
     return distance
 
@@ -33,9 +33,9 @@ def random_mask(shape, share, seed):
     return np.random.RandomState(seed).rand(*shape) < share
 
 
-def ball(shape, radius, centre=None):
-    centre = [s // 2 for s in shape] if centre is None else centre
-    return sum((g - c) ** 2 for g, c in zip(np.indices(shape), centre, strict=True)) <= radius**2
+def ball(shape, radius, center=None):
+    center = [s // 2 for s in shape] if center is None else center
+    return sum((g - c) ** 2 for g, c in zip(np.indices(shape), center, strict=True)) <= radius**2
 
 
 CASES = {

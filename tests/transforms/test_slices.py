@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from monai_ssl.transforms import CentreCropd, NormalizeNonzerod, RandSliced, RandSliceRotateFlipd, rotate_flip
+from monai_ssl.transforms import CenterCropd, NormalizeNonzerod, RandSliceRotateFlipd, RandSliceSelectd, rotate_flip
 
 
 def test_every_slice_is_drawn_equally_often():
-    transform = RandSliced(["image", "label"])
+    transform = RandSliceSelectd(["image", "label"])
     transform.set_random_state(0)
     image = torch.arange(5.0).expand(1, 4, 3, 5)
     drawn = [transform({"image": image, "label": image * 2}) for _ in range(1000)]
@@ -50,5 +50,5 @@ def test_empty_and_constant_channels_are_not_divided_by_zero():
 
 
 def test_a_field_of_view_has_a_size():
-    with pytest.raises(ValueError, match=r"size must be positive millimetres or None per axis, got \(0, None\)"):
-        CentreCropd("image", (0, None))
+    with pytest.raises(ValueError, match=r"size must be positive millimeters or None per axis, got \(0, None\)"):
+        CenterCropd("image", (0, None))

@@ -1,0 +1,223 @@
+"""Finding, copying and running the bundles that ship with the package."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import monai_ssl
+from monai_ssl.errors import DataError
+
+
+def bundles_root() -> Path:
+    """Folder of the shipped bundles: inside the installed package, or beside it in a clone."""
+    package = Path(monai_ssl.__file__).parent
+    for folder in (package / "bundles", package.parent / "bundles"):
+        if folder.is_dir():
+            return folder
+    raise DataError(f"bundles: not found beside {package}; reinstall monai_ssl")
+
+
+def available_bundles() -> list[str]:
+    """Names of the shipped bundles."""
+    return sorted(path.parent.parent.name for path in bundles_root().glob("*/configs/metadata.json"))
+
+
+def find_bundle(name: str | Path) -> Path:
+    """Folder of a shipped bundle, or of your own (a path that has ``configs/train.yaml``).
+
+    Raises:
+        DataError: when there is no such bundle.
+    """
+    own = Path(str(name)).expanduser()
+    if (own / "configs" / "train.yaml").is_file():
+        return own.resolve()
+    folder = bundles_root() / str(name)
+    if not (folder / "configs" / "train.yaml").is_file():
+        names = available_bundles()
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"bundle: must be one of {', '.join(names)} or a bundle's folder, got {str(name)!r}{hint}")
+    return folder
+
+
+def is_shipped(folder: Path) -> bool:
+    """Whether a bundle's folder is the package's own, which nobody edits."""
+    return folder.parent == bundles_root()
+
+
+def own_dataset(folder: Path) -> Any:
+    """Name, path or content of the preset that a bundle trains with unless another is asked for."""
+    import yaml
+
+    return yaml.safe_load((folder / "configs" / "train.yaml").read_text(encoding="utf-8")).get("dataset", "left_atrium")
+
+
+def copy_bundle(name: str, output: str | Path) -> Path:
+    """Write a shipped bundle to ``output`` for editing; weights are not copied (none are shipped).
+
+    Raises:
+        DataError: when the folder exists and is not empty.
+    """
+    source, target = find_bundle(name), Path(output).expanduser()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise DataError(f"output: {target} exists and is not an empty folder; give a new one")
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.pt", "*.ts", "*.onnx", "eval", "__pycache__"),
+                    dirs_exist_ok=True)  # fmt: skip
+    (target / "models").mkdir(exist_ok=True)
+    return target
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Path]:
+    """A bundle's folder; a ``.zip`` is unpacked for the time of the block.
+
+    Raises:
+        DataError: when the archive is damaged, holds no bundle, or names a file outside itself.
+    """
+    if path.suffix.lower() != ".zip":
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="monai_ssl-") as folder:
+        unpack(path, Path(folder))
+        inside = [config.parent.parent for config in Path(folder).glob("**/configs/metadata.json")]
+        if len(inside) != 1:
+            raise DataError(f"bundle: {path} must hold one bundle (configs/metadata.json), got {len(inside)}")
+        yield inside[0]
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a zip file that may come from anybody.
+
+    Raises:
+        DataError: for a damaged archive, a member whose path leads out of it (``..``, absolute), a link, or more than
+            4 GB of content.
+    """
+    try:
+        with zipfile.ZipFile(archive) as source:
+            members = source.infolist()
+            for member in members:
+                path = PurePosixPath(member.filename.replace("\\", "/"))
+                if path.is_absolute() or ".." in path.parts or ":" in member.filename:
+                    raise DataError(
+                        f"bundle: {archive} names a file outside itself ({member.filename!r}); not unpacked"
+                    )
+                if stat.S_ISLNK(member.external_attr >> 16):
+                    raise DataError(f"bundle: {archive} holds a link ({member.filename!r}); not unpacked")
+            if sum(member.file_size for member in members) > 4e9:
+                raise DataError(f"bundle: {archive} would take more than 4 GB; not unpacked")
+            source.extractall(folder)
+    except FileNotFoundError:
+        raise DataError(f"bundle: {archive} does not exist; check the path") from None
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        raise DataError(f"bundle: {archive} is no readable zip file ({error})") from None
+
+
+def standard_inference(folder: Path) -> bool:
+    """Whether a bundle segments as the shipped ones do, so that only its parts are needed and not its workflow."""
+    import yaml
+
+    def parts(path: Path) -> list[Any]:
+        config = yaml.safe_load((path / "configs" / "inference.yaml").read_text(encoding="utf-8"))
+        return [config.get(key) for key in ("postprocessing", "evaluator", "initialize", "run", "dataset_images")]
+
+    return parts(folder) == parts(bundles_root() / "supervised")
+
+
+def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) -> None:
+    """``python -m monai.bundle run`` with the bundle's own folder as ``bundle_root``.
+
+    The ``logging.conf`` of your own bundle is applied. For a shipped bundle, log records go wherever the calling
+    program sends them.
+
+    Args:
+        bundle: its folder.
+        configs: file names in ``configs/``, later ones override earlier ones.
+        overrides: id -> value; ids are checked against the configs first.
+
+    Raises:
+        DataError: for an id that no config knows.
+    """
+    from monai.bundle import run
+
+    check_ids(bundle, configs, overrides)
+    files = [str(bundle / "configs" / name) for name in configs]
+    logging_file = bundle / "configs" / "logging.conf"
+    log: Any = str(logging_file) if logging_file.is_file() and not is_shipped(bundle) else False
+    run(
+        config_file=files,
+        meta_file=str(bundle / "configs" / "metadata.json"),
+        logging_file=log,
+        bundle_root=str(bundle),
+        **overrides,
+    )
+
+
+def check_ids(bundle: Path, configs: Sequence[str], ids: Iterable[str]) -> None:
+    """Every id must stand in the bundle's configs, so that a misspelled override never passes in silence.
+
+    Args:
+        bundle: its folder.
+        configs: file names in ``configs/``.
+        ids: ``max_iterations``, ``method#unsupervised_weight``, ``train::trainer::amp``, ...
+
+    Raises:
+        DataError: for an id that no config knows, or a config that is missing.
+    """
+    from monai.bundle import ConfigParser
+
+    files = [bundle / "configs" / name for name in configs]
+    for file in files:
+        if not file.is_file():
+            raise DataError(f"bundle: {bundle} has no configs/{file.name}; is it a whole bundle?")
+    parser = ConfigParser()
+    parser.read_config([str(file) for file in files])
+    for key in ids:
+        _check_id(parser, key)
+
+
+def _check_id(parser: Any, key: str) -> None:
+    """An id must exist; below a ``_target_`` any argument may be added, the class itself checks it."""
+    path = key.replace("#", "::").split("::")
+    config = parser.config
+    for depth, part in enumerate(path):
+        if isinstance(config, dict) and part in config:
+            config = config[part]
+            continue
+        if isinstance(config, dict) and "_target_" in config and depth == len(path) - 1:
+            return
+        if isinstance(config, list) and part.isdigit() and int(part) < len(config):
+            config = config[int(part)]
+            continue
+        flat = "::".join(path[: depth + 1])  # overlays may use whole ids as keys
+        if isinstance(parser.config, dict) and flat.replace("::", "#") in parser.config:
+            return
+        known = [k for k in config if isinstance(k, str) and not k.startswith("_")] if isinstance(config, dict) else []
+        near = difflib.get_close_matches(part, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise DataError(f"--{key}: no such id in the bundle's configs{hint} (known: {', '.join(known)})")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        DataError: when the file is missing or no JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; a run folder is written by `monai-ssl train`") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is not a readable JSON file ({error})") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: must be a JSON object, got {type(content).__name__}")
+    return content

@@ -1,0 +1,1 @@
+"""What happens before training: splitting, checking, proposing presets, preparing public data, the phantom."""

@@ -1,0 +1,120 @@
+"""Cases: their files and their names."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Entry = dict[str, Any]
+
+
+# what image folders hold; the longest suffix first, so that ".nii.gz" is not read as ".gz"
+IMAGE_SUFFIXES = (
+    ".nii.gz",
+    ".nii",
+    ".mha",
+    ".mhd",
+    ".nrrd",
+    ".nhdr",
+    ".hdr",
+    ".dcm",
+    ".png",
+    ".jpeg",
+    ".jpg",
+    ".bmp",
+    ".tiff",
+    ".tif",
+    ".npy",
+    ".npz",
+)
+
+
+def image_files(entry: Mapping[str, Any]) -> list[str]:
+    """All image files of one case: one, or one per channel.
+
+    Example:
+        >>> image_files({"image": "/d/a.nii.gz"})
+        ['/d/a.nii.gz']
+    """
+    image = entry["image"]
+    return [os.fspath(image)] if isinstance(image, (str, os.PathLike)) else [os.fspath(file) for file in image]
+
+
+def split_suffix(name: str) -> tuple[str, str]:
+    """``("a.b", ".nii.gz")`` for ``"a.b.nii.gz"``: stem and image suffix (empty where it is no known one)."""
+    for suffix in IMAGE_SUFFIXES:
+        if name.lower().endswith(suffix) and len(name) > len(suffix):
+            return name[: -len(suffix)], name[-len(suffix) :]
+    return name, ""
+
+
+def case_name(entry: Mapping[str, Any]) -> str:
+    """Name of a case: its image's file name without the suffix; of several files, what their names share.
+
+    Two cases may have the same file name in two folders: :func:`case_names` tells them apart.
+
+    Args:
+        entry: an entry of a datalist.
+
+    Example:
+        >>> case_name({"image": "/d/imagesTr/hippocampus_006.nii.gz"})
+        'hippocampus_006'
+        >>> case_name({"image": ["/d/p1_t1.nii.gz", "/d/p1_flair.nii.gz"]})
+        'p1'
+    """
+    files = image_files(entry)
+    stems = [split_suffix(Path(file).name)[0] for file in files]
+    if len(stems) == 1:
+        return stems[0]
+    shared = _shared_start(stems)
+    if any(len(stem) > len(shared) for stem in stems):
+        shared = re.sub(r"[^_\-. ]*$", "", shared)
+    return shared.rstrip("_-. ") or Path(files[0]).parent.name or stems[0]
+
+
+def case_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A unique name for every case, in order; equal file names are preceded by as many parent folders as needed.
+
+    Args:
+        entries: entries of one or of several lists.
+
+    Example:
+        >>> case_names([{"image": "/d/p1/t1.nii"}, {"image": "/d/p2/t1.nii"}, {"image": "/d/p2/x.nii"}])
+        ['p1_t1', 'p2_t1', 'x']
+    """
+    parents = [Path(image_files(entry)[0]).parent.parts for entry in entries]
+    names = [case_name(entry) for entry in entries]
+    base = list(names)
+    for depth in range(1, max((len(parts) for parts in parents), default=0) + 1):
+        repeated = _repeated(names)
+        if not repeated:
+            break
+        for index, name in enumerate(names):
+            if name in repeated:
+                names[index] = "_".join((*(part.strip("/\\:") for part in parents[index][-depth:]), base[index]))
+    while repeated := _repeated(names):
+        seen: dict[str, int] = {}
+        for index, name in enumerate(names):
+            if name in repeated:
+                seen[name] = seen.get(name, 0) + 1
+                names[index] = f"{name}_{seen[name]}"
+    return names
+
+
+def _shared_start(names: Sequence[str]) -> str:
+    """The longest start that all names share, character by character."""
+    low, high = min(names), max(names)
+    length = next((index for index, char in enumerate(low) if char != high[index]), len(low))
+    return low[:length]
+
+
+def _repeated(names: Iterable[str]) -> set[str]:
+    seen: set[str] = set()
+    return {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
+
+
+def _identity(file: str) -> str:
+    return os.path.realpath(file)

@@ -1,0 +1,249 @@
+"""From a preset to transforms: one definition for training, validation, inference and evaluation."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from monai.transforms import (
+    AsDiscreted,
+    Compose,
+    CopyItemsd,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    Invertd,
+    KeepLargestConnectedComponentd,
+    LoadImaged,
+    NormalizeIntensityd,
+    Orientation,
+    Orientationd,
+    RandAdjustContrastd,
+    RandAffined,
+    RandFlipd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandRotate90d,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+    RandSpatialCropd,
+    Resize,
+    SaveImaged,
+    ScaleIntensityd,
+    ScaleIntensityRanged,
+    ScaleIntensityRangePercentilesd,
+    Spacingd,
+    SpatialPadd,
+    Transform,
+)
+
+from monai_ssl.data.guard import CheckCase
+from monai_ssl.data.preset import Preset
+from monai_ssl.data.writer import AtomicNibabelWriter
+from monai_ssl.transforms import (
+    CenterCropd,
+    DispatchByDimensiond,
+    LiteraturePadd,
+    NormalizeNonzerod,
+    RandLiteratureCropd,
+    RandRotateFlipd,
+    RandSliceRotateFlipd,
+    RandSliceSelectd,
+)
+
+
+def preprocessing(preset: Preset, label: bool = False) -> Compose:
+    """Deterministic transforms of the image and, for training, of the label (cached).
+
+    Args:
+        label: also transform ``label`` along with the image (training). Validation and evaluation keep the
+            label on its original grid: see :func:`validation_preprocessing`.
+    """
+    return Compose(_preprocessing(preset, ["image", "label"] if label else ["image"]))
+
+
+def _preprocessing(preset: Preset, keys: list[str]) -> list[Transform]:
+    mode = ["bilinear", "nearest"][: len(keys)]
+    steps: list[Transform] = [
+        LoadImaged(keys, image_only=True, dtype=None),
+        EnsureChannelFirstd(keys),
+        EnsureTyped("image", dtype="float32"),
+        CheckCase(preset),
+    ]
+    if preset.orientation is not None:
+        codes = preset.orientation
+        if preset.spatial_dims == 3:
+            steps.append(Orientationd(keys, axcodes=codes, labels=None))
+        else:
+            steps.append(
+                DispatchByDimensiond(keys, Orientation(codes[:2], labels=None), Orientation(codes, labels=None))
+            )
+    if preset.spacing is not None:
+        # -1: the distance between the slices of a volume stays
+        steps.append(Spacingd(keys, pixdim=(*preset.spacing, -1.0)[:3], mode=mode))
+    if preset.center_crop is not None:
+        steps.append(CenterCropd(keys, preset.center_crop))
+    if preset.resize is not None:
+        steps.append(
+            DispatchByDimensiond(
+                keys, Resize(preset.resize, mode="nearest-exact"), Resize((*preset.resize, -1), mode="nearest-exact")
+            )
+        )
+    return steps + _intensity(preset)
+
+
+def _intensity(preset: Preset) -> list[Transform]:
+    i = preset.intensity
+    if i.policy == "as_stored":
+        return []
+    clip: list[Transform] = []
+    if i.window is not None:
+        clip.append(ScaleIntensityRanged("image", *i.window, -1.0, 1.0, clip=True))
+    if i.policy == "window":
+        return clip
+    if i.policy == "minmax":
+        return [ScaleIntensityd("image", 0.0, 1.0, channel_wise=True)]
+    if i.nonzero:
+        return [NormalizeNonzerod("image", i.percentiles if i.policy == "robust" else (0.0, 100.0))]
+    steps: list[Transform] = [*clip, NormalizeIntensityd("image", channel_wise=True)]
+    if i.policy == "robust":
+        low, high = i.percentiles
+        steps.insert(0, ScaleIntensityRangePercentilesd(
+            "image", low, high, 0.0, 1.0, clip=True, channel_wise=True))  # fmt: skip
+    return steps
+
+
+def validation_preprocessing(preset: Preset) -> Compose:
+    """:func:`preprocessing` of the image, and the label as it lies on disk: scores are on the original grid."""
+    return Compose(
+        [
+            LoadImaged("label", image_only=True, dtype=None, allow_missing_keys=True),
+            EnsureChannelFirstd("label", allow_missing_keys=True),
+            *_preprocessing(preset, ["image"]),
+        ]
+    )
+
+
+def postprocessing(
+    preset: Preset,
+    preprocessing: Compose,
+    output_dir: str | None = None,
+    probabilities: bool = False,
+    data_root: str = "",
+) -> Compose:
+    """Class probabilities on the network's grid -> label map on the grid of the file that was read.
+
+    Args:
+        preprocessing: the very object that prepared the images (its spatial transforms are inverted).
+        output_dir: also write ``<name>_seg.nii.gz`` there (uint8, grid and affine of the image).
+        probabilities: also keep, and with ``output_dir`` write, ``<name>_prob.nii.gz`` (float32, channel = class).
+        data_root: folder whose layout is repeated below ``output_dir``, so that equal file names do not collide.
+    """
+    if Path(data_root).is_file():  # one image: its folder, or the result would land beside output_dir
+        data_root = str(Path(data_root).parent)
+    steps: list[Transform] = [
+        EnsureTyped("pred", track_meta=True),  # Invertd leaves a plain tensor on the network's grid
+        Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False),
+    ]
+    if probabilities:
+        steps.append(CopyItemsd("pred", names=["prob"]))
+    steps += [AsDiscreted("pred", argmax=True), *cleaning(preset)]
+    if output_dir is not None:
+        steps.append(saver("pred", "seg", output_dir, data_root))
+        if probabilities:
+            steps.append(saver("prob", "prob", output_dir, data_root))
+    return Compose(steps)
+
+
+def cleaning(preset: Preset) -> list[Transform]:
+    """What is done to a label map ``pred``."""
+    if not preset.largest_component:
+        return []
+    classes = list(range(1, preset.n_classes))
+    return [KeepLargestConnectedComponentd("pred", applied_labels=classes, independent=True)]
+
+
+def saver(key: str, postfix: str, output_dir: str, data_root: str = "") -> SaveImaged:
+    """Writes ``<name>_<postfix>.nii.gz``: uint8 for ``seg``, else float32."""
+    return SaveImaged(
+        key,
+        output_dir=output_dir,
+        output_postfix=postfix,
+        output_dtype="uint8" if postfix == "seg" else "float32",
+        resample=False,
+        separate_folder=False,
+        data_root_dir=data_root,
+        writer=AtomicNibabelWriter,
+        print_log=False,
+    )
+
+
+def training_preprocessing(preset: Preset, label: bool = True) -> Compose:
+    """Everything deterministic of the training chain: preprocessing, padding to the patch, plain tensors.
+
+    With ``spatial_dims: 2`` a volume stays a volume here: its slices are drawn and padded one by one.
+    """
+    keys = ["image", "label"] if label else ["image"]
+    steps = _preprocessing(preset, keys)
+    if preset.spatial_dims == 3:
+        steps.append(_padding(preset, keys))
+    steps.append(EnsureTyped("image", dtype="float32", track_meta=False))
+    if label:
+        steps.append(EnsureTyped("label", dtype="uint8", track_meta=False))
+    return Compose(steps)
+
+
+def _padding(preset: Preset, keys: list[str]) -> Transform:
+    if preset.augmentation.policy == "literature" and preset.spatial_dims == 3:
+        return LiteraturePadd(keys, preset.patch_size)
+    return SpatialPadd(keys, preset.patch_size)
+
+
+def random_transforms(preset: Preset, label: bool = True) -> list[Transform]:
+    """Random transforms of one training item, ending in a patch of ``patch_size``.
+
+    With ``spatial_dims: 2`` they begin with a random slice of the volume.
+    """
+    keys = ["image", "label"] if label else ["image"]
+    steps = _augmentation(preset, keys)
+    return steps if preset.spatial_dims == 3 else [RandSliceSelectd(keys), _padding(preset, keys), *steps]
+
+
+def _augmentation(preset: Preset, keys: list[str]) -> list[Transform]:
+    a = preset.augmentation
+    if a.policy == "literature" and preset.spatial_dims == 3:
+        return [RandRotateFlipd(keys), RandLiteratureCropd(keys, preset.patch_size)]
+    crop = RandSpatialCropd(keys, preset.patch_size, random_size=False)
+    if a.policy == "literature":
+        return [RandSliceRotateFlipd(keys), crop]
+    if a.policy == "none":
+        return [crop]
+    mode = ["bilinear", "nearest"][: len(keys)]
+    steps: list[Transform] = [crop]
+    if a.affine_probability > 0 and (a.rotation_degrees > 0 or a.scale > 0):
+        # a larger crop is turned and its center kept: no made-up border enters the patch
+        margin = [p + 2 * math.ceil(p / 8) for p in preset.patch_size]
+        radians = math.radians(a.rotation_degrees)
+        affine = RandAffined(
+            keys,
+            spatial_size=preset.patch_size,
+            prob=a.affine_probability,
+            rotate_range=[radians] * (3 if preset.spatial_dims == 3 else 1),
+            scale_range=[a.scale] * preset.spatial_dims,
+            mode=mode,
+            padding_mode="border",
+        )
+        steps = [RandSpatialCropd(keys, margin, random_size=False), affine]
+    if a.rotate90_axes is not None:
+        # on the whole volume, before the crop: a turned patch need not be square
+        steps.insert(0, RandRotate90d(keys, prob=0.5, max_k=3, spatial_axes=a.rotate90_axes))
+    steps += [RandFlipd(keys, prob=0.5, spatial_axis=axis) for axis in a.flip_axes]
+    p = a.intensity_probability
+    if p > 0:
+        steps += [
+            RandGaussianNoised("image", prob=p, std=0.1),
+            RandGaussianSmoothd("image", prob=p, sigma_x=(0.3, 1.0), sigma_y=(0.3, 1.0), sigma_z=(0.3, 1.0)),
+            RandScaleIntensityd("image", factors=0.2, prob=p),
+            RandShiftIntensityd("image", offsets=0.2, prob=p),
+            RandAdjustContrastd("image", prob=p, gamma=(0.7, 1.5)),
+        ]
+    return steps

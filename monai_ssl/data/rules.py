@@ -1,0 +1,165 @@
+"""What one case must be to be trained on or segmented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+Severity = Literal["error", "warning"]
+
+
+class PresetLike(Protocol):
+    """What a check needs to know of a dataset preset."""
+
+    @property
+    def spatial_dims(self) -> int: ...
+    @property
+    def channels(self) -> Sequence[str]: ...
+    @property
+    def labels(self) -> Mapping[int, str]: ...
+    @property
+    def patch_size(self) -> Sequence[int]: ...
+    @property
+    def orientation(self) -> str | None: ...
+    @property
+    def spacing(self) -> Sequence[float] | None: ...
+
+
+@dataclass(frozen=True)
+class _Finding:
+    rule: str
+    severity: Severity
+    message: str
+
+
+def _to_numpy(value: Any) -> np.ndarray:
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        if not value.dtype.is_floating_point or value.dtype.itemsize >= 4:
+            return value.numpy()
+        return value.float().numpy()
+    return np.asarray(value)
+
+
+def _findings(image: Any, label: Any, preset: PresetLike, shape: Sequence[float] | None = None) -> list[_Finding]:
+    image = _to_numpy(image)
+    found: list[_Finding] = []
+
+    def add(rule: str, severity: Severity, message: str) -> None:
+        found.append(_Finding(rule, severity, message))
+
+    dims, channels = preset.spatial_dims, list(preset.channels)
+    spatial = image.shape[1:]
+    # a 2D network goes through a volume slice by slice
+    if len(spatial) not in ((3,) if dims == 3 else (2, 3)):
+        allowed = "3" if dims == 3 else "2 or 3"
+        text = f"image must have {allowed} spatial axes, got shape {spatial}"
+        add("dims", "error", f"{text}: write one file per time frame and channel, or choose another preset")
+        return found
+    if image.shape[0] != len(channels):
+        add(
+            "channels",
+            "error",
+            f"image must have {len(channels)} channel(s) ({', '.join(channels)}), got {image.shape[0]} with shape "
+            f"{spatial}: give one 3D file per channel, or correct 'channels' in the preset",
+        )
+    if 0 in image.shape:
+        add("empty_image", "error", f"image must have voxels, got shape {spatial}: export it again")
+        return found
+    if image.dtype.kind == "f" and (bad := int(image.size - np.isfinite(image).sum())):
+        add(
+            "finite",
+            "error",
+            f"image must be finite, got {bad} NaN or infinite voxels: replace them or leave the case out",
+        )
+    else:
+        constant = [index for index in range(image.shape[0]) if image[index].min() == image[index].max()]
+        value = image[constant[0]].flat[0] if constant else 0
+        if len(constant) == image.shape[0]:
+            add("constant", "error", f"image must show something, got {value:g} in every voxel: leave the case out")
+        elif constant:
+            add("constant", "warning", f"channel {constant[0]} has {value:g} in every voxel: is the channel missing?")
+        _intensity_findings(image, getattr(preset, "intensity", None), add)
+    effective = tuple(spatial if shape is None else shape)[:dims]
+    if any(round(size) < patch for size, patch in zip(effective, preset.patch_size, strict=True)):
+        sizes = tuple(round(size) for size in effective)
+        what = "volume" if dims == 3 else "slice"
+        text = f"{what} {sizes} is smaller than the patch {tuple(preset.patch_size)} and will be padded"
+        add("patch", "warning", f"{text}: choose a smaller patch_size if most cases are so small")
+    if label is not None:
+        _label_findings(_to_numpy(label), spatial, preset, add)
+    return found
+
+
+def _intensity_findings(image: np.ndarray, intensity: Any, add: Callable[[str, Severity, str], None]) -> None:
+    """Gray values that the preset's intensity policy cannot be meant for."""
+    policy, window = getattr(intensity, "policy", None), getattr(intensity, "window", None)
+    low, high = float(image.min()), float(image.max())
+    if window is not None and (high <= window[0] or low >= window[1]):
+        text = f"image must have voxels within the window {list(window)}, got {low:g} to {high:g}"
+        add("intensity", "error", f"{text}: is it a CT in Hounsfield units? Else choose another intensity policy")
+    if policy == "as_stored" and high - low > 500:
+        # z-scores and values in [0, 1] span far less
+        text = f"gray values from {low:g} to {high:g} go into the network as stored"
+        add("intensity", "warning", f"{text}: normalize the files, or choose another flavor or intensity policy")
+
+
+def _label_findings(
+    label: np.ndarray, spatial: tuple[int, ...], preset: PresetLike, add: Callable[[str, Severity, str], None]
+) -> None:
+    if label.ndim == len(spatial) + 1:
+        if label.shape[0] != 1:
+            text = f"label must hold one value per voxel, got {label.shape[0]} channels"
+            add("label_channels", "error", f"{text}: merge them into one label map")
+            return
+        label = label[0]
+    if label.shape != spatial:
+        text = f"label must have the shape of its image, {spatial}, got {label.shape}"
+        add("shape", "error", f"{text}: resample the label to the image's grid")
+        return
+    values = np.unique(label)
+    allowed = sorted(int(value) for value in preset.labels)
+    if label.dtype.kind == "f" and not (np.isfinite(values).all() and np.array_equal(values, np.round(values))):
+        odd = [float(value) for value in values if not (np.isfinite(value) and value == np.round(value))]
+        text = f"label must hold integers, got {', '.join(f'{value:g}' for value in odd[:5])}"
+        more = f" and {len(odd) - 5} more values" if len(odd) > 5 else ""
+        add("integer", "error", f"{text}{more}: was it interpolated? Resample it with nearest neighbor")
+        return
+    outside = [int(value) for value in values if int(value) not in allowed]
+    if outside:
+        shown = ", ".join(map(str, outside[:8])) + (f" and {len(outside) - 8} more" if len(outside) > 8 else "")
+        text = f"label values must be among the preset's classes {allowed}, got {shown}"
+        add("values", "error", f"{text}: remap the label or correct 'labels' in the preset")
+    elif len(values) == 1 and int(values[0]) == 0:
+        add("empty_label", "warning", "label is empty, background only: is the structure really absent?")
+
+
+def case_problems(
+    image: Any, label: Any, preset: PresetLike, shape: Sequence[float] | None = None
+) -> list[tuple[Severity, str]]:
+    """What is wrong with one loaded case. The rules live here once, for :func:`verify` and for the training cache.
+
+    Args:
+        image: array or tensor, channel first, (C, X, Y[, Z]).
+        label: label map, (1, X, Y[, Z]) or (X, Y[, Z]); None for an unlabeled case.
+        preset: the dataset preset.
+        shape: spatial shape after reorientation and resampling, where ``image`` is not there yet; compared with
+            ``preset.patch_size``. None takes the image's.
+
+    Returns:
+        (severity, message) pairs: rule, value found, next step. Empty where all is well.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> preset = SimpleNamespace(spatial_dims=2, channels=["MR"], labels={0: "background", 1: "organ"},
+        ...                          patch_size=(2, 2), orientation=None, spacing=None)
+        >>> image = np.arange(16.0).reshape(1, 4, 4)
+        >>> case_problems(image, np.eye(4, dtype=int), preset)
+        []
+        >>> case_problems(image, 2 * np.eye(4, dtype=int), preset)[0][1][:66]
+        "label values must be among the preset's classes [0, 1], got 2: rem"
+    """
+    return [(finding.severity, finding.message) for finding in _findings(image, label, preset, shape)]

@@ -1,0 +1,61 @@
+"""The literature's network for a number of dimensions, and adapters that bring other networks to the same interface."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from monai_ssl.networks.adapters import TappedNetwork
+from monai_ssl.networks.encoder_decoder import EncoderDecoder
+from monai_ssl.networks.unet import UNet
+from monai_ssl.networks.vnet import VNet
+
+__all__ = ["TappedNetwork", "literature_network"]
+
+
+def literature_network(
+    spatial_dims: int,
+    in_channels: int = 1,
+    out_channels: int | None = 2,
+    base_channels: int = 16,
+    dropout: float | None = None,
+    gates: bool = False,
+    alternative: bool = False,
+) -> EncoderDecoder:
+    """The network that the semi-supervised literature uses: V-Net for volumes, SSL4MIS's U-Net for slices.
+
+    Args:
+        spatial_dims: 3: :class:`~monai_ssl.networks.VNet`. 2: :meth:`~monai_ssl.networks.UNet.literature_2d`.
+        in_channels: channels of the image.
+        out_channels: channels of the logits.
+        base_channels: channels at full resolution; they double at each of the four coarser scales.
+        dropout: None: as published (V-Net 0.5, U-Net 0.05 to 0.5 by scale). A number: at the coarsest scale and at
+            the end.
+        gates: attention gates on the skip connections (TAC).
+        alternative: the decoder of a second network that shall differ from the first one: V-Net with trilinear
+            instead of transposed upsampling, U-Net the other way round (MC-Net, CAML).
+
+    Raises:
+        ValueError: when an option is out of its range.
+
+    Example:
+        >>> sum(p.numel() for p in literature_network(3).parameters())
+        9448866
+        >>> sum(p.numel() for p in literature_network(2, out_channels=4).parameters())
+        1813764
+    """
+    if spatial_dims == 2:
+        options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+        decoders = ("transpose",) if alternative else ("linear",)
+        channels = [base_channels * 2**i for i in range(5)]
+        return UNet.literature_2d(
+            in_channels, out_channels, channels=channels, decoders=decoders, gates=gates, **options
+        )
+    return VNet(
+        spatial_dims,
+        in_channels,
+        out_channels,
+        base_channels,
+        dropout=0.5 if dropout is None else dropout,
+        decoders=("linear",) if alternative else ("transpose",),
+        gates=gates,
+    )

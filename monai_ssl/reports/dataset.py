@@ -1,0 +1,458 @@
+"""One page that shows what a data set looks like: sizes, spacings, intensities, class volumes, pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, ScalarFormatter
+from tqdm import tqdm
+
+from monai_ssl.data.cases import Entry, case_names, image_files
+from monai_ssl.data.datalist import SECTIONS, Datalist
+from monai_ssl.data.reading import read_volume
+from monai_ssl.errors import DataError
+from monai_ssl.files import write_text
+from monai_ssl.reports.figures import (
+    INK,
+    class_color,
+    draw_outline,
+    draw_slice,
+    largest_slice,
+    new_figure,
+    plain_text,
+    style_axes,
+)
+from monai_ssl.reports.page import _CSS, _escape, _html_figure, _html_table
+
+COLORS = {"training": "#0072B2", "unlabeled": "#7b8794", "validation": "#E69F00", "testing": "#009E73"}
+NAMES = {"training": "labeled training", "unlabeled": "unlabeled", "validation": "validation", "testing": "test"}
+# pictures per list; the numbers are of all cases
+PICTURES = 12
+ROW = 6
+PERCENTILES = (0.5, 25.0, 50.0, 75.0, 99.5)
+
+
+@dataclass
+class CaseStatistics:
+    """Numbers of one case; arrays only where a picture is wanted.
+
+    Attributes:
+        section, name: list of the datalist, and name of the case.
+        error: why it could not be read, empty where it could.
+        shape, spacing, orientation: as stored; spacing and orientation None where the format states none.
+        dtype: number type of the values, after the file's own scaling.
+        n_channels: of the image.
+        values: percentiles 0.5, 25, 50, 75, 99.5 of the first channel.
+        voxels: class -> number of voxels, None without label.
+        empty_slices: share of the slices along the last stored axis without any label.
+        picture: (slice of the image, slice of the label or None, millimeters per pixel).
+    """
+
+    section: str
+    name: str
+    error: str = ""
+    shape: tuple[int, ...] = ()
+    spacing: tuple[float, ...] | None = None
+    orientation: str | None = None
+    dtype: str = ""
+    n_channels: int = 1
+    values: tuple[float, ...] = ()
+    voxels: dict[int, int] | None = None
+    empty_slices: float | None = None
+    picture: tuple[np.ndarray, np.ndarray | None, tuple[float, float]] | None = field(default=None, repr=False)
+
+
+def case_statistics(section: str, name: str, entry: Entry, picture: bool = False) -> CaseStatistics:
+    """Read one case; the label of an unlabeled entry is not in the entry and never opened."""
+    found = CaseStatistics(section, name)
+    try:
+        volumes = [read_volume(file) for file in image_files(entry)]
+        image, affine = volumes[0]
+        found.shape, found.dtype = image.shape[1:], str(image.dtype)
+        found.n_channels = sum(len(volume) for volume, _ in volumes)
+        gray = image[0]
+        found.values = tuple(float(v) for v in np.percentile(gray, PERCENTILES))
+        if affine is not None:
+            found.spacing = tuple(float(s) for s in nib.affines.voxel_sizes(affine)[: gray.ndim])
+            if gray.ndim == 3:
+                found.orientation = "".join(code or "?" for code in nib.aff2axcodes(affine))
+        label = None
+        if section != "unlabeled" and "label" in entry:
+            label = read_volume(entry["label"])[0][0]
+            if label.shape != gray.shape:
+                raise DataError(f"label has the shape {label.shape}, the image {gray.shape}")
+            values, counts = np.unique(label, return_counts=True)
+            found.voxels = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+            if label.ndim == 3:
+                found.empty_slices = float(np.mean(~label.any(axis=(0, 1))))
+        if picture:
+            found.picture = _picture(gray, label, affine)
+    except DataError as error:
+        found.error = str(error)
+    return found
+
+
+def _picture(
+    gray: np.ndarray, label: np.ndarray | None, affine: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None, tuple[float, float]]:
+    """The slice with most label (else the middle one) across the axis of the thickest slices, upright in RAS."""
+    steps = np.ones(gray.ndim)
+    if affine is not None and gray.ndim == 3:
+        turned = nib.as_closest_canonical(nib.Nifti1Image(_plain(gray), affine))
+        steps = np.array(turned.header.get_zooms()[:3], dtype=float)
+        if label is not None:
+            label = np.asarray(nib.as_closest_canonical(nib.Nifti1Image(_plain(label), affine)).dataobj)
+        gray = np.asarray(turned.dataobj)
+    elif affine is not None:
+        steps = nib.affines.voxel_sizes(affine)[: gray.ndim]
+    if gray.ndim == 2:
+        return gray, label, (float(steps[0]), float(steps[1]))
+    axis = int(np.argmax(steps)) if steps.max() > 1.5 * steps.min() else 2
+    masks = [np.zeros(gray.shape, bool) if label is None else label]
+    index = largest_slice(masks, axis)
+    rest = [float(step) for other, step in enumerate(steps) if other != axis]
+    return gray.take(index, axis), None if label is None else label.take(index, axis), (rest[0], rest[1])
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    # NIfTI of nibabel has no bool and no int64
+    return array.astype(np.float32) if array.dtype.kind in "bf" or array.dtype.itemsize == 8 else array
+
+
+def describe(
+    datalist: Datalist, output: str | Path, title: str | None = None, workers: int = 2, pictures: int = PICTURES
+) -> Path:
+    """Write an HTML page about a data set; nothing is needed beside the file.
+
+    Every scan is read once, one per worker in memory. Shows, by list: shapes, spacings, orientations, intensities,
+    volumes of the classes, and thumbnails with the outlines of the labels.
+
+    Args:
+        datalist: the cases.
+        output: the HTML file.
+        title: heading; None takes the datalist's folder.
+        workers: threads.
+        pictures: thumbnails per list, evenly drawn.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        DataError: when there is no case, or ``output`` is no ``.html`` file.
+
+    Example:
+        >>> describe(load_datalist("datalist.json", "scans"), "scans.html")  # doctest: +SKIP
+        PosixPath('scans.html')
+    """
+    page = Path(output).expanduser()
+    if page.suffix.lower() not in {".html", ".htm"}:
+        raise DataError(f"output: must be an .html file, got {str(output)!r}")
+    jobs = []
+    for section in SECTIONS:
+        entries = datalist.section(section)
+        drawn = set(np.linspace(0, len(entries) - 1, min(pictures, len(entries))).round().astype(int).tolist())
+        names = case_names(entries)
+        jobs += [(section, names[i], entry, i in drawn) for i, entry in enumerate(entries)]
+    if not jobs:
+        raise DataError(f"{datalist.path or datalist.dataset_dir}: there is no case to describe")
+    with ThreadPoolExecutor(workers) as pool:
+        cases = list(tqdm(pool.map(lambda job: case_statistics(*job), jobs), total=len(jobs), desc="describe",
+                          unit="case", disable=None))  # fmt: skip
+    labels = datalist.labels or {value: f"class {value}" for value in sorted(_classes(cases) | {0})}
+    heading = title or (datalist.path.parent.name if datalist.path else "data set")
+    write_text(page, _page(heading, datalist, cases, labels))
+    return page
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def _page(title: str, datalist: Datalist, cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> str:
+    good = [case for case in cases if not case.error]
+    parts = [f"<h1>{_escape(title)}</h1>"]
+    counts = ", ".join(f"{n} {NAMES[section]}" for section, n in datalist.counts().items() if n)
+    classes = ", ".join(f"{value} {name}" for value, name in sorted(labels.items()))
+    parts.append(f'<p class="muted">{_escape(f"{counts}. Classes: {classes}.")} {_escape(datalist.description)}</p>')
+    parts.append('<div class="findings">')
+    parts += [f"<p>{_escape(sentence)}</p>" for sentence in _findings(cases, labels)]
+    parts.append("</div>")
+    if good:
+        parts += ["<h2>Lists</h2>", _html_table(_list_table(good), (0, 3, 4))]
+        parts += ["<h2>Sizes and intensities</h2>"]
+        parts.append(_html_figure(_size_figure(good), "One dot per case. Sizes are millimeters where files state them.",
+                                  "Sizes and gray values of every case", scroll=True))  # fmt: skip
+        if any(case.voxels for case in good):
+            parts += ["<h2>Volumes of the classes</h2>", _html_table(_class_table(good, labels), (0, 1))]
+            parts.append(_html_figure(_class_figure(good, labels), "One dot per labeled case.",
+                                      "Volume of every class in every labeled case", scroll=True))  # fmt: skip
+        parts.append("<h2>Pictures</h2>")
+        parts.append(
+            '<p class="note">The slice with the largest label, else the middle one. Where the file states its '
+            "orientation, the patient's right and front are right and top of the picture.</p>"
+        )
+        for section in SECTIONS:
+            shown = [case for case in good if case.section == section and case.picture is not None]
+            if shown:
+                total = sum(case.section == section for case in cases)
+                caption = f"{NAMES[section]}: {len(shown)} of {total}" if len(shown) < total else NAMES[section]
+                parts.append(_html_figure(_picture_figure(shown, labels), caption, f"pictures: {caption}", scroll=True))
+    rows = _case_table(cases, labels)
+    parts.append(f"<h2>Table of cases</h2><details{' open' if len(cases) <= 30 else ''}>"
+                 f"<summary>{len(cases)} rows</summary>{_html_table(rows, (0, 1, 4, 5))}</details>")  # fmt: skip
+    source = str(datalist.path or datalist.dataset_dir or "")
+    parts.append(
+        f"<footer>Written by <code>monai-ssl describe</code> from <code>{_escape(source)}</code>. Percentiles and "
+        "volumes are of the files as stored.</footer>"
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{_escape(title)}</title><style>{_CSS}</style></head><body><main>\n"
+        + "\n".join(parts)
+        + "\n</main></body></html>\n"
+    )
+
+
+def _classes(cases: Sequence[CaseStatistics]) -> set[int]:
+    return {value for case in cases for value in case.voxels or {}}
+
+
+def _volume(case: CaseStatistics, value: int) -> float:
+    """Millilitres, or voxels where the file states no voxel size."""
+    voxels = (case.voxels or {}).get(value, 0)
+    return voxels * float(np.prod(case.spacing)) / 1000 if case.spacing is not None else float(voxels)
+
+
+def _unit(cases: Sequence[CaseStatistics]) -> str:
+    if any(case.spacing is None for case in cases):
+        return "voxels"
+    return "ml" if all(len(case.shape) == 3 for case in cases) else "cm"
+
+
+def _range(values: Sequence[float], digits: int = 3) -> str:
+    low, middle, high = min(values), float(np.median(values)), max(values)
+    if low == high:
+        return f"{low:.{digits}g}"
+    return f"{low:.{digits}g} – {middle:.{digits}g} – {high:.{digits}g}"
+
+
+def _findings(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> list[str]:
+    """What somebody should know before training, from the numbers."""
+    good = [case for case in cases if not case.error]
+    bad = [case for case in cases if case.error]
+    sentences = [
+        f"{len(good)} of {len(cases)} cases could be read." if bad else f"All {len(cases)} cases could be read."
+    ]
+    sentences += [f"{case.name} ({NAMES[case.section]}): {case.error}" for case in bad[:5]]
+    if len(bad) > 5:
+        sentences.append(f"{len(bad) - 5} more cases could not be read; see the table.")
+    known = [case.spacing for case in good if case.spacing is not None]
+    if good and not known:
+        sentences.append("The files do not state their voxel size: distances can only be given in voxels.")
+    elif known and len({len(spacing) for spacing in known}) == 1:
+        ratio = np.max(known, axis=0) / np.min(known, axis=0)
+        if ratio.max() > 1.25:
+            sentences.append(
+                f"Voxel sizes differ by up to a factor of {ratio.max():.2f}: consider 'spacing' in the preset."
+            )
+    codes = Counter(case.orientation for case in good if case.orientation)
+    if len(codes) > 1:
+        shown = ", ".join(f"{n} {code}" for code, n in codes.most_common())
+        sentences.append(f"Files are stored in {len(codes)} orientations ({shown}): the preset must bring them to one.")
+    highs = [case.values[-1] for case in good]
+    if highs and min(highs) > 0 and max(highs) / min(highs) > 5:
+        sentences.append(f"Gray values are not comparable between cases (99.5th percentile from {min(highs):.3g} to "
+                         f"{max(highs):.3g}): normalize each scan by itself.")  # fmt: skip
+    labeled = [case for case in good if case.voxels is not None]
+    for value, name in sorted(labels.items()):
+        absent = [case.name for case in labeled if not (case.voxels or {}).get(value)]
+        if value and labeled and len(absent) == len(labeled):
+            sentences.append(f"Class {value} ({name}) occurs in no label.")
+        elif value and absent:
+            sentences.append(f"Class {value} ({name}) is absent from {len(absent)} of {len(labeled)} labels "
+                             f"({', '.join(absent[:3])}{', ...' * (len(absent) > 3)}).")  # fmt: skip
+    if unknown := sorted(_classes(cases) - set(labels)):
+        sentences.append(f"Labels hold values without a name: {', '.join(map(str, unknown[:8]))}.")
+    shares = [case.empty_slices for case in labeled if case.empty_slices is not None]
+    if shares:
+        sentences.append(f"{100 * float(np.mean(shares)):.0f} % of the slices (along the last stored axis) of labeled "
+                         "cases hold no label.")  # fmt: skip
+    return sentences
+
+
+def _list_table(cases: Sequence[CaseStatistics]) -> tuple[list[str], list[list[str]]]:
+    header = ["List", "Cases", "Shape (min – median – max)", "Orientation", "Read as", "Spacing mm", "Channels"]
+    body = []
+    for section in SECTIONS:
+        group = [case for case in cases if case.section == section]
+        if not group:
+            continue
+        dims = sorted({len(case.shape) for case in group})
+        same = len(dims) == 1
+        shape = (
+            " × ".join(f"({_range([case.shape[i] for case in group])})" for i in range(dims[0])) if same else "mixed"
+        )
+        known = [case.spacing for case in group if case.spacing is not None]
+        spacing = "not stated"
+        if known and same:
+            spacing = " × ".join(f"({_range([entry[i] for entry in known])})" for i in range(dims[0]))
+        codes = Counter(case.orientation or "–" for case in group)
+        types = Counter(case.dtype for case in group)
+        body.append([
+            NAMES[section], str(len(group)), shape, ", ".join(f"{c} ({n})" for c, n in codes.most_common(3)),
+            ", ".join(f"{t} ({n})" for t, n in types.most_common(3)), spacing,
+            _range([case.n_channels for case in group]),
+        ])  # fmt: skip
+    return header, body
+
+
+def _class_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> tuple[list[str], list[list[str]]]:
+    unit = _unit(cases)
+    header = ["Class", "List", "Cases with it", f"Volume {unit} (min – median – max)", "Share of the image %, median"]
+    body = []
+    for value, name in sorted(labels.items()):
+        for section in SECTIONS:
+            group = [case for case in cases if case.section == section and case.voxels is not None]
+            having = [case for case in group if (case.voxels or {}).get(value)]
+            if value and group:
+                share = [100 * (case.voxels or {}).get(value, 0) / float(np.prod(case.shape)) for case in group]
+                volumes = _range([_volume(case, value) for case in having]) if having else "–"
+                body.append([name, NAMES[section], f"{len(having)} of {len(group)}", volumes,
+                             f"{float(np.median(share)):.3g}"])  # fmt: skip
+    return header, body
+
+
+def _case_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> tuple[list[str], list[list[str]]]:
+    foreground = [value for value in sorted(labels) if value]
+    unit = _unit([case for case in cases if not case.error] or cases)
+    header = ["Case", "List", "Shape", "Spacing mm", "Orientation", "Read as", "0.5 – 50 – 99.5 %"]
+    header += [f"{labels[value]} {unit}" for value in foreground]
+    body = []
+    for case in cases:
+        if case.error:
+            body.append([case.name, NAMES[case.section], f"not read: {case.error}"] + [""] * (len(header) - 3))
+            continue
+        spacing = "–" if case.spacing is None else " × ".join(f"{s:.3g}" for s in case.spacing)
+        gray = " – ".join(f"{case.values[i]:.3g}" for i in (0, 2, 4))
+        volumes = ["" if case.voxels is None else f"{_volume(case, value):.3g}" for value in foreground]
+        body.append([case.name, NAMES[case.section], " × ".join(map(str, case.shape)), spacing, case.orientation or "–",
+                     case.dtype, gray, *volumes])  # fmt: skip
+    return header, body
+
+
+# ------------------------------------------------------------------------------------------------------------- figures
+
+
+def _strips(
+    figure_axes: Any, cases: Sequence[CaseStatistics], columns: Sequence[tuple[str, Callable[[CaseStatistics], Any]]]
+) -> None:
+    """One strip of dots per column, cases of the four lists side by side in their colors."""
+    sections = [section for section in SECTIONS if any(case.section == section for case in cases)]
+    for position, (_, value) in enumerate(columns):
+        for place, section in enumerate(sections):
+            values = np.array([v for case in cases if case.section == section and (v := value(case)) is not None])
+            if not values.size:
+                continue
+            center = position + (place - (len(sections) - 1) / 2) * 0.8 / len(sections)
+            spread = np.linspace(-0.3, 0.3, len(values)) / len(sections) if len(values) > 1 else np.zeros(1)
+            figure_axes.scatter(center + spread, np.sort(values), s=11, color=COLORS[section], alpha=0.8, linewidths=0)
+    figure_axes.set_xticks(range(len(columns)), [plain_text(name) for name, _ in columns], color=INK)
+    figure_axes.set_xlim(-0.6, len(columns) - 0.4)
+
+
+def _legend(figure: Figure, cases: Sequence[CaseStatistics]) -> None:
+    handles = [Line2D([], [], marker="o", linestyle="", color=COLORS[section], label=NAMES[section])
+               for section in SECTIONS if any(case.section == section for case in cases)]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8.5, frameon=False)
+
+
+def _size_figure(cases: Sequence[CaseStatistics]) -> Figure:
+    figure = new_figure(12.5, 3.6)
+    first, second, third = figure.subplots(1, 3)
+    stated = all(case.spacing is not None for case in cases)
+
+    def side(axis: int, millimeters: bool) -> Callable[[CaseStatistics], float | None]:
+        def value(case: CaseStatistics) -> float | None:
+            if axis >= len(case.shape):
+                return None
+            return case.shape[axis] * (case.spacing[axis] if millimeters and case.spacing is not None else 1.0)
+
+        return value
+
+    dims = max(len(case.shape) for case in cases)
+    _strips(first, cases, [(f"axis {axis + 1}", side(axis, False)) for axis in range(dims)])
+    style_axes(first, "Shape, voxels")
+    first.set_ylim(bottom=0)
+    _strips(second, cases, [(f"axis {axis + 1}", side(axis, True)) for axis in range(dims)])
+    style_axes(second, "Field of view, mm" if stated else "Field of view (some files state no voxel size)")
+    second.set_ylim(bottom=0)
+    _strips(third, cases, [(f"{p:g} %", lambda case, i=i: case.values[i]) for i, p in enumerate(PERCENTILES)])  # type: ignore[misc]
+    highs = [case.values[-1] for case in cases]
+    style_axes(third, "Gray values, percentiles of each case")
+    if min(highs) > 0 and max(highs) / min(highs) > 50:
+        third.set_yscale("symlog", linthresh=min(highs))
+        if min(case.values[0] for case in cases) >= 0:
+            third.set_ylim(bottom=0)
+        style_axes(third, "Gray values, percentiles (logarithmic)")
+    _legend(figure, cases)
+    return figure
+
+
+def _class_figure(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> Figure:
+    labeled = [case for case in cases if case.voxels is not None]
+    foreground = [value for value in sorted(labels) if value]
+
+    def volume(value: int) -> Callable[[CaseStatistics], float | None]:
+        return lambda case: _volume(case, value) or None
+
+    figure = new_figure(12.5, 3.4)
+    axes = figure.subplots()
+    _strips(axes, labeled, [(labels[value], volume(value)) for value in foreground])
+    volumes = [v for case in labeled for value in foreground if (v := _volume(case, value))]
+    wide = bool(volumes) and max(volumes) > 20 * min(volumes)
+    if wide:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+    style_axes(axes, f"Volume, {_unit(labeled)}{' (logarithmic scale)' if wide else ''}")
+    _legend(figure, labeled)
+    return figure
+
+
+def _picture_figure(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> Figure:
+    rows = -(-len(cases) // ROW)
+    figure = new_figure(2.05 * ROW, 2.3 * rows + 0.35)
+    grid = figure.subplots(rows, ROW, squeeze=False).ravel()
+    values: set[int] = set()
+    for axes, case in zip(grid, cases, strict=False):
+        assert case.picture is not None
+        gray, label, aspect = case.picture
+        name = case.name if len(case.name) <= 24 else f"{case.name[:11]}…{case.name[-11:]}"
+        draw_slice(axes, gray, aspect, name)
+        if label is not None:
+            present = sorted({int(value) for value in np.unique(label)} - {0})
+            values |= set(present)
+            for value in sorted(present, key=lambda item: -int((label == item).sum())):
+                draw_outline(axes, label == value, class_color(value), level=0.5 if len(present) == 1 else 0.75)
+    for axes in grid[len(cases) :]:
+        axes.set_visible(False)
+    if values:
+        handles = [
+            Line2D([], [], color=class_color(v), linewidth=2.2, label=plain_text(labels.get(v, f"value {v}")))
+            for v in sorted(values)
+        ]
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8.5, frameon=False
+        )
+    return figure

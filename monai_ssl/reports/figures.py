@@ -1,0 +1,329 @@
+"""Pictures of results, drawn with matplotlib's object interface: no display, no global state, safe in any thread."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from monai_ssl.files import write_atomically
+from monai_ssl.metrics.overlap import to_array
+from monai_ssl.metrics.surface import check_spacing
+
+__all__ = ["CLASS_COLORS", "REFERENCE_COLOR", "figure_png", "overlay_figure"]
+
+# Okabe and Ito's palette: apart for every common form of color blindness
+CLASS_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#0072B2")
+REFERENCE_COLOR = "#F0E442"
+INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e7eb"
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Return an empty figure of ``width`` × ``height`` inches on an Agg canvas."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def figure_png(figure: Figure, dpi: int = 160) -> bytes:
+    """Render ``figure`` as PNG.
+
+    Args:
+        figure: a matplotlib figure.
+        dpi: dots per inch.
+
+    Returns:
+        The bytes of a PNG file.
+
+    Example:
+        >>> figure_png(new_figure(1, 1))[:4]
+        b'\\x89PNG'
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.06)  # tight: long titles stay whole
+    return buffer.getvalue()
+
+
+def style_axes(axes: Axes, title: str = "", xlabel: str = "", ylabel: str = "") -> None:
+    """Give a plot the quiet look of the report."""
+    axes.set_title(plain_text(title), loc="left", fontsize=10, color=INK, fontweight="bold")
+    axes.set_xlabel(plain_text(xlabel), fontsize=9, color=MUTED)
+    axes.set_ylabel(plain_text(ylabel), fontsize=9, color=MUTED)
+    axes.tick_params(which="both", labelsize=8.5, colors=MUTED, length=0)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    for name, spine in axes.spines.items():
+        spine.set_visible(name == "bottom")
+        spine.set_color("#c3cad2")
+
+
+def plain_text(value: str) -> str:
+    """Keep matplotlib from reading ``$`` in a name as the start of a formula."""
+    return str(value).replace("$", r"\$")
+
+
+def _spatial(name: str, value: Any) -> np.ndarray:
+    """Drop leading axes of size 1 (channel, batch) until the array is 2D or 3D."""
+    array = to_array(value)
+    while array.ndim > 2 and array.shape[0] == 1:
+        array = array[0]
+    if array.ndim not in (2, 3):
+        raise ValueError(f"{name} must have shape (X, Y) or (X, Y, Z), got shape {to_array(value).shape}")
+    return array
+
+
+def largest_slice(masks: Sequence[np.ndarray], axis: int = -1) -> int:
+    """Index along ``axis`` of the slice with most foreground, by the first mask that has any; else the middle one.
+
+    Where several slices are equally full, the middle one of them is taken.
+
+    Example:
+        >>> mask = np.zeros((4, 4, 9), int)
+        >>> mask[1:3, 1:3, 2:7] = 1
+        >>> largest_slice([mask])
+        4
+    """
+    axis = axis % masks[0].ndim
+    for mask in masks:
+        area = (mask != 0).sum(axis=tuple(other for other in range(mask.ndim) if other != axis))
+        if area.any():
+            best = np.flatnonzero(area == area.max())
+            return int(best[len(best) // 2])
+    return masks[0].shape[axis] // 2
+
+
+def _crop(masks: Sequence[np.ndarray], aspect: tuple[float, float]) -> tuple[slice, slice]:
+    """A window around all outlines, near square in millimeters and at least half of the slice."""
+    shape = masks[0].shape
+    union = np.any([mask != 0 for mask in masks], axis=0)
+    if not union.any():
+        return slice(0, shape[0]), slice(0, shape[1])
+    bounds = [np.flatnonzero(union.any(axis=1 - axis))[[0, -1]] for axis in (0, 1)]
+    half_mm = max(
+        *((high - low + 1) * step * 0.75 for (low, high), step in zip(bounds, aspect, strict=True)),
+        0.25 * max(size * step for size, step in zip(shape, aspect, strict=True)),
+    )
+    window = []
+    for (low, high), step, size in zip(bounds, aspect, shape, strict=True):
+        center, half = (low + high + 1) / 2, half_mm / step
+        start = int(np.clip(round(center - half), 0, max(0, size - round(2 * half))))
+        window.append(slice(start, min(size, start + max(1, round(2 * half)))))
+    return window[0], window[1]
+
+
+def draw_slice(axes: Axes, image: np.ndarray, aspect: tuple[float, float], title: str = "") -> None:
+    """Show one 2D slice in gray, first array axis to the right and second one up."""
+    finite = image[np.isfinite(image)]
+    low, high = np.percentile(finite, [1, 99.5]) if finite.size else (0.0, 1.0)
+    axes.imshow(
+        image.T.astype(np.float64),
+        cmap="gray",
+        vmin=low,
+        vmax=high if high > low else low + 1,
+        origin="lower",
+        aspect=aspect[1] / aspect[0],
+        interpolation="nearest",
+    )
+    axes.set_axis_off()
+    if title:
+        axes.set_title(plain_text(title), fontsize=9.5, color=INK)
+
+
+def draw_outline(axes: Axes, mask: np.ndarray, color: str, dashed: bool = False, level: float = 0.5) -> None:
+    """Draw the outline of a 2D mask with a dark halo, so that it reads on any gray; a higher level draws it inside."""
+    if not mask.any():
+        return
+    padded = np.pad(mask.astype(float), 1)  # closes the outline of a structure that the border cuts
+    positions = [np.arange(-1, size + 1) for size in mask.shape]
+    contours = axes.contour(
+        *positions,
+        padded.T,
+        levels=[level],
+        colors=[color],
+        linewidths=1.7 if level == 0.5 else 1.3,
+        linestyles="dashed" if dashed else "solid",
+    )
+    contours.set_path_effects(
+        [patheffects.Stroke(linewidth=3.0 if level == 0.5 else 2.2, foreground="#000000b0"), patheffects.Normal()]
+    )
+    axes.set_xlim(-0.5, mask.shape[0] - 0.5)  # drawing a contour widens the view
+    axes.set_ylim(-0.5, mask.shape[1] - 0.5)
+
+
+def classes_in(*masks: np.ndarray | None) -> list[int]:
+    """Foreground values that occur in the masks."""
+    return sorted({int(value) for mask in masks if mask is not None for value in np.unique(mask)} - {0})
+
+
+def class_color(value: int) -> str:
+    """Outline color of a class: the same in every picture."""
+    return CLASS_COLORS[(value - 1) % len(CLASS_COLORS)]
+
+
+def outline_pair(axes: Axes, label: np.ndarray | None, prediction: np.ndarray | None, values: Sequence[int]) -> None:
+    """Outline label and prediction: by color for one class, by dash (label) and color (class) for several."""
+    level = 0.5 if len(values) == 1 else 0.75  # classes that touch keep two lines between them
+    union = (
+        label if prediction is None else prediction if label is None else np.where(prediction > 0, prediction, label)
+    )
+    if union is None:
+        return
+    # large classes first: the outline of an inner one stays on top of that around it
+    for value in sorted(values, key=lambda item: -int((union == item).sum())):
+        if label is not None:
+            color = REFERENCE_COLOR if len(values) == 1 else class_color(value)
+            draw_outline(axes, label == value, color, dashed=len(values) > 1, level=level)
+        if prediction is not None:
+            color = CLASS_COLORS[0] if len(values) == 1 else class_color(value)
+            draw_outline(axes, prediction == value, color, level=level)
+
+
+def outline_legend(values: Sequence[int], labels: Mapping[int, str] | None, has_label: bool = True) -> list[Line2D]:
+    """Legend entries that go with :func:`outline_pair`."""
+    entries: list[tuple[str, str, Literal["-", "--"]]]
+    if len(values) <= 1:
+        entries = [("reference label", REFERENCE_COLOR, "-")] if has_label else []
+        entries.append(("prediction", CLASS_COLORS[0], "-"))
+    else:
+        entries = [("reference label", MUTED, "--")] if has_label else []
+        entries.append(("prediction", MUTED, "-"))
+        entries += [(str((labels or {}).get(value, f"class {value}")), class_color(value), "-") for value in values]
+    return [
+        Line2D(
+            [], [], color=color, linestyle=style, linewidth=2.2, label=plain_text(text),
+            path_effects=[patheffects.Stroke(linewidth=3.4, foreground="#000000b0"), patheffects.Normal()],
+        )
+        for text, color, style in entries
+    ]  # fmt: skip
+
+
+def comparison_figure(
+    image: Any,
+    label: Any | None,
+    predictions: Mapping[str, Any],
+    spacing: Sequence[float] | None = None,
+    labels: Mapping[int, str] | None = None,
+    axis: int = -1,
+    title: str = "",
+) -> Figure:
+    """The image alone, then label and prediction outlines of each run, side by side on one slice.
+
+    Args:
+        image: shape (X, Y) or (X, Y, Z); leading axes of size 1 are dropped, and of several channels (one axis more
+            than the masks) the first is shown.
+        label: integer label map of the image's shape, or None.
+        predictions: integer label maps by panel title.
+        spacing: voxel size, one value per axis; sets the aspect of the picture.
+        labels: class names by value, for the legend.
+        axis: array axis that is cut in 3D; the slice is the one with the largest label.
+        title: heading over the panels.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: if shapes differ or are neither 2D nor 3D.
+
+    Example:
+        >>> len(comparison_figure(np.zeros((8, 8)), None, {"run": np.eye(8, dtype=int)}).axes)
+        2
+    """
+    truth = None if label is None else _spatial("label", label)
+    masks = {name: _spatial("prediction", value) for name, value in predictions.items()}
+    every = ([] if truth is None else [truth]) + list(masks.values())
+    picture = to_array(image)
+    if every:
+        while picture.ndim > every[0].ndim:  # leading batch and channel axes: the first of each is shown
+            picture = picture[0]
+    picture = _spatial("image", picture)
+    for array in every:
+        if array.shape != picture.shape:
+            raise ValueError(f"image and masks must have the same shape, got {picture.shape} and {array.shape}")
+    values = classes_in(*every)
+    steps = check_spacing(spacing, picture.ndim).tolist()
+    if picture.ndim == 3:
+        axis = axis % 3
+        index = largest_slice(every or [np.zeros(picture.shape, dtype=int)], axis)
+        picture = picture.take(index, axis)
+        truth = None if truth is None else truth.take(index, axis)
+        masks = {name: mask.take(index, axis) for name, mask in masks.items()}
+        del steps[axis]
+    aspect = (steps[0], steps[1])
+    every = ([] if truth is None else [truth]) + list(masks.values())
+    window = _crop(every, aspect) if every else (slice(None), slice(None))
+    picture = picture[window]
+    ratio = picture.shape[1] * aspect[1] / (picture.shape[0] * aspect[0])
+    size = 2.7
+    lines = max((name.count("\n") + 1 for name in masks), default=1)
+    height = min(6.0, max(1.2, size * ratio)) + 0.2 * lines + (0.35 if masks else 0.0) + (0.35 if title else 0.1)
+    figure = new_figure(size * (1 + len(masks)), height)
+    panels = figure.subplots(1, 1 + len(masks), squeeze=False)[0]
+    draw_slice(panels[0], picture, aspect, "image")
+    for axes, (name, mask) in zip(panels[1:], masks.items(), strict=True):
+        draw_slice(axes, picture, aspect, name)
+        outline_pair(axes, None if truth is None else truth[window], mask[window], values)
+    if title:
+        figure.suptitle(plain_text(title), fontsize=11, color=INK, fontweight="bold")
+    if masks:
+        handles = outline_legend(values, labels, truth is not None)
+        figure.legend(
+            handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8.5, frameon=False
+        )
+    return figure
+
+
+def overlay_figure(
+    image: Any,
+    label: Any | None,
+    prediction: Any | None,
+    path: str | os.PathLike[str] | None = None,
+    spacing: Sequence[float] | None = None,
+    labels: Mapping[int, str] | None = None,
+    axis: int = -1,
+    title: str = "",
+) -> Figure:
+    """Picture one case: the image, and beside it the outlines of label and prediction on it.
+
+    In 3D the slice with the largest label (else the largest prediction) is shown. One class: label yellow, prediction
+    blue. Several: one color per class, label dashed. The colors keep apart for color-blind readers. Works on
+    tensors straight from a training batch, for previews while training.
+
+    Args:
+        image: shape (X, Y) or (X, Y, Z), after an optional channel axis (the first channel is shown).
+        label: integer label map, or None (an unlabeled case).
+        prediction: integer label map (not logits), or None.
+        path: PNG file to write; its folder is created.
+        spacing: voxel size, one value per axis; sets the aspect of the picture.
+        labels: class names by value, for the legend.
+        axis: array axis that is cut in 3D.
+        title: heading.
+
+    Returns:
+        The matplotlib figure (an ``SummaryWriter.add_figure`` takes it as it is).
+
+    Raises:
+        ValueError: if shapes differ or are neither 2D nor 3D.
+
+    Example:
+        >>> mask = np.zeros((16, 16, 8), dtype=int)
+        >>> mask[4:12, 4:12, 2:6] = 1
+        >>> figure = overlay_figure(np.random.rand(16, 16, 8), mask, mask, title="case 1")
+    """
+    panel = "label and prediction" if label is not None else "prediction"
+    if prediction is None and label is not None:
+        panel, predictions = "label", {"label": np.zeros_like(to_array(label))}
+    else:
+        predictions = {} if prediction is None else {panel: prediction}
+    figure = comparison_figure(image, label, predictions, spacing, labels, axis, title)
+    if path is not None:
+        write_atomically({Path(path): figure_png(figure)})
+    return figure

@@ -1,0 +1,277 @@
+"""Report page, its Markdown twin and the pictures."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import matplotlib.image
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from monai_ssl.metrics import case_metrics, compare, read_results, write_results
+from monai_ssl.reports.comparison import comparison_sentence, write_report
+from monai_ssl.reports.figures import comparison_figure, figure_png, largest_slice, overlay_figure
+from monai_ssl.reports.page import Overlay, ReportRun
+
+EVIL = "<script>alert('x')</script> | `a` & $\\frac$"
+
+
+def make_run(folder, name, noise, cases=8, labels=None, role=None, **options):
+    labels = labels or {1: "organ"}
+    rng = np.random.default_rng(int(noise * 1000))
+    rows, overlays = [], {}
+    for index in range(cases):
+        reference = np.zeros((16, 16, 8), int)
+        for value in labels:
+            reference[2 + value : 12 - value, 3:12, 2:6] = value
+        prediction = np.where(rng.random(reference.shape) < noise, 0, reference)
+        case = EVIL if index == 0 else f"case{index}"
+        rows += case_metrics(prediction, reference, labels, (1.0, 1.0, 2.0), case)
+        image = reference + rng.normal(size=reference.shape)
+        overlays[case] = Overlay(image, reference, prediction, (1.0, 1.0, 2.0))
+    write_results(folder, rows, {"command": f"train {EVIL}", "seed": 7, "dataset": "toy"})
+    return ReportRun(name, folder, role, overlays=overlays, **options)
+
+
+@pytest.fixture
+def logs(tmp_path):
+    training, validation = tmp_path / "train.csv", tmp_path / "validation.csv"
+    lines = [f"{i},{1 / (i + 1)},{0.5 / (i + 1)},{'' if i % 2 else 0.1},0.01" for i in range(200)]
+    training.write_text("iteration,loss,supervised,consistency,lr\n" + "\n".join(lines))
+    validation.write_text("iteration,val_mean_dice\n50,0.5\n100,0.7\n")
+    return {"training_log": training, "validation_log": validation}
+
+
+@pytest.fixture
+def runs(tmp_path, logs):
+    return [
+        make_run(tmp_path / "m", "dtc", 0.10, **logs),
+        make_run(tmp_path / "c", "all labels (ceiling)", 0.02),
+        make_run(tmp_path / "f", "supervised (floor)", 0.80),
+        make_run(tmp_path / "w", "dtc, weight 0 (matched floor)", 0.11),
+    ]
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.open, self.words = [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_page_is_well_formed_and_self_contained(tmp_path, runs):
+    html, markdown = write_report(tmp_path / "out" / "report.html", "Title", runs, "Intro.")
+    page = Page(html.read_text(encoding="utf-8"))
+    assert page.open == []
+    assert not [tag for tag, _ in page.tags if tag in ("script", "link", "iframe", "object")]
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert len(images) == 5  # every case, three overlays, training
+    assert all(attrs["src"].startswith("data:image/png;base64,") and attrs["alt"] for attrs in images)
+    assert not re.search(r"""(?:src|href)="(?!data:)|url\(|@import|https?:""", html.read_text(encoding="utf-8"))
+    assert sorted(path.name for path in html.parent.iterdir()) == ["report.html", "report.md"]
+    assert markdown == html.with_suffix(".md")
+
+
+def test_names_are_escaped(tmp_path, runs):
+    html, markdown = write_report(tmp_path / "r.html", EVIL, runs, EVIL)
+    text = html.read_text(encoding="utf-8")
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(&#x27;x&#x27;)" in text
+    assert EVIL in "".join(Page(text).words)  # and still readable as it was
+    twin = markdown.read_text(encoding="utf-8")
+    assert "<script" not in twin
+    header_columns = None
+    for line in twin.splitlines():  # a pipe in a name must not add a column
+        columns = len(re.findall(r"(?<!\\)\|", line))
+        if line.startswith("|---"):
+            header_columns = columns
+        elif line.startswith("| ") and header_columns:
+            assert columns == header_columns
+        elif not line.startswith("|"):
+            header_columns = None
+
+
+def test_numbers_and_order(tmp_path, runs):
+    html, markdown = write_report(tmp_path / "r.html", "T", runs)
+    twin = markdown.read_text(encoding="utf-8")
+    table = twin.split("## Results")[1].split("##")[0]
+    names = [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("| ")][1:]
+    assert names == ["supervised (floor)", "dtc, weight 0 (matched floor)", "dtc", "all labels (ceiling)"]
+    block = read_results(tmp_path / "m").summary["mean"]
+    dice = block["dice"]
+    expected = f"{dice['mean'] * 100:.1f} ± {dice['sd'] * 100:.1f} \\[{dice['median'] * 100:.1f}\\]"
+    assert expected in table
+    assert f"{block['hd95_mm']['mean']:.2f}" in table
+    assert "8 of 8" in table  # the floor, at 80 % of voxels dropped, fails everywhere
+    sentence = comparison_sentence(
+        compare(read_results(tmp_path / "m").rows, read_results(tmp_path / "w").rows),
+        "dtc",
+        "dtc, weight 0 (matched floor)",
+    )
+    assert sentence in html.read_text(encoding="utf-8")
+    for word in ("toy", "torch ", "seed", "machine"):
+        assert word in "".join(Page(html.read_text(encoding="utf-8")).words)
+
+
+def test_missing_references_are_said(tmp_path):
+    only = make_run(tmp_path / "m", "dtc", 0.1)
+    floor = make_run(tmp_path / "f", "floor", 0.3)
+    assert "No matched floor is given" in write_report(tmp_path / "a.html", "T", [only, floor])[0].read_text()
+    text = write_report(tmp_path / "b.html", "T", [only])[0].read_text()
+    assert "No floor" in text
+    assert "No ceiling" in text
+    text = write_report(tmp_path / "c.html", "T", [floor])[0].read_text()
+    assert "compares nothing" in text
+
+
+def test_two_classes_and_failures(tmp_path):
+    labels = {1: "ring", 2: "core <2>"}
+    runs = [make_run(tmp_path / "m", "m", 0.1, labels=labels), make_run(tmp_path / "f", "floor", 0.99, labels=labels)]
+    text = write_report(tmp_path / "r.html", "T", runs)[0].read_text(encoding="utf-8")
+    assert "Results, mean over classes" in text
+    assert "core &lt;2&gt;" in text
+    assert "(failed)" in text
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "p", "n", "verdict"),
+    [
+        (0.02, 0.01, 0.03, 0.01, 20, "a measurable gain"),
+        (-0.02, -0.03, -0.01, 0.01, 20, "a measurable loss"),
+        (0.003, -0.008, 0.014, 0.5, 20, "no measurable gain"),
+        (0.02, 0.01, 0.03, 0.2, 20, "not conclusive"),
+        (0.02, -0.001, 0.03, 0.01, 20, "not conclusive"),
+        (0.02, 0.01, 0.03, 0.0625, 5, "too few cases"),
+        (0.02, None, None, 1.0, 1, "too few cases"),
+    ],
+)
+@pytest.mark.parametrize("higher", [True, False])
+def test_verdicts(difference, low, high, p, n, verdict, higher):
+    sign = 1 if higher or low is None else -1
+    bounds = (low, high) if sign == 1 else (-high, -low)
+    result = {
+        "metric": "dice" if higher else "hd95_mm", "n": n, "mean_difference": sign * difference, "ci_low": bounds[0],
+        "ci_high": bounds[1], "p_value": p, "wins": 11, "higher_is_better": higher,
+    }  # fmt: skip
+    assert verdict in comparison_sentence(result, "a", "b")
+
+
+def test_roles():
+    names = {
+        "x (Matched-Floor)": "matched_floor",
+        "dtc matched_floor": "matched_floor",
+        "floor": "floor",
+        "Ceiling, all labels": "ceiling",
+        "dtc": "method",
+    }
+    assert {name: ReportRun(name, "x").role for name in names} == names
+    assert ReportRun("anything", "x", role="floor").role == "floor"
+    with pytest.raises(ValueError, match="role must be one of"):
+        ReportRun("a", "x", role="best")
+
+
+def test_refusals(tmp_path, runs):
+    with pytest.raises(ValueError, match="at least one ReportRun"):
+        write_report(tmp_path / "r.html", "T", [])
+    with pytest.raises(ValueError, match="names of their own"):
+        write_report(tmp_path / "r.html", "T", [runs[0], runs[0]])
+    with pytest.raises(ValueError, match="path_markdown must differ"):
+        write_report(tmp_path / "r.md", "T", runs)
+    short = make_run(tmp_path / "s", "floor", 0.2, cases=5)
+    with pytest.raises(ValueError, match=r"same cases and classes, got 'floor' \(a\) and 'dtc' \(b\).*case5"):
+        write_report(tmp_path / "r.html", "T", [runs[0], short])
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_bad_logs(tmp_path, logs):
+    bad = tmp_path / "bad.csv"
+    bad.write_text("step,loss\n1,2\n")
+    with pytest.raises(ValueError, match="column 'iteration'"):
+        write_report(tmp_path / "r.html", "T", [make_run(tmp_path / "m", "m", 0.1, training_log=bad)])
+    bad.write_text("iteration,score\n1,2\n")
+    with pytest.raises(ValueError, match="holds 'dice'"):
+        write_report(tmp_path / "r.html", "T", [make_run(tmp_path / "m", "m", 0.1, validation_log=bad)])
+
+
+def test_overlays_from_nifti(tmp_path):
+    run = make_run(tmp_path / "m", "m", 0.1, cases=1)
+    overlay = run.overlays[EVIL]
+    paths = {}
+    for name in ("image", "label", "prediction"):
+        paths[name] = tmp_path / f"{name}.nii.gz"
+        data = np.asarray(getattr(overlay, name)).astype(np.float32 if name == "image" else np.uint8)
+        nibabel.save(nibabel.Nifti1Image(data, np.diag([1, 1, 2, 1])), paths[name])
+    stored = ReportRun("m", run.results, overlays={EVIL: Overlay(**paths)})
+    pages = [write_report(tmp_path / f"{i}.html", "T", [r])[0].read_text() for i, r in enumerate((run, stored))]
+    pictures = [re.findall(r"base64,([^\"]+)", page) for page in pages]
+    assert len(pictures[0]) == len(pictures[1]) == 2
+
+
+def colors(path):
+    pixels = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(int)
+    return lambda code: int((np.abs(pixels - [int(code[i : i + 2], 16) for i in (1, 3, 5)]).max(-1) <= 12).sum())
+
+
+def test_overlay_draws_label_and_prediction(tmp_path):
+    label = np.zeros((32, 32, 6), int)
+    label[8:20, 8:20, 3] = 1
+    image = np.zeros(label.shape)
+    overlay_figure(image, label, np.roll(label, 4, 0), tmp_path / "a" / "both.png")
+    overlay_figure(image, label, np.zeros_like(label), tmp_path / "missed.png")
+    both, missed = colors(tmp_path / "a" / "both.png"), colors(tmp_path / "missed.png")
+    assert both("#F0E442") > 300
+    assert both("#56B4E9") > 300
+    assert missed("#F0E442") > 300
+    assert missed("#56B4E9") < both("#56B4E9") / 3
+
+
+def test_overlay_takes_batches_2d_classes_and_no_label():
+    label = torch.zeros(1, 1, 20, 24, dtype=torch.long)
+    label[..., 4:9, 4:9], label[..., 12:16, 10:20] = 1, 2
+    figure = overlay_figure(torch.rand(1, 1, 20, 24), label, label, labels={1: "a", 2: "$b"})
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["reference label", "prediction", "a", "\\$b"]
+    assert figure_png(figure).startswith(b"\x89PNG")
+    assert len(overlay_figure(torch.rand(3, 20, 24), None, label).axes) == 2
+    assert len(overlay_figure(np.full((8, 8), np.nan), None, None).axes) == 1
+    with pytest.raises(ValueError, match="same shape"):
+        overlay_figure(np.zeros((8, 8)), None, np.zeros((8, 9), int))
+    with pytest.raises(ValueError, match="prediction must have shape"):
+        comparison_figure(np.zeros((8, 8)), None, {"a": np.zeros((2, 8, 8, 8), int)})
+
+
+def test_slice_choice():
+    label = np.zeros((10, 10, 9), int)
+    label[2:8, 2:8, 5], label[4, 4, :] = 1, 1
+    assert largest_slice([label]) == 5
+    assert largest_slice([np.zeros_like(label), label]) == 5
+    assert largest_slice([np.zeros_like(label)]) == 4
+    assert largest_slice([label], axis=0) == 4
+
+
+def test_drawing_leaves_pyplot_alone(tmp_path):
+    """In a fresh process: pictures register no pyplot figure and need no display."""
+    code = (
+        "import sys, numpy as np\n"
+        "from monai_ssl.metrics import overlay_figure\n"
+        f"overlay_figure(np.eye(8), None, np.eye(8, dtype=int), {str(tmp_path / 'x.png')!r})\n"
+        "pyplot = sys.modules.get('matplotlib.pyplot')\n"
+        "assert pyplot is None or not pyplot.get_fignums()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert (tmp_path / "x.png").stat().st_size > 1000
