@@ -1,23 +1,62 @@
-"""Data: datalists, dataset presets, two-stream loading, the phantom."""
+"""What training needs to know of the data: datalists, dataset presets, reading scans, two-stream loading.
 
-from monai_ssl.data.cases import case_name
-from monai_ssl.data.datalist import Datalist
-from monai_ssl.data.loading import load_datalist
-from monai_ssl.errors import DataError
+What happens before a training (choosing cases, checking, preparing, phantoms) is in :mod:`monai_ssl.curation`.
+Names are imported on first use: datalists and presets alone load neither PyTorch nor MONAI.
+"""
 
-from .images import images_to_segment
-from .pipelines import (
-    cleaning,
-    postprocessing,
-    preprocessing,
-    random_transforms,
-    saver,
-    training_preprocessing,
-    validation_preprocessing,
-)
-from .preset import Preset, available_presets, dump_preset, load_preset
-from .streams import CaseDataset, TwoStreamLoader, position_seed
-from .writer import AtomicNibabelWriter
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from monai_ssl.errors import DataError
+
+    from .cases import case_name
+    from .datalist import Datalist
+    from .images import images_to_segment
+    from .loading import load_datalist
+    from .pipelines import (
+        cleaning,
+        postprocessing,
+        preprocessing,
+        random_transforms,
+        saver,
+        training_preprocessing,
+        validation_preprocessing,
+    )
+    from .preset import Preset, available_presets, dump_preset, load_preset
+    from .streams import CaseDataset, TwoStreamLoader, position_seed
+    from .writer import AtomicNibabelWriter
+
+# public name -> the module that defines it
+_HOMES = {
+    "AtomicNibabelWriter": "monai_ssl.data.writer",
+    "CaseDataset": "monai_ssl.data.streams",
+    "DataError": "monai_ssl.errors",
+    "Datalist": "monai_ssl.data.datalist",
+    "Preset": "monai_ssl.data.preset",
+    "TwoStreamLoader": "monai_ssl.data.streams",
+    "available_presets": "monai_ssl.data.preset",
+    "case_name": "monai_ssl.data.cases",
+    "cleaning": "monai_ssl.data.pipelines",
+    "dump_preset": "monai_ssl.data.preset",
+    "images_to_segment": "monai_ssl.data.images",
+    "load_datalist": "monai_ssl.data.loading",
+    "load_preset": "monai_ssl.data.preset",
+    "position_seed": "monai_ssl.data.streams",
+    "postprocessing": "monai_ssl.data.pipelines",
+    "preprocessing": "monai_ssl.data.pipelines",
+    "random_transforms": "monai_ssl.data.pipelines",
+    "saver": "monai_ssl.data.pipelines",
+    "training_preprocessing": "monai_ssl.data.pipelines",
+    "validation_preprocessing": "monai_ssl.data.pipelines",
+}
+# configs name these by attribute: monai_ssl.data.cases.image_files
+_MODULES = (
+    "cases", "datalist", "guard", "images", "loading", "pipelines", "pool", "preset", "reading", "rules", "streams",
+    "writer",
+)  # fmt: skip
 
 __all__ = [
     "AtomicNibabelWriter",
@@ -41,3 +80,18 @@ __all__ = [
     "training_preprocessing",
     "validation_preprocessing",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # the next access is a plain one
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})
