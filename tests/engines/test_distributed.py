@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from builders import names
 from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 from tiny_training import assert_equal, build, content, make_loader, processes, rows
@@ -12,7 +13,6 @@ from torch.nn.parallel import DistributedDataParallel
 from monai_ssl.engines import WindowInferer
 from monai_ssl.losses import SigmoidRampUp
 
-METHODS = ("dtc", "supervised", "ug_mcl", "ss_net", "tac", "caml")
 # no random transform, no dropout, instance norm: a gradient is then a mean over images
 RAMP = {"ramp_up": SigmoidRampUp(5)}
 PLAIN = {"deterministic": True, "network": {"dropout": 0.0, "norm": "instance"}}
@@ -78,10 +78,10 @@ def train_on_two(folder, infer_after=None, **options):
 def trained(tmp_path_factory):
     """Every method with batch norm, dropout and random transforms, 5 iterations on two processes."""
     root = tmp_path_factory.mktemp("two")
-    return {m: (root / m, train_on_two(root / m, method=m, max_iterations=5)) for m in METHODS}
+    return {m: (root / m, train_on_two(root / m, method=m, max_iterations=5)) for m in names()}
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", names())
 def test_two_processes_train_one_network(trained, method):
     folder, (first, second) = trained[method]
     parameters = [name for name, _ in build(method=method).plain_method.named_parameters()]

@@ -9,16 +9,16 @@ import time
 import pytest
 import torch
 import yaml
+from builders import names
 from ignite.engine import Events
 from tiny_training import assert_equal, build, content, make_loader, rows, train_in_process
 
 from monai_ssl.bundle.library import find_bundle
 from monai_ssl.data import DataError
 from monai_ssl.handlers import RunCheckpoint
-from monai_ssl.runs.weights import CHECKPOINT, MODEL
+from monai_ssl.runs.folder import CHECKPOINT, MODEL
 
-METHODS = ("dtc", "supervised", "ug_mcl", "ss_net", "tac", "caml")
-OPTIONS = {name: {"validate": True, "method": name} for name in METHODS}
+OPTIONS = {name: {"validate": True, "method": name} for name in names()}
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +53,8 @@ KILLS = [
     ("dtc", "between checkpoint.pt and model.pt", 9, {}),
     ("dtc", "between checkpoint.pt and model.pt", 11, {}),  # training was over
     ("dtc", "in the validation", 11, {}),  # of the last iterate
-    ("supervised", "after the step", 7, {}),
+    *[(name, "after the step", 7, {}) for name in names() if name != "dtc"],  # teachers, prototypes, memories
     ("supervised", "at the next start", 8, {"interval": 1}),
-    ("ug_mcl", "after the step", 7, {}),  # teacher
-    ("ss_net", "after the step", 7, {}),  # prototypes
     ("tac", "in the backward pass", 5, {}),
     ("caml", "after the step", 6, {}),  # the memory bank of three cases is part of the checkpoint that is due
     ("caml", "in the backward pass", 8, {}),  # the memory has been overwritten since the checkpoint

@@ -4,9 +4,10 @@ import logging
 
 import pytest
 import torch
+from builders import names, tiny
 from ignite.engine import Events
 from monai.engines.utils import IterationEvents
-from tiny_training import assert_equal, build, content, make_loader, make_method, rows
+from tiny_training import assert_equal, build, content, make_loader, rows
 from torch import nn
 
 from monai_ssl.data import position_seed
@@ -48,7 +49,7 @@ def test_a_step_equals_a_loop_by_hand(method):
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: outputs.append(dict(e.state.output[0])))
     trainer.run()
 
-    learner = make_method(method, max_iterations=6).train()
+    learner = tiny(method, max_iterations=6).train()
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
     batches = iter(make_loader(seed=0))
     for i in range(6):
@@ -220,7 +221,7 @@ class Failing(SemiSupervisedMethod):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", ["second", "gradient"])
 def test_divergence_is_named_and_leaves_the_last_good_checkpoint(tmp_path, where, value):
-    network = make_method("supervised", dropout=0.0).network
+    network = tiny("supervised", dropout=0.0).network
     method = Failing(network, at=3, value=value, where=where)
     trainer = build(tmp_path, max_iterations=8, interval=1, wrap=lambda _: method)
     trainer.optimizer = torch.optim.SGD(method.parameters(), lr=0.01)
@@ -247,7 +248,7 @@ def test_divergence_is_named_and_leaves_the_last_good_checkpoint(tmp_path, where
         assert torch.equal(parameter, saved["model"][name]), name
 
 
-@pytest.mark.parametrize("method", ["dtc", "ug_mcl", "ss_net", "tac", "caml"])
+@pytest.mark.parametrize("method", [name for name in names() if name != "supervised"])
 def test_an_image_with_nan_stops_training(tmp_path, method):
     trainer = build(tmp_path, method, bad=101, max_iterations=20, interval=1)
     with pytest.raises(TrainingDivergedError, match=r"case_101"):

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 
 import torch
+from builders import tiny
 from ignite.engine import Events
 from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
@@ -17,16 +18,6 @@ from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandSpatial
 from monai_ssl.data import CaseDataset, TwoStreamLoader
 from monai_ssl.engines import SemiSupervisedTrainer, lr_schedule
 from monai_ssl.handlers import RunCheckpoint, TrainingLog, Validation, ValidationLog
-from monai_ssl.losses import ForegroundDiceLoss
-from monai_ssl.methods import (
-    CorrelationAwareMutualLearning,
-    DualTaskConsistency,
-    SmoothnessSeparation,
-    Supervised,
-    TaskAffinityConsistency,
-    UncertaintyGuidedMutualConsistency,
-)
-from monai_ssl.networks import CrossSampleNetwork, DualTaskVNet, VNet
 from monai_ssl.transforms import SignedDistanceMapd
 
 
@@ -66,25 +57,6 @@ def make_loader(dims=2, n_labeled=3, n_unlabeled=4, bad=None, deterministic=Fals
     )
 
 
-def make_method(name="dtc", dims=2, dropout=0.5, norm="batch", seed=0, max_iterations=11, **options):
-    torch.manual_seed(seed)
-    network = {"base_channels": 2, "dropout": dropout, "norm": norm, "stages": (1, 1)}
-    if name == "dtc":
-        return DualTaskConsistency(DualTaskVNet(dims, **network), max_iterations, **options)
-    if name == "ug_mcl":
-        network = DualTaskVNet(dims, binary="softmax", **network)
-        return UncertaintyGuidedMutualConsistency(network, max_iterations=max_iterations, **options)
-    if name == "ss_net":
-        return SmoothnessSeparation(VNet(dims, **network), max_iterations, prototypes=8, **options)
-    if name == "tac":
-        return TaskAffinityConsistency(VNet(dims, gates=True, **network), **options)
-    if name == "caml":
-        auxiliary = CrossSampleNetwork(VNet(dims, decoders=("linear",), **network), heads=1, dropout=dropout)
-        sizes = {"embedding_channels": 4, "rows_per_class": 20, "prototypes_per_class": 8, "bank_capacity": 16}
-        return CorrelationAwareMutualLearning(VNet(dims, **network), auxiliary, max_iterations, **(sizes | options))
-    return Supervised(VNet(dims, **network), ForegroundDiceLoss(pooled=False), **options)
-
-
 def build(
     folder=None,
     method="dtc",
@@ -106,7 +78,7 @@ def build(
     **data,
 ):
     loader = make_loader(dims, epoch_length=epoch_length, seed=seed, **data)
-    learner = make_method(method, dims, max_iterations=max_iterations, **(network or {}))
+    learner = tiny(method, dims, max_iterations=max_iterations, **(network or {}))
     optimizer = torch.optim.SGD(learner.parameters(), lr=learning_rate, momentum=0.9, weight_decay=1e-4)
     hooks = []
     if folder is not None:

@@ -34,6 +34,7 @@ def total(terms):
 class MethodTester:
     """Inherit, define :meth:`network` and :meth:`method` and the two lists of names."""
 
+    bundle: str = ""  # name of the method's bundle; with it, ``builders.py`` finds :meth:`tiny`
     supervised_terms: tuple[str, ...] = ()
     unsupervised_terms: tuple[str, ...] = ()
 
@@ -46,6 +47,10 @@ class MethodTester:
         raise NotImplementedError
 
     def method(self, network, **options):
+        raise NotImplementedError
+
+    def tiny(self, spatial_dims, sizes, max_iterations, **options):
+        """The smallest method that trains, two classes; ``sizes`` are options of ``VNet``. See ``builders.py``."""
         raise NotImplementedError
 
     def build(self, spatial_dims=2, n_classes=2, seed=0, **options):

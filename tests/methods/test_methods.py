@@ -46,6 +46,7 @@ from monai_ssl.transforms import SignedDistanceMap
 
 
 class TestSupervised(MethodTester):
+    bundle = "supervised"
     supervised_terms = ("supervised",)
 
     def network(self, spatial_dims=2, n_classes=2):
@@ -53,6 +54,9 @@ class TestSupervised(MethodTester):
 
     def wrap(self, backbone, spatial_dims, n_classes):
         return nn.Sequential(backbone, Conv["conv", spatial_dims](8, n_classes, kernel_size=1))
+
+    def tiny(self, spatial_dims, sizes, max_iterations, **options):
+        return Supervised(VNet(spatial_dims, **sizes), **({"loss": ForegroundDiceLoss(pooled=False)} | options))
 
     def method(self, network, **options):
         return Supervised(network, **options)
@@ -82,6 +86,7 @@ class TestSupervised(MethodTester):
 
 
 class TestDualTaskConsistency(MethodTester):
+    bundle = "dtc"
     supervised_terms = ("dice", "signed_distance")
     unsupervised_terms = ("consistency",)
 
@@ -90,6 +95,9 @@ class TestDualTaskConsistency(MethodTester):
 
     def wrap(self, backbone, spatial_dims, n_classes):
         return DualTaskNetwork(backbone, n_classes, feature_channels=8)
+
+    def tiny(self, spatial_dims, sizes, max_iterations, **options):
+        return DualTaskConsistency(DualTaskVNet(spatial_dims, **sizes), max_iterations, **options)
 
     def method(self, network, **options):
         return DualTaskConsistency(network, **options)
@@ -220,6 +228,7 @@ class TestDualTaskConsistency(MethodTester):
 
 
 class TestUncertaintyGuidedMutualConsistency(MethodTester):
+    bundle = "ug_mcl"
     supervised_terms = ("dice", "cross_entropy", "signed_distance")
     unsupervised_terms = ("intra_task", "cross_task")
 
@@ -228,6 +237,10 @@ class TestUncertaintyGuidedMutualConsistency(MethodTester):
 
     def wrap(self, backbone, spatial_dims, n_classes):
         return DualTaskNetwork(backbone, n_classes, feature_channels=8, binary="softmax")
+
+    def tiny(self, spatial_dims, sizes, max_iterations, **options):
+        network = DualTaskVNet(spatial_dims, binary="softmax", **sizes)
+        return UncertaintyGuidedMutualConsistency(network, max_iterations=max_iterations, **options)
 
     def method(self, network, **options):
         return UncertaintyGuidedMutualConsistency(network, **options)
@@ -411,6 +424,7 @@ class TestUncertaintyGuidedMutualConsistency(MethodTester):
 
 
 class TestSmoothnessSeparation(MethodTester):
+    bundle = "ss_net"
     supervised_terms = ("dice",)
     unsupervised_terms = ("smoothness", "separation")
 
@@ -419,6 +433,9 @@ class TestSmoothnessSeparation(MethodTester):
 
     def wrap(self, backbone, spatial_dims, n_classes):
         return FeatureNetwork(backbone, n_classes, feature_channels=8)
+
+    def tiny(self, spatial_dims, sizes, max_iterations, **options):
+        return SmoothnessSeparation(VNet(spatial_dims, **sizes), max_iterations, **({"prototypes": 8} | options))
 
     def method(self, network, **options):
         return SmoothnessSeparation(network, **options)
@@ -599,6 +616,7 @@ class TestSmoothnessSeparation(MethodTester):
 
 
 class TestTaskAffinityConsistency(MethodTester):
+    bundle = "tac"
     supervised_terms = ("dice",)
     unsupervised_terms = ("contextual", "structural")
 
@@ -608,6 +626,9 @@ class TestTaskAffinityConsistency(MethodTester):
     def wrap(self, backbone, spatial_dims, n_classes):
         network = nn.Sequential(backbone, Conv["conv", spatial_dims](8, n_classes, kernel_size=1))
         return TappedNetwork(network, contextual=["0.conv_0", "0.down_1"], structural=["0.upcat_1"])
+
+    def tiny(self, spatial_dims, sizes, max_iterations, **options):
+        return TaskAffinityConsistency(VNet(spatial_dims, gates=True, **sizes), **options)
 
     def method(self, network, **options):
         return TaskAffinityConsistency(network, **options)
@@ -753,6 +774,7 @@ class TestTaskAffinityConsistency(MethodTester):
 
 
 class TestCorrelationAwareMutualLearning(MethodTester):
+    bundle = "caml"
     supervised_terms = ("dice",)
     unsupervised_terms = ("cross_supervision", "correlation")
 
@@ -761,6 +783,13 @@ class TestCorrelationAwareMutualLearning(MethodTester):
 
     def wrap(self, backbone, spatial_dims, n_classes):
         return FeatureNetwork(backbone, n_classes, feature_channels=8)
+
+    def tiny(self, spatial_dims, sizes, max_iterations, **options):
+        backbone = VNet(spatial_dims, decoders=("linear",), **sizes)
+        auxiliary = CrossSampleNetwork(backbone, heads=1, dropout=sizes["dropout"])
+        few = {"embedding_channels": 4, "rows_per_class": 20, "prototypes_per_class": 8, "bank_capacity": 16}
+        network = VNet(spatial_dims, **sizes)
+        return CorrelationAwareMutualLearning(network, auxiliary, max_iterations, **(few | options))
 
     def method(self, network, **options):
         if isinstance(network, FeatureNetwork):
