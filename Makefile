@@ -14,7 +14,7 @@ BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-label test-deploy coverage lint format bench docs build clean
+.PHONY: help setup demo bundles test test-label test-deploy coverage lint format bench docs build clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ setup: $(DEV)  ## Virtual environment in .venv with everything for development
 
 demo: $(BASE)  ## Synthetic data -> four trainings -> report, on any laptop
 	$(BIN)/monai-ssl demo $(DEMO_ARGS)
+
+bundles: $(BASE)  ## Render bundles/*/bundle.yaml into complete bundles, and the README's table of methods
+	$(BIN)/python -m monai_ssl.bundle.render
 
 test: $(DEV)  ## All tests but the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(PYTEST_ARGS)

@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import monai_ssl
+from monai_ssl.bundle.render import write_bundle
+from monai_ssl.bundle.spec import PAGE, SPEC
 from monai_ssl.errors import DataError
 
 
@@ -28,7 +30,7 @@ def bundles_root() -> Path:
 
 def available_bundles() -> list[str]:
     """Names of the shipped bundles."""
-    return sorted(path.parent.parent.name for path in bundles_root().glob("*/configs/metadata.json"))
+    return sorted(path.parent.name for path in bundles_root().glob("*/bundle.yaml"))
 
 
 def find_bundle(name: str | Path) -> Path:
@@ -62,7 +64,7 @@ def own_dataset(folder: Path) -> Any:
 
 
 def copy_bundle(name: str, output: str | Path) -> Path:
-    """Write a shipped bundle to ``output`` for editing; weights are not copied (none are shipped).
+    """Write a bundle to ``output`` for editing, complete; weights are not copied (none are shipped).
 
     Raises:
         DataError: when the folder exists and is not empty.
@@ -70,10 +72,26 @@ def copy_bundle(name: str, output: str | Path) -> Path:
     source, target = find_bundle(name), Path(output).expanduser()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"output: {target} exists and is not an empty folder; give a new one")
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.pt", "*.ts", "*.onnx", "eval", "__pycache__"),
-                    dirs_exist_ok=True)  # fmt: skip
-    (target / "models").mkdir(exist_ok=True)
+    head = f"A copy of the bundle {source.name} of monai_ssl {monai_ssl.__version__}: yours to edit."
+    copy_files(source, target, head)
     return target
+
+
+def copy_files(source: Path, target: Path, head: str, weights: bool = False) -> None:
+    """Write the files of a bundle into another folder, without what runs have left in it.
+
+    Args:
+        source: the bundle. One that is rendered is rendered anew, without its sources.
+        target: folder, new or empty.
+        head: first line of every rendered file that can carry a comment.
+        weights: also copy ``models/*.pt``.
+    """
+    left_out = ["*.ts", "*.onnx", "*.onnx.data", "eval", "data", "__pycache__", ".gitkeep"]
+    shutil.copytree(source, target, dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns(*left_out, SPEC, PAGE, *([] if weights else ["*.pt"])))  # fmt: skip
+    if (source / SPEC).is_file():
+        write_bundle(source, target, head)
+    (target / "models").mkdir(exist_ok=True)
 
 
 @contextmanager

@@ -20,16 +20,14 @@ import yaml
 from torch import Tensor, nn
 
 import monai_ssl
-from monai_ssl.bundle.library import read_json
+from monai_ssl.bundle.library import copy_files, read_json
 from monai_ssl.data import Preset, load_datalist, load_preset
 from monai_ssl.data.cases import image_files
 from monai_ssl.errors import DataError
 
 TOLERANCE = 1e-4
 CONFIGS = ("train.yaml", "inference.yaml")
-HEAD = (
-    "# Written by `monai-ssl {command}`: the configs of the bundle `{bundle}` with the data set's preset merged in.\n"
-)
+HEAD = "Written by `monai-ssl {command}`: the bundle `{bundle}` with the data set's preset merged in."
 
 
 def merge_preset(folder: Path, preset: Preset, overrides: Mapping[str, Any], head: str) -> None:
@@ -206,11 +204,9 @@ def write_label_app(
             presets.append(load_preset(chosen))
     for source, preset in zip(sources, presets, strict=True):
         folder = target / "model" / source.name
-        weights = ("*.pt",) if is_shipped(source) else ()
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns(
-            *weights, "*.ts", "*.onnx", "eval", "data", "__pycache__", ".gitkeep"))  # fmt: skip
-        (folder / "models").mkdir(exist_ok=True)
-        merge_preset(folder, preset, overrides or {}, HEAD.format(command="label-app", bundle=source.name))
+        head = HEAD.format(command="label-app", bundle=source.name)
+        copy_files(source, folder, head, weights=not is_shipped(source))
+        merge_preset(folder, preset, overrides or {}, f"# {head}\n")
         meta = read_json(folder / "configs" / "metadata.json")
         _describe_data(meta, preset)
         _write_json(folder / "configs" / "metadata.json", meta)
@@ -264,12 +260,11 @@ def package_run(
     partial = target.with_name(f".{os.getpid()}-{target.name}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
-        shutil.copytree(bundle, partial, ignore=shutil.ignore_patterns(
-            "*.pt", "*.ts", "*.onnx", "*.onnx.data", "eval", "data", "__pycache__", ".gitkeep"))  # fmt: skip
-        (partial / "models").mkdir(exist_ok=True)
+        head = HEAD.format(command="package", bundle=bundle.name)
+        copy_files(bundle, partial, head)
         state = load(ckpt)
         save({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial / "models" / "model.pt")
-        merge_preset(partial, preset, overrides, HEAD.format(command="package", bundle=bundle.name))
+        merge_preset(partial, preset, overrides, f"# {head}\n")
         results = _copy_results(run, partial / "docs" / "results")
         data = _data_statistics(record, preset)
         metadata = _metadata(bundle, preset, record, results, data, name)

@@ -106,7 +106,7 @@ class TestApp:
             (["--dataset", "nowhere"], "dataset: must be one of"),
             (["--bundles", ","], "--bundles: must name a bundle"),
             (["--flavor", "nice"], "offers literature, practical"),
-            (["--labeled_batch_size", "1"], "did you mean labeled_batch_size?"),
+            (["--labelled_batch_size", "1"], "did you mean labeled_batch_size?"),
         ],
     )
     def test_mistakes_leave_nothing(self, words, message, tmp_path, capsys):
