@@ -1,9 +1,19 @@
-"""Literature-compatible metrics, statistics over cases, results on disk."""
+"""Numbers: the scores of one case, statistics over cases, results on disk. Pages are made in ``monai_ssl.reports``."""
 
 from .cases import DISTANCE_METRICS, METRICS, OVERLAP_METRICS, STATUSES, Row, case_metrics
-from .overlap import dice_score, jaccard_score, largest_component
+from .overlap import dice_score, jaccard_score
 from .results import PER_CASE_NAME, SUMMARY_NAME, Results, environment, read_results, write_results
-from .statistics import FAILURE_DICE, bootstrap_interval, case_values, compare, is_failed, summarize
+from .statistics import (
+    FAILURE_DICE,
+    Comparison,
+    Spread,
+    bootstrap_interval,
+    case_values,
+    check_same_cases,
+    compare,
+    is_failed,
+    summarize,
+)
 from .surface import SurfaceDistances, image_diagonal, surface_points
 
 __all__ = [
@@ -14,19 +24,21 @@ __all__ = [
     "PER_CASE_NAME",
     "STATUSES",
     "SUMMARY_NAME",
+    "Comparison",
     "Results",
     "Row",
+    "Spread",
     "SurfaceDistances",
     "bootstrap_interval",
     "case_metrics",
     "case_values",
+    "check_same_cases",
     "compare",
     "dice_score",
     "environment",
     "image_diagonal",
     "is_failed",
     "jaccard_score",
-    "largest_component",
     "read_results",
     "summarize",
     "surface_points",

@@ -1,13 +1,12 @@
-"""Overlap of two masks, and the largest-component clean-up that the literature applies before scoring."""
+"""Overlap of two masks."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
-__all__ = ["dice_score", "jaccard_score", "largest_component"]
+__all__ = ["dice_score", "jaccard_score", "to_array"]
 
 
 def to_array(value: Any) -> np.ndarray:
@@ -67,38 +66,3 @@ def jaccard_score(prediction: Any, reference: Any) -> float:
     first, second = to_masks(prediction, reference)
     union = int((first | second).sum())
     return int((first & second).sum()) / union if union else 1.0
-
-
-def largest_component(labelmap: Any) -> np.ndarray:
-    """Keep the largest connected component of every class (full connectivity: 8 in 2D, 26 in 3D).
-
-    The released test scripts of several methods clean their predictions so before they score them. Among components
-    of equal size the first in scan order stays. An empty mask, or an empty class, is returned as it is.
-
-    Args:
-        labelmap: mask or integer label map, shape (X, Y) or (X, Y, Z), 0 = background.
-
-    Returns:
-        A new array of the same shape and dtype.
-
-    Raises:
-        ValueError: if ``labelmap`` is neither 2D nor 3D.
-
-    Example:
-        >>> largest_component(np.array([[1, 0, 0], [0, 0, 1], [0, 0, 1]]))
-        array([[0, 0, 0],
-               [0, 0, 1],
-               [0, 0, 1]])
-    """
-    array = to_array(labelmap)
-    if array.ndim not in (2, 3):
-        raise ValueError(f"labelmap must have shape (X, Y) or (X, Y, Z), got shape {array.shape}")
-    result = np.zeros_like(array)
-    structure = np.ones((3,) * array.ndim, dtype=bool)
-    for value in np.unique(array):
-        if value == 0:
-            continue
-        components, count = ndimage.label(array == value, structure=structure)
-        sizes = np.bincount(components.ravel(), minlength=count + 1)
-        result[components == int(np.argmax(sizes[1:])) + 1] = value
-    return result

@@ -3,34 +3,109 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypedDict
 
 import numpy as np
 from scipy import stats
 
 from .cases import DISTANCE_METRICS, METRICS, OVERLAP_METRICS, Row
 
-__all__ = ["FAILURE_DICE", "bootstrap_interval", "case_values", "compare", "is_failed", "summarize"]
+__all__ = [
+    "CONFIDENCE",
+    "FAILURE_DICE",
+    "RESAMPLES",
+    "SEED",
+    "Comparison",
+    "Spread",
+    "bootstrap_interval",
+    "case_values",
+    "check_same_cases",
+    "compare",
+    "is_failed",
+    "summarize",
+]
 
 FAILURE_DICE = 0.5
 """A case fails where exactly one mask is empty, or where Dice is below this value."""
 
 
-def is_failed(row: Row, failure_dice: float = FAILURE_DICE) -> bool:
-    """Tell whether one row is a failed segmentation: exactly one mask empty, or Dice below ``failure_dice``.
+CONFIDENCE = 0.95
+"""Coverage of every interval in results and reports."""
+RESAMPLES = 10_000
+"""Bootstrap resamples of the cases."""
+SEED = 0
+"""Seed of the resampling: the same cases give the same interval."""
+
+
+class Spread(TypedDict):
+    """One metric over the cases; a number that does not exist (the deviation of one case) is None.
+
+    ``sd`` is the sample deviation (n − 1); ``ci_low`` and ``ci_high`` bound the mean, see :func:`bootstrap_interval`.
+    """
+
+    n: int
+    mean: float | None
+    sd: float | None
+    median: float | None
+    min: float | None
+    max: float | None
+    ci_low: float | None
+    ci_high: float | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two runs, a and b, case by case; made by :func:`compare`.
+
+    Attributes:
+        metric: the compared column.
+        label: class name; None: mean over the classes of a case.
+        n: number of cases.
+        mean_a, mean_b: means over the cases.
+        mean_difference, median_difference: of a minus b.
+        ci_low, ci_high: interval of the mean difference; None for fewer than two cases.
+        p_value: two-sided Wilcoxon signed-rank test; 1 where all differences are zero.
+        higher_is_better: whether a positive difference speaks for a.
+        wins, losses, ties: cases in which a is better, worse, equal.
+    """
+
+    metric: str
+    label: str | None
+    n: int
+    mean_a: float
+    mean_b: float
+    mean_difference: float
+    median_difference: float
+    ci_low: float | None
+    ci_high: float | None
+    p_value: float
+    higher_is_better: bool
+    wins: int
+    losses: int
+    ties: int
+
+
+def is_failed(row: Row) -> bool:
+    """Tell whether one row is a failed segmentation: exactly one mask empty, or Dice below :data:`FAILURE_DICE`.
 
     Example:
         >>> is_failed({"status": "ok", "dice": 0.49})
         True
     """
-    return row["status"] in ("empty_prediction", "empty_reference") or row["dice"] < failure_dice
+    return row["status"] in ("empty_prediction", "empty_reference") or row["dice"] < FAILURE_DICE
 
 
 def bootstrap_interval(
-    values: Iterable[float], confidence: float = 0.95, n_resamples: int = 10_000, seed: int = 0
+    values: Iterable[float], confidence: float = CONFIDENCE, n_resamples: int = RESAMPLES, seed: int = SEED
 ) -> tuple[float | None, float | None]:
-    """Percentile bootstrap interval of the mean.
+    """Bootstrap interval of the mean: bias-corrected and accelerated (BCa), by ``scipy.stats.bootstrap``.
+
+    BCa follows the skew of the values, which Dice and distances have: one failed case draws the mean to one side.
+    Where BCa is not defined (values that differ by rounding errors only), the percentile interval takes its place.
 
     Args:
         values: one finite number per case.
@@ -39,10 +114,11 @@ def bootstrap_interval(
         seed: seed of the resampling; the same values and seed give the same interval.
 
     Returns:
-        Lower and upper bound; ``(None, None)`` for fewer than two cases, where there is nothing to resample.
+        Lower and upper bound, within the range of the values; both equal to the value where all are equal;
+        ``(None, None)`` for fewer than two cases, where there is nothing to resample.
 
     Raises:
-        ValueError: if ``confidence`` or ``n_resamples`` is out of range.
+        ValueError: if ``confidence`` or ``n_resamples`` is out of range, or a value is not finite.
 
     Example:
         >>> bootstrap_interval([0.8, 0.8, 0.8])
@@ -53,17 +129,35 @@ def bootstrap_interval(
     if n_resamples < 1:
         raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
     array = np.asarray(list(values), dtype=np.float64)
+    if not np.isfinite(array).all():
+        raise ValueError(f"values must be finite, got {array[~np.isfinite(array)][0]}")
     if array.size < 2:
         return None, None
-    if (array == array[0]).all():
-        return float(array[0]), float(array[0])
-    rng = np.random.default_rng(seed)
-    means = [
-        array[rng.integers(0, array.size, size=(min(1000, n_resamples - start), array.size))].mean(axis=1)
-        for start in range(0, n_resamples, 1000)  # in blocks, so memory does not grow with the resamples
-    ]
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+    return _interval(tuple(array.tolist()), confidence, n_resamples, seed)
+
+
+@lru_cache(maxsize=1024)  # a page asks for the same cases under several headings
+def _interval(values: tuple[float, ...], confidence: float, n_resamples: int, seed: int) -> tuple[float, float]:
+    least, most = min(values), max(values)
+    if least == most:
+        return least, most
+    for method in ("BCa", "percentile"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            found = stats.bootstrap(
+                (np.array(values),),
+                np.mean,
+                n_resamples=n_resamples,
+                batch=1000,  # so memory does not grow with the resamples
+                confidence_level=confidence,
+                method=method,
+                random_state=np.random.default_rng(seed),
+            ).confidence_interval
+        low, high = float(found.low), float(found.high)
+        if math.isfinite(low) and math.isfinite(high):
+            break
+    # a mean of equal values can leave their range by a rounding error
+    return min(max(low, least), most), min(max(high, least), most)
 
 
 def _table(rows: Sequence[Row], name: str = "rows") -> tuple[list[str], list[str], dict[tuple[str, str], Row]]:
@@ -120,32 +214,24 @@ def case_values(rows: Sequence[Row], metric: str = "dice", label: str | None = N
     return {case: float(np.mean([_value(table[case, name], metric) for name in chosen])) for case in cases}
 
 
-def _describe(values: Sequence[float], confidence: float, n_resamples: int, seed: int) -> dict[str, Any]:
+def _spread(values: Sequence[float]) -> Spread:
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
-        return {"n": 0, **dict.fromkeys(("mean", "sd", "median", "min", "max", "ci_low", "ci_high"))}
-    low, high = bootstrap_interval(array, confidence, n_resamples, seed)
-    return {
-        "n": int(array.size),
-        "mean": float(array.mean()),
-        "sd": float(array.std(ddof=1)) if array.size > 1 else None,
-        "median": float(np.median(array)),
-        "min": float(array.min()),
-        "max": float(array.max()),
-        "ci_low": low,
-        "ci_high": high,
-    }
+        return Spread(n=0, mean=None, sd=None, median=None, min=None, max=None, ci_low=None, ci_high=None)
+    low, high = bootstrap_interval(array)
+    return Spread(
+        n=int(array.size),
+        mean=float(array.mean()),
+        sd=float(array.std(ddof=1)) if array.size > 1 else None,
+        median=float(np.median(array)),
+        min=float(array.min()),
+        max=float(array.max()),
+        ci_low=low,
+        ci_high=high,
+    )
 
 
-def summarize(
-    rows: Sequence[Row],
-    metrics: Sequence[str] = METRICS,
-    confidence: float = 0.95,
-    n_resamples: int = 10_000,
-    seed: int = 0,
-    failure_dice: float = FAILURE_DICE,
-    n_worst: int = 3,
-) -> dict[str, Any]:
+def summarize(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> dict[str, Any]:
     """Summarize a run: every class, and the mean over classes.
 
     The mean over classes is taken within each case first, so ``n`` is always a number of cases. Distances appear
@@ -155,17 +241,12 @@ def summarize(
     Args:
         rows: rows of :func:`~monai_ssl.metrics.case_metrics` over all cases.
         metrics: columns to summarize.
-        confidence: coverage of the bootstrap interval of the mean.
-        n_resamples: bootstrap resamples.
-        seed: seed of the bootstrap.
-        failure_dice: a row with Dice below this value counts as failed.
-        n_worst: how many worst cases (lowest Dice) to name.
 
     Returns:
-        ``{"n_cases", "confidence", "n_resamples", "bootstrap_seed", "failure_dice", "classes": {name: block},
-        "mean": block}``. A block holds ``n_failed`` (in "mean": cases with at least one failed class), the count of
-        every status, ``worst`` ([{case, dice}], worst first) and per metric ``{n, mean, sd, median, min, max, ci_low,
-        ci_high}``; ``sd`` is the sample deviation (n − 1). Numbers that do not exist (sd of one case) are None.
+        ``{"n_cases", "interval", "confidence", "n_resamples", "bootstrap_seed", "failure_dice",
+        "classes": {name: block}, "mean": block}``. A block holds ``n``, ``n_failed`` (in "mean": cases with at least
+        one failed class), the count of every ``status``, ``worst`` (three of ``{case, dice}``, worst first) and one
+        :class:`Spread` per metric.
 
     Raises:
         ValueError: if rows are missing or doubled, or a value is not finite.
@@ -180,28 +261,29 @@ def summarize(
     def block(chosen: Sequence[str]) -> dict[str, Any]:
         own = [table[case, name] for case in cases for name in chosen]
         dice = {case: float(np.mean([_value(table[case, name], "dice") for name in chosen])) for case in cases}
-        worst = sorted(cases, key=lambda case: dice[case])[:n_worst]
+        worst = sorted(cases, key=lambda case: dice[case])[:3]
         result: dict[str, Any] = {
             "n": len(cases),
-            "n_failed": sum(any(is_failed(table[case, name], failure_dice) for name in chosen) for case in cases),
+            "n_failed": sum(any(is_failed(table[case, name]) for name in chosen) for case in cases),
             "status": {status: sum(row["status"] == status for row in own) for status in _statuses(own)},
             "worst": [{"case": case, "dice": dice[case]} for case in worst],
         }
         for metric in metrics:
             values = [float(np.mean([_value(table[case, name], metric) for name in chosen])) for case in cases]
-            result[metric] = _describe(values, confidence, n_resamples, seed)
+            result[metric] = _spread(values)
             if metric in DISTANCE_METRICS:
                 filled = [[row for name in chosen if (row := table[case, name])["status"] == "ok"] for case in cases]
                 kept = [float(np.mean([_value(row, metric) for row in group])) for group in filled if group]
-                result[f"{metric}_nonempty"] = _describe(kept, confidence, n_resamples, seed)
+                result[f"{metric}_nonempty"] = _spread(kept)
         return result
 
     return {
         "n_cases": len(cases),
-        "confidence": confidence,
-        "n_resamples": n_resamples,
-        "bootstrap_seed": seed,
-        "failure_dice": failure_dice,
+        "interval": "BCa bootstrap",
+        "confidence": CONFIDENCE,
+        "n_resamples": RESAMPLES,
+        "bootstrap_seed": SEED,
+        "failure_dice": FAILURE_DICE,
         "classes": {name: block([name]) for name in classes},
         "mean": block(classes),
     }
@@ -211,40 +293,14 @@ def _statuses(rows: Sequence[Row]) -> list[str]:
     return sorted({row["status"] for row in rows})
 
 
-def compare(
-    rows_a: Sequence[Row],
-    rows_b: Sequence[Row],
-    metric: str = "dice",
-    label: str | None = None,
-    confidence: float = 0.95,
-    n_resamples: int = 10_000,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Compare two runs case by case (a minus b).
-
-    Args:
-        rows_a: rows of the first run.
-        rows_b: rows of the second run, of the same cases and classes (in any order).
-        metric: column to compare.
-        label: class name; None for the mean over classes.
-        confidence: coverage of the bootstrap interval.
-        n_resamples: bootstrap resamples of the paired differences.
-        seed: seed of the bootstrap.
-
-    Returns:
-        ``metric``, ``label``, ``n``, ``mean_a``, ``mean_b``, ``mean_difference``, ``median_difference``, ``ci_low``,
-        ``ci_high`` (of the mean difference), ``p_value`` (two-sided Wilcoxon signed-rank test; 1 where all
-        differences are zero), ``higher_is_better``, ``wins`` (cases where a is better), ``losses`` and ``ties``.
+def check_same_cases(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> None:
+    """Make sure that two runs were scored on the same cases and classes.
 
     Raises:
-        ValueError: if the runs hold different cases or classes (the message names them), or values are missing.
+        ValueError: if they were not; the message names the cases or classes that only one of them has.
 
     Example:
-        >>> a = [{"case": c, "class": "x", "status": "ok", "dice": d} for c, d in (("p", 0.9), ("q", 0.8))]
-        >>> b = [{"case": c, "class": "x", "status": "ok", "dice": d} for c, d in (("p", 0.7), ("q", 0.9))]
-        >>> result = compare(a, b)
-        >>> result["wins"], result["losses"]
-        (1, 1)
+        >>> check_same_cases([{"case": "p", "class": "x"}], [{"case": "p", "class": "x"}])
     """
     cases_a, classes_a, _ = _table(rows_a, "rows_a")
     cases_b, classes_b, _ = _table(rows_b, "rows_b")
@@ -254,26 +310,51 @@ def compare(
             raise ValueError(
                 f"rows_a and rows_b must hold the same {kind}, got only in rows_a: {only_a}, only in rows_b: {only_b}"
             )
+
+
+def compare(rows_a: Sequence[Row], rows_b: Sequence[Row], metric: str = "dice", label: str | None = None) -> Comparison:
+    """Compare two runs case by case (a minus b).
+
+    Args:
+        rows_a: rows of the first run.
+        rows_b: rows of the second run, of the same cases and classes (in any order).
+        metric: column to compare.
+        label: class name; None for the mean over classes.
+
+    Returns:
+        Differences with their interval, the Wilcoxon test, and wins, losses and ties.
+
+    Raises:
+        ValueError: if the runs hold different cases or classes (the message names them), or values are missing.
+
+    Example:
+        >>> a = [{"case": c, "class": "x", "status": "ok", "dice": d} for c, d in (("p", 0.9), ("q", 0.8))]
+        >>> b = [{"case": c, "class": "x", "status": "ok", "dice": d} for c, d in (("p", 0.7), ("q", 0.9))]
+        >>> result = compare(a, b)
+        >>> result.wins, result.losses
+        (1, 1)
+    """
+    check_same_cases(rows_a, rows_b)
     values_a, values_b = case_values(rows_a, metric, label), case_values(rows_b, metric, label)
     a = np.array(list(values_a.values()))
     b = np.array([values_b[case] for case in values_a])
     difference = np.round(a - b, 12)  # a tie must not turn into a rank through floating-point noise
     higher_is_better = metric in OVERLAP_METRICS
     signed = difference if higher_is_better else -difference
-    low, high = bootstrap_interval(difference, confidence, n_resamples, seed)
-    return {
-        "metric": metric,
-        "label": label,
-        "n": int(difference.size),
-        "mean_a": float(a.mean()),
-        "mean_b": float(b.mean()),
-        "mean_difference": float(difference.mean()),
-        "median_difference": float(np.median(difference)),
-        "ci_low": low,
-        "ci_high": high,
-        "p_value": float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0,
-        "higher_is_better": higher_is_better,
-        "wins": int((signed > 0).sum()),
-        "losses": int((signed < 0).sum()),
-        "ties": int((signed == 0).sum()),
-    }
+    low, high = bootstrap_interval(difference)
+    return Comparison(
+        metric=metric,
+        label=label,
+        n=int(difference.size),
+        mean_a=float(a.mean()),
+        mean_b=float(b.mean()),
+        mean_difference=float(difference.mean()),
+        median_difference=float(np.median(difference)),
+        ci_low=low,
+        ci_high=high,
+        p_value=float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0,
+        higher_is_better=higher_is_better,
+        wins=int((signed > 0).sum()),
+        losses=int((signed < 0).sum()),
+        ties=int((signed == 0).sum()),
+    )

@@ -23,7 +23,16 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from monai_ssl.files import write_atomically
 from monai_ssl.metrics.cases import OVERLAP_METRICS, Row
 from monai_ssl.metrics.results import read_results
-from monai_ssl.metrics.statistics import FAILURE_DICE, bootstrap_interval, case_values, compare, is_failed, summarize
+from monai_ssl.metrics.statistics import (
+    FAILURE_DICE,
+    Comparison,
+    bootstrap_interval,
+    case_values,
+    check_same_cases,
+    compare,
+    is_failed,
+    summarize,
+)
 from monai_ssl.reports.figures import INK, comparison_figure, new_figure, plain_text, style_axes
 from monai_ssl.reports.page import (
     _CSS,
@@ -56,10 +65,8 @@ def _number(value: float | None, digits: int = 1, scale: float = 1.0, sign: bool
     return text.replace("-", MINUS)
 
 
-def _interval(block: Mapping[str, Any], digits: int = 1, scale: float = 1.0) -> str:
-    if block["ci_low"] is None:
-        return DASH
-    return f"[{_number(block['ci_low'], digits, scale)}, {_number(block['ci_high'], digits, scale)}]"
+def _interval(low: float | None, high: float | None, digits: int = 1, scale: float = 1.0) -> str:
+    return DASH if low is None else f"[{_number(low, digits, scale)}, {_number(high, digits, scale)}]"
 
 
 def _p_value(value: float) -> str:
@@ -72,7 +79,7 @@ def _scale(metric: str) -> tuple[float, int, str]:
     return 1.0, 2, "mm" if metric.endswith("_mm") else "voxels"
 
 
-def comparison_sentence(comparison: Mapping[str, Any], name_a: str, name_b: str) -> str:
+def comparison_sentence(comparison: Comparison, name_a: str, name_b: str) -> str:
     """Say in one sentence what a paired comparison shows, and no more than it shows.
 
     "Gain" and "loss" need both an interval that excludes zero and p < 0.05.
@@ -86,25 +93,26 @@ def comparison_sentence(comparison: Mapping[str, Any], name_a: str, name_b: str)
         The sentence, as plain text.
 
     Example:
-        >>> comparison_sentence(
-        ...     {"metric": "dice", "n": 20, "mean_difference": 0.003, "ci_low": -0.008, "ci_high": 0.014, "wins": 11,
-        ...      "p_value": 0.5, "higher_is_better": True}, "dtc", "matched floor")
+        >>> result = Comparison(metric="dice", label=None, n=20, mean_a=0.884, mean_b=0.881, mean_difference=0.003,
+        ...     median_difference=0.002, ci_low=-0.008, ci_high=0.014, p_value=0.5, higher_is_better=True, wins=11,
+        ...     losses=9, ties=0)
+        >>> comparison_sentence(result, "dtc", "matched floor")
         'dtc minus matched floor: +0.3 points [−0.8, 1.4], p = 0.50, better on 11 of 20 cases: no measurable gain.'
     """
-    scale, digits, unit = _scale(comparison["metric"])
-    number = _number(comparison["mean_difference"], digits, scale, sign=True)
-    cases = f"better on {comparison['wins']} of {comparison['n']} cases"
-    text = f"{name_a} minus {name_b}: {number} {unit} {_interval(comparison, digits, scale)}"
-    return f"{text}, {_p_value(comparison['p_value'])}, {cases}: {_verdict(comparison)}."
+    scale, digits, unit = _scale(comparison.metric)
+    number = _number(comparison.mean_difference, digits, scale, sign=True)
+    cases = f"better on {comparison.wins} of {comparison.n} cases"
+    text = f"{name_a} minus {name_b}: {number} {unit} {_interval(comparison.ci_low, comparison.ci_high, digits, scale)}"
+    return f"{text}, {_p_value(comparison.p_value)}, {cases}: {_verdict(comparison)}."
 
 
-def _verdict(comparison: Mapping[str, Any]) -> str:
-    if comparison["ci_low"] is None or comparison["n"] < 6:
-        return f"too few cases ({comparison['n']}) to tell"  # Wilcoxon's smallest two-sided p at 5 cases is 0.0625
-    direction = 1 if comparison["higher_is_better"] else -1
-    outside = comparison["ci_low"] > 0 or comparison["ci_high"] < 0
-    significant = comparison["p_value"] < 0.05
-    better = comparison["mean_difference"] * direction > 0
+def _verdict(comparison: Comparison) -> str:
+    if comparison.ci_low is None or comparison.ci_high is None or comparison.n < 6:
+        return f"too few cases ({comparison.n}) to tell"  # Wilcoxon's smallest two-sided p at 5 cases is 0.0625
+    direction = 1 if comparison.higher_is_better else -1
+    outside = comparison.ci_low > 0 or comparison.ci_high < 0
+    significant = comparison.p_value < 0.05
+    better = comparison.mean_difference * direction > 0
     if outside and significant:
         return "a measurable gain" if better else "a measurable loss"
     if outside or significant:
@@ -129,7 +137,7 @@ def _headline(runs: Sequence[_Loaded], label: str | None) -> Table:
                 run.name,
                 _ROLE_NAMES[run.run.role or "method"],
                 f"{_number(dice['mean'], 1, 100)} ± {_number(dice['sd'], 1, 100)} [{_number(dice['median'], 1, 100)}]",
-                _interval(dice, 1, 100),
+                _interval(dice["ci_low"], dice["ci_high"], 1, 100),
                 _number(block["jaccard"]["mean"], 1, 100),
                 *(
                     f"{_number(block[key]['mean'], 2)} [{_number(block[key]['median'], 2)}]"
@@ -163,11 +171,11 @@ def _comparison_table(pairs: Sequence[tuple[_Loaded, _Loaded]], label: str | Non
                     first.name,
                     second.name,
                     name,
-                    _number(result["mean_difference"], digits, scale, sign=True),
-                    _interval(result, digits, scale),
-                    _number(result["median_difference"], digits, scale, sign=True),
-                    _p_value(result["p_value"]),
-                    f"{result['wins']} / {result['losses']} / {result['ties']}",
+                    _number(result.mean_difference, digits, scale, sign=True),
+                    _interval(result.ci_low, result.ci_high, digits, scale),
+                    _number(result.median_difference, digits, scale, sign=True),
+                    _p_value(result.p_value),
+                    f"{result.wins} / {result.losses} / {result.ties}",
                     _verdict(result),
                 ]
             )
@@ -445,7 +453,7 @@ def _load(runs: Sequence[ReportRun]) -> list[_Loaded]:
         loaded.append(_Loaded(run, results, summarize(results.rows), color))
     for other in loaded[1:]:
         try:
-            compare(loaded[0].rows, other.rows, n_resamples=1)
+            check_same_cases(loaded[0].rows, other.rows)
         except ValueError as error:
             raise ValueError(
                 f"runs must be scored on the same cases and classes, got {loaded[0].name!r} (a) and "

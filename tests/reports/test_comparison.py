@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_ssl.metrics import case_metrics, compare, read_results, write_results
+from monai_ssl.metrics import Comparison, case_metrics, compare, read_results, write_results
 from monai_ssl.reports.comparison import comparison_sentence, write_report
 from monai_ssl.reports.figures import comparison_figure, figure_png, largest_slice, overlay_figure
 from monai_ssl.reports.page import Overlay, ReportRun
@@ -165,10 +165,11 @@ def test_two_classes_and_failures(tmp_path):
 def test_verdicts(difference, low, high, p, n, verdict, higher):
     sign = 1 if higher or low is None else -1
     bounds = (low, high) if sign == 1 else (-high, -low)
-    result = {
-        "metric": "dice" if higher else "hd95_mm", "n": n, "mean_difference": sign * difference, "ci_low": bounds[0],
-        "ci_high": bounds[1], "p_value": p, "wins": 11, "higher_is_better": higher,
-    }  # fmt: skip
+    result = Comparison(
+        metric="dice" if higher else "hd95_mm", label=None, n=n, mean_a=0.0, mean_b=0.0,
+        mean_difference=sign * difference, median_difference=0.0, ci_low=bounds[0], ci_high=bounds[1], p_value=p,
+        higher_is_better=higher, wins=11, losses=n - 11, ties=0,
+    )  # fmt: skip
     assert verdict in comparison_sentence(result, "a", "b")
 
 
@@ -268,7 +269,7 @@ def test_drawing_leaves_pyplot_alone(tmp_path):
     """In a fresh process: pictures register no pyplot figure and need no display."""
     code = (
         "import sys, numpy as np\n"
-        "from monai_ssl.metrics import overlay_figure\n"
+        "from monai_ssl.reports.figures import overlay_figure\n"
         f"overlay_figure(np.eye(8), None, np.eye(8, dtype=int), {str(tmp_path / 'x.png')!r})\n"
         "pyplot = sys.modules.get('matplotlib.pyplot')\n"
         "assert pyplot is None or not pyplot.get_fignums()\n"
