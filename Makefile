@@ -5,7 +5,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
-BENCH_METHODS ?= dtc ug_mcl ss_net tac caml
+BENCH_METHODS ?= $(patsubst benchmarks/plain_%.py,%,$(wildcard benchmarks/plain_*.py))
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check

@@ -19,7 +19,7 @@ import fire
 import nibabel as nib
 import numpy as np
 import torch
-from plain import PlainVNet, sliding_window
+from plain_dtc import PlainVNet, sliding_window
 from step import OUTPUT, write
 from torch import Tensor, nn
 

@@ -11,8 +11,12 @@ import random
 
 import numpy as np
 import torch
-from plain import convolutions, down, up
+from plain_dtc import convolutions, down, up
 from torch import Tensor, nn
+
+# what `step.py` asks of ours, as shares of this loop
+TARGETS = {"time": {"bfloat16": 0.5}, "memory": {"bfloat16": 0.6}}
+WARM_UP = 8  # steps until every one of 16 labeled cases has been in the memory bank, two a step
 
 ITERATIONS_PER_LEVEL, LEVELS = 150, 20
 CHANNELS, ROWS, PROTOTYPES = 32, 12800, 256

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -107,12 +107,13 @@ def _environment(spec: BundleSpec) -> Any:
     environment.filters["json"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
     environment.filters["names"] = lambda names: ", ".join(f"`{name}`" for name in names)
     environment.filters["without"] = _without
+    environment.filters["in_words"] = _in_words
     environment.globals |= {
         **{key: value for key, value in vars(spec).items() if key not in ("blocks", "page")},
         "network": spec.blocks["network"],
         "method": spec.blocks["method"],
         "transforms": spec.blocks["transforms"].arguments,
-        "literature": spec.blocks["literature"].arguments,
+        "literature_lines": spec.blocks["literature"].arguments,
         "part": lambda heading: spec.page.get(heading, ""),
         "presets": _presets(),
         "version": monai_ssl.__version__,
@@ -127,6 +128,22 @@ def _presets() -> dict[int, list[str]]:
     for path in sorted((Path(monai_ssl.__file__).parent / "data" / "presets").glob("*.yaml")):
         found[yaml.safe_load(path.read_text(encoding="utf-8"))["spatial_dims"]].append(path.stem)
     return found
+
+
+def _in_words(protocol: Mapping[str, Any]) -> str:
+    """A published protocol as the end of a sentence."""
+    stated = dict(protocol)
+    length = stated.pop("max_iterations", None)
+    words = [f"{length} iterations"] if length else []
+    if "schedule" in stated:
+        after = ", ".join(map(str, stated.pop("milestones", ())))
+        words.append(f"learning rate `{stated.pop('schedule')}`" + (f" after {after}" if after else ""))
+    if "ramp" in stated:
+        words.append(f"ramp-up over {stated.pop('ramp')}")
+    if "labeled_batch_size" in stated:
+        words.append(f"batch {stated.pop('labeled_batch_size')} + {stated.pop('unlabeled_batch_size', 0)}")
+    stated |= stated.pop("method", {})
+    return ", ".join([*words, *(f"`{key}` {value}" for key, value in stated.items())])
 
 
 def _without(shared: str, own: str) -> str:

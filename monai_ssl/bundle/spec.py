@@ -55,6 +55,7 @@ class BundleSpec:
         title, summary, description, source, references: who it is: heading; half a sentence for the table of methods;
             two lines for the metadata; "Author et al., where, when"; full references.
         unlabeled: whether the method looks at unlabeled images.
+        literature: data set -> what the paper trains there, see :func:`monai_ssl.data.training_protocol`.
         blocks: key -> the lines of ``network``, ``method``, ``transforms`` and ``literature``.
         page: heading -> text of ``method.md``; what stands before the first heading is ``Introduction``.
     """
@@ -66,6 +67,7 @@ class BundleSpec:
     source: str
     references: list[str]
     unlabeled: bool
+    literature: Mapping[str, Mapping[str, Any]]
     blocks: Mapping[str, Block]
     page: Mapping[str, str]
 
@@ -102,7 +104,7 @@ def read_spec(folder: str | Path) -> BundleSpec:
         if key in ("network", "method") and not re.match(r" +_target_:", own[0] if own else ""):
             raise DataError(f"{folder / SPEC}: {key}: the first line must be `_target_:`, the class")
         blocks[key] = Block(own[0], "\n".join(own[1:])) if key in ("network", "method") else Block("", "\n".join(own))
-    shown = fields.model_dump(include={"title", "summary", "description", "source", "references", "unlabeled"})
+    shown = fields.model_dump(exclude={"network", "method", "transforms"})
     return BundleSpec(name=folder.name, blocks=blocks, page=_sections(page), **shown)
 
 

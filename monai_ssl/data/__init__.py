@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         validation_preprocessing,
     )
     from .preset import Preset, available_presets, dump_preset, load_preset
+    from .protocol import training_protocol
     from .streams import CaseDataset, TwoStreamLoader, position_seed
     from .writer import AtomicNibabelWriter
 
@@ -50,12 +51,13 @@ _HOMES = {
     "random_transforms": "monai_ssl.data.pipelines",
     "saver": "monai_ssl.data.pipelines",
     "training_preprocessing": "monai_ssl.data.pipelines",
+    "training_protocol": "monai_ssl.data.protocol",
     "validation_preprocessing": "monai_ssl.data.pipelines",
 }
 # configs name these by attribute: monai_ssl.data.cases.image_files
 _MODULES = (
-    "cases", "datalist", "guard", "images", "loading", "pipelines", "pool", "preset", "reading", "rules", "streams",
-    "writer",
+    "cases", "datalist", "guard", "images", "loading", "pipelines", "pool", "preset", "protocol", "reading", "rules",
+    "streams", "writer",
 )  # fmt: skip
 
 __all__ = [
@@ -78,6 +80,7 @@ __all__ = [
     "random_transforms",
     "saver",
     "training_preprocessing",
+    "training_protocol",
     "validation_preprocessing",
 ]
 

@@ -77,7 +77,7 @@ class Window(_Strict):
 
 
 class Training(_Strict):
-    """Published or recommended protocol."""
+    """Recommended protocol; what papers publish of single methods is in the bundles, see ``Preset.published``."""
 
     max_iterations: int = Field(default=6000, ge=1)
     epoch_length: int = Field(default=100, ge=1)
@@ -112,6 +112,8 @@ class Preset(_Strict):
         patch_size: voxels per axis.
         intensity, augmentation, window, training: see the classes of these names.
         largest_component: keep the largest component of each class (changes results: see the literature's tables).
+        published: a method trains what its paper trained on this data set (``literature`` in its ``bundle.yaml``),
+            where there is one; ``training`` otherwise. True in the flavor ``literature`` of the shipped presets.
         codes: class index -> (code value, coding scheme, meaning), as DICOM SEG names a segment's type, for example
             ``[82471001, SCT, Left atrium]``; classes without one get a private code.
     """
@@ -132,6 +134,7 @@ class Preset(_Strict):
     augmentation: Augmentation = Augmentation()
     window: Window = Window()
     training: Training = Training()
+    published: bool = False
     largest_component: bool = False
     codes: dict[int, tuple[str, str, str]] = Field(default={}, description="of the classes, for DICOM")
 

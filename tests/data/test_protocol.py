@@ -1,0 +1,156 @@
+"""The flavor `literature` trains what each paper trained; everything else trains what the preset says."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import yaml
+from monai.bundle import ConfigParser
+
+from monai_ssl import cli
+from monai_ssl.bundle.library import available_bundles, find_bundle
+from monai_ssl.bundle.spec import read_spec
+from monai_ssl.data import available_presets, load_preset, training_protocol
+from monai_ssl.data.preset import Training
+from monai_ssl.errors import DataError
+
+PAIRS = [(name, dataset) for name in available_bundles() for dataset in read_spec(find_bundle(name)).literature]
+
+
+def config(bundle, dataset, flavor, **overrides):
+    parser = ConfigParser()
+    parser.read_config(str(find_bundle(bundle) / "configs" / "train.yaml"))
+    ids = {"bundle_root": "nowhere", "dataset": dataset, "flavor": flavor, "device": "cpu", **overrides}
+    parser.update(ids | {"network_def#base_channels": 2})
+    return parser
+
+
+def rates(parser, iterations):
+    (factor,) = parser.get_parsed_content("lr_scheduler").lr_lambdas
+    return [round(parser.get_parsed_content("learning_rate") * factor(i), 12) for i in iterations]
+
+
+class TestPublished:
+    """Numbers of the papers and of their released code, written down independently of the bundles."""
+
+    def test_caml(self):
+        # constant rate, 15000 iterations, weight by 150 iterations until 20 * 150 with 8 labels
+        parser = config("caml", "left_atrium", "literature", **{"method#ramp_levels": 20})
+        assert parser.get_parsed_content("max_iterations") == 15000
+        assert rates(parser, (0, 6000, 14999)) == [0.01, 0.01, 0.01]
+        ramp = parser.get_parsed_content("method").ramp_up
+        for i in (0, 149, 150, 2999, 3000, 15000):
+            assert ramp(i) == pytest.approx(math.exp(-5 * (1 - min(i // 150, 20) / 20) ** 2))
+
+    def test_ss_net_3d(self):
+        parser = config("ss_net", "left_atrium", "literature")
+        assert parser.get_parsed_content("max_iterations") == 15000
+        assert rates(parser, (0, 2499, 2500, 5000, 7500, 10000, 12500)) == [1e-2, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7]
+        ramp = parser.get_parsed_content("method").ramp_up
+        for i in (0, 149, 150, 3000, 5999, 6000, 15000):
+            assert ramp(i) == pytest.approx(math.exp(-5 * (1 - min(i // 150, 40) / 40) ** 2))
+
+    def test_ss_net_2d(self):
+        parser = config("ss_net", "acdc", "literature")
+        assert parser.get_parsed_content("max_iterations") == 30000
+        assert rates(parser, (0, 29999)) == [0.01, 0.01]
+        sizes = [parser.get_parsed_content(f"{kind}labeled_batch_size") for kind in ("", "un")]
+        assert sizes == [12, 12]
+        ramp = parser.get_parsed_content("method").ramp_up
+        for i in (0, 149, 150, 15000, 30000):
+            assert ramp(i) == pytest.approx(0.1 * math.exp(-5 * (1 - min(i // 150, 200) / 200) ** 2))
+
+    @pytest.mark.parametrize("dataset", ["left_atrium", "mscmrseg2019"])
+    def test_tac(self, dataset):
+        parser = config("tac", dataset, "literature")
+        assert parser.get_parsed_content("max_iterations") == 6000
+        assert rates(parser, (0, 3000)) == [0.01, round(0.01 * 0.5**0.9, 12)]
+
+    @pytest.mark.parametrize(
+        ("bundle", "dataset"),
+        [("dtc", "left_atrium"), ("dtc", "pancreas_ct"), ("ug_mcl", "left_atrium"), ("ug_mcl", "brats2019")],
+    )
+    def test_dtc_and_ug_mcl(self, bundle, dataset):
+        parser = config(bundle, dataset, "literature")
+        assert parser.get_parsed_content("max_iterations") == 6000
+        assert rates(parser, (0, 2499, 2500, 4999, 5000)) == [1e-2, 1e-2, 1e-3, 1e-3, 1e-4]
+        maximum = {"dtc": 1.0, "ug_mcl": 0.1}[bundle]
+        assert parser.get_parsed_content("method").ramp_up(6000) == pytest.approx(maximum)
+
+
+@pytest.mark.parametrize(("bundle", "dataset"), PAIRS)
+class TestEveryBundle:
+    def test_published_data_set_is_a_preset_that_says_so(self, bundle, dataset):
+        assert load_preset(dataset, "literature").published
+
+    def test_given_ids_win(self, bundle, dataset):
+        ids = {"max_iterations": 40, "learning_rate": 0.5, "lr_scheduler#schedule": "cosine", "labeled_batch_size": 3}
+        parser = config(bundle, dataset, "literature", **ids)
+        assert rates(parser, (0, 20, 40)) == pytest.approx([0.5, 0.25, 0.0])
+        assert parser.get_parsed_content("labeled_batch_size") == 3
+        assert parser.get_parsed_content("epochs") == 1
+
+    def test_shape_of_a_shorter_run_is_the_same(self, bundle, dataset):
+        long = config(bundle, dataset, "literature")
+        length = long.get_parsed_content("max_iterations")
+        short = config(bundle, dataset, "literature", max_iterations=length // 10)
+        at = range(0, length, length // 10)
+        assert rates(long, at) == pytest.approx(rates(short, [i // 10 for i in at]))
+        if "ramp_iterations" in long:
+            assert short.get_parsed_content("ramp_iterations") == long.get_parsed_content("ramp_iterations") // 10
+
+    def test_practical_is_the_presets(self, bundle, dataset):
+        training = load_preset(dataset, "practical").training
+        protocol = config(bundle, dataset, "practical").get_parsed_content("protocol")
+        assert protocol.model_dump(include=set(Training.model_fields)) == training.model_dump()
+        assert (protocol.ramp, protocol.method) == (1.0, {})
+
+
+def test_only_the_literature_of_shipped_presets_is_published():
+    for name in available_presets():
+        assert not load_preset(name).published or load_preset(name).flavor == "literature"
+        assert not load_preset("phantom", "literature").published
+
+
+def test_own_preset_of_the_same_name_keeps_its_training(tmp_path):
+    file = tmp_path / "left_atrium.yaml"
+    file.write_text(yaml.safe_dump({"labels": {0: "a", 1: "b"}, "patch_size": [16] * 3, "flavor": "literature",
+                                    "training": {"max_iterations": 7}}))  # fmt: skip
+    assert config("caml", str(file), "literature").get_parsed_content("max_iterations") == 7
+
+
+def test_method_arguments_of_a_data_set():
+    published = {"left_atrium": {"method": {"threshold": 0.8}}}
+    assert training_protocol(load_preset("left_atrium", "literature"), published).method == {"threshold": 0.8}
+    assert training_protocol(load_preset("left_atrium", "practical"), published).method == {}
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"iterations": 5}, "literature: left_atrium: iterations: Extra inputs"),
+        ({"schedule": "steps"}, "schedule: Input should be"),
+        ({"ramp": 0}, "ramp: Input should be greater than 0"),
+        ({"max_iterations": "many"}, "must be iterations"),
+        ({"milestones": 3}, "must be iterations"),
+    ],
+)
+def test_mistakes_in_a_published_protocol_are_named(stated, message):
+    with pytest.raises(DataError, match=message):
+        training_protocol(load_preset("left_atrium", "literature"), {"left_atrium": stated})
+
+
+def test_command_line_trains_the_published_protocol(tiny_phantom, tmp_path):
+    """A small data set that says it is the published one, through `monai-ssl train`."""
+    preset = {"labels": {0: "background", 1: "left atrium"}, "patch_size": [16] * 3, "published": True,
+              "flavor": "literature", "channels": ["MRI"]}  # fmt: skip
+    (tmp_path / "left_atrium.yaml").write_text(yaml.safe_dump(preset))
+    words = ["train", "caml", str(tiny_phantom), "--dataset", str(tmp_path / "left_atrium.yaml"), "--flavor",
+             "literature", "--output", str(tmp_path / "run"), "--epochs", "1", "--epoch_length", "1", "--num_workers",
+             "0", "--device", "cpu", "--network_def#base_channels", "2", "--val_interval", "9"]  # fmt: skip
+    cli.main(words)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["max_iterations"] == 15000
+    (line,) = (tmp_path / "run" / "training.csv").read_text().splitlines()[1:]
+    assert "0.01" in line.split(",")
