@@ -106,6 +106,11 @@ class PlainLoop:
         self.memory: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self.iteration = 0
 
+    def to(self, device: torch.device) -> PlainLoop:
+        """Move the loop, before its first step."""
+        self.all.to(device)
+        return self
+
     def step(self, image: Tensor, label: Tensor) -> float:
         """Image ``(B, 1, *spatial)``, labeled rows first; label ``(B_l, *spatial)``. Returns the loss."""
         rows = len(label)
@@ -164,7 +169,7 @@ class PlainLoop:
         drawn = self.prototypes()
         if not drawn:
             return features[0].new_zeros(())
-        prototypes = torch.cat(drawn)
+        prototypes = torch.cat(drawn).to(features[0].device)
         correlations = []
         for z in rows:
             per_class = []

@@ -91,6 +91,11 @@ class PlainLoop:
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
         self.iteration = 0
 
+    def to(self, device: torch.device) -> PlainLoop:
+        """Move the loop, before its first step."""
+        self.network.to(device)
+        return self
+
     def step(self, image: Tensor, label: Tensor) -> float:
         """Image ``(B, 1, *spatial)``, labeled rows first; label ``(B_l, *spatial)``. Returns the loss."""
         rows = len(label)
@@ -98,7 +103,7 @@ class PlainLoop:
         distance, logits = self.network(image)
         soft = torch.sigmoid(logits)
         with torch.no_grad():
-            target = torch.from_numpy(distance_map(label.numpy())).float()
+            target = torch.from_numpy(distance_map(label.cpu().numpy())).float().to(image.device)
         distance_loss = ((distance[:rows, 0] - target) ** 2).mean()
         p, y = soft[:rows, 0], label.float()
         dice_loss = 1 - (2 * (p * y).sum() + 1e-5) / ((p * p).sum() + (y * y).sum() + 1e-5)

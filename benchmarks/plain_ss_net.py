@@ -69,6 +69,11 @@ class PlainLoop:
         self.memory: list[Tensor | None] = [None, None]
         self.iteration = 0
 
+    def to(self, device: torch.device) -> PlainLoop:
+        """Move the loop, before its first step."""
+        self.network.to(device)
+        return self
+
     def step(self, image: Tensor, label: Tensor) -> float:
         """Image ``(B, 1, *spatial)``, labeled rows first; label ``(B_l, *spatial)``. Returns the loss."""
         network, rows = self.network, len(label)
@@ -104,7 +109,7 @@ class PlainLoop:
         network = self.network
         with torch.no_grad():
             clean = network(image)[0].softmax(1)
-        d = normalized(torch.rand(image.shape) - 0.5)
+        d = normalized(torch.rand(image.shape, device=image.device) - 0.5)
         with frozen_statistics(network):
             d.requires_grad_()
             dice_distance(network(image + XI * d)[0].softmax(1), clean).backward()
@@ -123,7 +128,7 @@ class PlainLoop:
                     self.memory[c] = mine
 
     def _separation(self, features: Tensor, classes: Tensor) -> Tensor:
-        loss = torch.zeros(())
+        loss = features.new_zeros(())
         for c, memory in enumerate(self.memory):
             mine = features[classes == c]
             if memory is None or len(memory) < 2 or len(mine) < 2:

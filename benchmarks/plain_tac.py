@@ -76,6 +76,11 @@ class PlainLoop:
         self.network = PlainGatedVNet()
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
 
+    def to(self, device: torch.device) -> PlainLoop:
+        """Move the loop, before its first step."""
+        self.network.to(device)
+        return self
+
     def step(self, image: Tensor, label: Tensor) -> float:
         """Image ``(B, 1, *spatial)``, labeled rows first; label ``(B_l, *spatial)``. Returns the loss."""
         rows = len(label)

@@ -41,6 +41,12 @@ class PlainLoop:
         self.optimizer = torch.optim.SGD(self.network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
         self.iteration = 0
 
+    def to(self, device: torch.device) -> PlainLoop:
+        """Move the loop, before its first step."""
+        self.network.to(device)
+        self.teacher.to(device)
+        return self
+
     def step(self, image: Tensor, label: Tensor) -> float:
         """Image ``(B, 1, *spatial)``, labeled rows first; label ``(B_l, *spatial)``. Returns the loss."""
         rows, batch = len(label), len(image)
@@ -51,12 +57,12 @@ class PlainLoop:
         with torch.no_grad():
             teacher_distance, teacher_logits = self.teacher(image + noise(image))
             twice = image.repeat(2, 1, 1, 1, 1)
-            passes = torch.zeros((PASSES * batch, 2, *image.shape[2:]))
+            passes = torch.zeros((PASSES * batch, 2, *image.shape[2:]), device=image.device)
             for i in range(PASSES // 2):
                 passes[2 * batch * i : 2 * batch * (i + 1)] = self.teacher(twice + noise(twice))[1]
             mean = torch.softmax(passes, dim=1).reshape(PASSES, batch, 2, *image.shape[2:]).mean(0)
             uncertainty = -(mean * torch.log(mean + 1e-6)).sum(1, keepdim=True)
-            target = torch.from_numpy(distance_map(label.numpy())).float()
+            target = torch.from_numpy(distance_map(label.cpu().numpy())).float().to(image.device)
         ramp = math.exp(-5 * (1 - min(self.iteration / ITERATIONS, 1.0)) ** 2)
         mask = (uncertainty < (0.75 + 0.25 * ramp) * math.log(2)).float()
         p, y = soft[:rows, 1], (label == 1).float()

@@ -1,6 +1,6 @@
 """Seconds and peak memory of one training step: the plain loop, ours in float32, ours in bfloat16.
 
-    python benchmarks/step.py [--method dtc] [--sizes 64x64x32,112x112x80] [--threads 2] [--repeats 3]
+    python benchmarks/step.py [--method dtc] [--sizes 64x64x32,112x112x80] [--threads 2] [--repeats 3] [--device cuda]
 
 Each configuration lives in a process of its own and makes its steps in turn with the others (plain, ours, ours, plain,
 ...), so that other load on the machine hits all alike; medians after the warm-up, which fills the memory of the methods
@@ -10,6 +10,9 @@ largest, weights, batch) stands beside it. Ours is the method of the bundle's ``
 ``SemiSupervisedTrainer``, and finds the distance maps in the batch, where the loader's workers put them; what waiting
 for these costs is in ``loading.py``. The plain loops are ``plain_<method>.py``; a method that has one is measured by
 ``make bench``.
+
+On a GPU memory is the most that PyTorch had allocated there, batches lie in page-locked memory, and the results go to
+``step_<method>_cuda.json``. TF32 and the choice of algorithms are PyTorch's defaults for all.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ def main(
     repeats: int = 3,
     configurations: str = "plain,float32,bfloat16",
     in_turn: bool | str = True,
+    device: str = "cpu",
     output: str = str(OUTPUT),
 ) -> None:
     """Measure and write ``step_<method>.json`` and ``.md`` into ``output``.
@@ -61,6 +65,7 @@ def main(
         configurations: which ones, comma-separated.
         in_turn: all configurations live at once and step in turn. False: one lives after the other, for a machine whose
             memory does not hold all, and that has nothing else to do. Sizes, comma-separated: in turn at these alone.
+        device: ``cpu`` or ``cuda``.
         output: folder.
     """
     sizes, configurations, in_turn = (
@@ -73,37 +78,41 @@ def main(
         parts = [chosen] if size in turns.split(",") else [[name] for name in chosen]
         results[size] = {}
         for part in parts:
-            results[size] |= measure(method, size, part, threads, repeats)
+            results[size] |= measure(method, size, part, threads, repeats, device)
         if "plain" in chosen:
             for row in results[size].values():
                 row["time_ratio"] = row["seconds"] / results[size]["plain"]["seconds"]
                 row["memory_ratio"] = row["gigabytes"] / results[size]["plain"]["gigabytes"]
-    path = Path(output) / f"step_{method}"
+    on_cpu = device == "cpu"
+    path = Path(output) / (f"step_{method}" if on_cpu else f"step_{method}_{device.partition(':')[0]}")
     measured = {size: command() for size in results}
     if path.with_suffix(".json").is_file():
         before = json.loads(path.with_suffix(".json").read_text())
         kept = {size: rows for size, rows in before["results"].items() if size not in results}
         measured = {size: before.get("commands", {}).get(size, before["command"]) for size in kept} | measured
         results = dict(sorted((kept | results).items(), key=lambda item: math.prod(map(int, item[0].split("x")))))
-    targets = plain_loop(method).TARGETS
+    targets = plain_loop(method).TARGETS if on_cpu else {"time": {}, "memory": {}}
     record = {
         "what": f"one training step of {method}, batch of 2 labeled and 2 unlabeled patches, all in memory",
         "threads": threads,
         "repeats": repeats,
         "in_turn": in_turn,
+        "device": device,
         "targets": targets,
         "commands": measured,
         "results": results,
     }
     others = [f"{size} was measured by `{line}`." for size, line in measured.items() if line != command()]
     lines = [*table(results, targets), *([""] if others else []), *others]
-    write(path, record, lines, f"Cost of a training step: {method}")
+    write(path, record, lines, f"Cost of a training step: {method}{'' if on_cpu else ' on a GPU'}")
 
 
-def measure(method: str, size: str, configurations: list[str], threads: int, repeats: int) -> dict[str, dict[str, Any]]:
+def measure(
+    method: str, size: str, configurations: list[str], threads: int, repeats: int, device: str = "cpu"
+) -> dict[str, dict[str, Any]]:
     """Steps in turn; per configuration the times, their median and the peak."""
     load = os.getloadavg()[0]
-    workers = {name: Worker(method, name, size, threads) for name in configurations}
+    workers = {name: Worker(method, name, size, threads, device) for name in configurations}
     times: dict[str, list[float]] = {name: [] for name in configurations}
     for round_ in range(-getattr(plain_loop(method), "WARM_UP", 1), repeats):
         for name, worker in workers.items():
@@ -132,9 +141,9 @@ def plain_loop(method: str) -> Any:
 class Worker:
     """A process that makes one step per line it reads."""
 
-    def __init__(self, method: str, name: str, size: str, threads: int) -> None:
+    def __init__(self, method: str, name: str, size: str, threads: int, device: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", method, name, size, str(threads)],
+            [sys.executable, __file__, "--worker", method, name, size, str(threads), device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -163,8 +172,10 @@ class Worker:
         return peak / GB
 
 
-def peak_memory() -> int:
-    """Highest resident set of this process in bytes."""
+def peak_memory(device: torch.device) -> int:
+    """Highest resident set of this process in bytes; on a GPU the most that its tensors held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
@@ -176,52 +187,62 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def commands() -> Iterator[None]:
+def commands(device: torch.device) -> Iterator[None]:
     """Yields once per step that is asked for, and answers with the seconds that the step took."""
     for line in sys.stdin:
         if line.strip() == "memory":
-            print(f"RESULT {peak_memory()}", flush=True)
+            print(f"RESULT {peak_memory(device)}", flush=True)
             continue
+        finish(device)
         start = time.perf_counter()
         yield
+        finish(device)
         print(f"RESULT {time.perf_counter() - start}", flush=True)
 
 
-def run_worker(method: str, name: str, size: str, threads: str) -> None:
+def finish(device: torch.device) -> None:
+    """Wait for what was sent to a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def run_worker(method: str, name: str, size: str, threads: str, on: str) -> None:
     """Body of the processes: steps on random images with a ball as label."""
     torch.set_num_threads(int(threads))
     torch.manual_seed(0)
+    device = torch.device(on)
     patch = tuple(int(side) for side in size.split("x"))
     image = torch.randn(4, 1, *patch)
     grid = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in patch), indexing="ij")
     label = (sum(g.square() for g in grid) < 0.36)[None].repeat(2, *[1] * len(patch)).long()
     if name == "plain":
-        loop = plain_loop(method).PlainLoop()
-        for _ in commands():
+        loop = plain_loop(method).PlainLoop().to(device)
+        image, label = image.to(device), label.to(device)
+        for _ in commands(device):
             loop.step(image, label)
         return
     amp = "off" if name == "float32" else "bf16"
-    config = bundle(method, patch)
-    trainer(config, InTurn(image, label, config.get_parsed_content("method_transforms")), amp).run()
+    config = bundle(method, patch, device)
+    trainer(config, InTurn(image, label, config.get_parsed_content("method_transforms"), device), amp, device).run()
 
 
-def bundle(method: str, patch: tuple[int, ...]) -> ConfigParser:
+def bundle(method: str, patch: tuple[int, ...], device: torch.device | str = "cpu") -> ConfigParser:
     """The training config of a bundle with its defaults, for left-atrium patches of another size."""
     from monai.bundle import ConfigParser
 
     config = ConfigParser()
     config.read_config(ROOT / "bundles" / method / "configs" / "train.yaml")
     preset = f"monai_ssl.data.load_preset('left_atrium', 'literature').model_copy(update={{'patch_size': {patch}}})"
-    config.update({"preset": f"${preset}", "device": "$torch.device('cpu')"})
+    config.update({"preset": f"${preset}", "device": f"$torch.device('{device}')"})
     return config
 
 
-def trainer(config: ConfigParser, loader: Any, amp: str) -> Any:
+def trainer(config: ConfigParser, loader: Any, amp: str, device: torch.device | str = "cpu") -> Any:
     """The trainer with the bundle's method, optimizer and schedule, without handlers."""
     from monai_ssl.engines import SemiSupervisedTrainer
 
     return SemiSupervisedTrainer(
-        device="cpu",
+        device=device,
         max_epochs=1,
         train_data_loader=loader,
         amp=amp,
@@ -235,12 +256,16 @@ class InTurn:
     streams = {"labeled": (None, 2), "unlabeled": (None, 2)}  # noqa: RUF012
     n_labeled, n_unlabeled = N_LABELED_CASES, 2
 
-    def __init__(self, image: torch.Tensor, label: torch.Tensor, transforms: list[Any]) -> None:
+    def __init__(self, image: torch.Tensor, label: torch.Tensor, transforms: list[Any], device: torch.device) -> None:
+        self.device = device
         rows: list[dict[str, Any]] = [{"image": image[i], "label": label[i, None]} for i in range(2)]
         for transform in transforms:
             rows = [transform(row) for row in rows]
         self.labeled = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
         self.unlabeled = {"image": image[2:], "name": ["c", "d"]}
+        if device.type == "cuda":  # as the loader of a bundle hands them over
+            self.labeled = {key: value.pin_memory() for key, value in self.labeled.items()}
+            self.unlabeled["image"] = self.unlabeled["image"].pin_memory()
 
     def prepare(self) -> None:
         """Nothing to load."""
@@ -249,7 +274,7 @@ class InTurn:
         return 1_000_000
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for step, _ in enumerate(commands()):
+        for step, _ in enumerate(commands(self.device)):
             index = (torch.arange(2) + 2 * step) % N_LABELED_CASES
             labeled = {**self.labeled, "index": index, "name": [f"case {i}" for i in index.tolist()]}
             yield {"labeled": labeled, "unlabeled": self.unlabeled}
@@ -288,10 +313,11 @@ def write(path: Path, record: dict[str, Any], lines: list[str], title: str) -> N
     record = {"command": command(), "date": date, **environment(), **record}
     machine, versions = record["machine"], record["versions"]
     unit = " GB = 10^9 bytes." if any("GB" in line for line in lines) else ""
+    gpu = "".join(f"{name}, " for name in machine["cuda_devices"] if record.get("device", "cpu") != "cpu")
     text = [
         f"# {title}",
         "",
-        f"Written by `{record['command']}` on {date[:10]}: {machine['cpu']}, {machine['cores']} cores, "
+        f"Written by `{record['command']}` on {date[:10]}: {gpu}{machine['cpu']}, {machine['cores']} cores, "
         f"PyTorch {versions['torch']}, MONAI {versions['monai']}. {record['what'][0].upper()}{record['what'][1:]}.{unit}",  # noqa: E501
         "",
         *lines,
@@ -303,7 +329,7 @@ def write(path: Path, record: dict[str, Any], lines: list[str], title: str) -> N
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        run_worker(*sys.argv[2:6])  # before anything of ours is imported: the plain loop shall not pay for it
+        run_worker(*sys.argv[2:7])  # before anything of ours is imported: the plain loop shall not pay for it
     else:
         import fire
 

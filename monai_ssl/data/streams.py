@@ -8,6 +8,7 @@ of one process with batch 2B.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -221,13 +222,21 @@ class TwoStreamLoader:
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0
         world_size = torch.distributed.get_world_size() if distributed else 1
-        return iter(
-            DataLoader(
-                _TwoStreamDataset(self.streams, rank, world_size),
-                batch_size=None,
-                sampler=_From(self.start),
-                num_workers=self.num_workers,
-                pin_memory=self.pin_memory,
-                prefetch_factor=2 if self.num_workers else None,
-            )
+        loader = DataLoader(
+            _TwoStreamDataset(self.streams, rank, world_size),
+            batch_size=None,
+            sampler=_From(self.start),
+            num_workers=self.num_workers,
+            pin_memory=self.pin_memory,
+            prefetch_factor=2 if self.num_workers else None,
         )
+        if self.num_workers == 0:
+            return iter(loader)
+        # a worker that is forked inherits what this process has not cleared away yet: if its garbage collector frees a
+        # CUDA tensor of a former training, CUDA ends the worker
+        gc.collect()
+        gc.freeze()
+        try:
+            return iter(loader)
+        finally:
+            gc.unfreeze()

@@ -120,10 +120,10 @@ class WindowInferer(SlidingWindowInferer):
         )
         windows = dense_patch_slices(padded, roi, interval)
         weight = compute_importance_map(
-            roi, mode=self.mode, sigma_scale=self.sigma_scale, device="cpu", dtype=inputs.dtype
+            roi, mode=self.mode, sigma_scale=self.sigma_scale, device=inputs.device, dtype=inputs.dtype
         )
         predict = self._probabilities(network, device)
-        first, total, count = 0, None, torch.zeros(1, roi[0], *padded[1:])
+        first, total, count = 0, None, torch.zeros(1, roi[0], *padded[1:], device=inputs.device)
 
         def slab(end: int) -> tuple[int, Tensor] | None:
             """Rows ``first`` to ``end`` are complete; without the padding."""
@@ -142,7 +142,7 @@ class WindowInferer(SlidingWindowInferer):
                 batch = torch.cat([inputs[place] for place in places])
                 for probabilities, window in zip(predict(batch.to(device)).to(inputs.device), chosen, strict=True):
                     if total is None:
-                        total = torch.zeros(len(probabilities), *count.shape[1:])
+                        total = count.new_zeros(len(probabilities), *count.shape[1:])
                     step = window[0].start - first
                     if step:
                         if (done := slab(window[0].start)) is not None:

@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 CHUNK = 1 << 14  # voxels at a time: what is computed in between stays in the cache
+GPU_CHUNK = 1 << 20  # on a GPU: little memory, few kernels
 
 
 class Recipe:
@@ -230,8 +231,9 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _places(n: int) -> Iterator[slice]:
-    return (slice(start, start + CHUNK) for start in range(0, n, CHUNK))
+def _places(n: int, device: torch.device) -> Iterator[slice]:
+    size = CHUNK if device.type == "cpu" else GPU_CHUNK
+    return (slice(start, start + size) for start in range(0, n, size))
 
 
 def tail(x: Tensor, start: int) -> Tensor:
@@ -281,7 +283,7 @@ class _Moments(torch.autograd.Function):
         voxels = rows(x)
         with torch.autocast(x.device.type, enabled=False):
             ctx.n = len(voxels) if counted is None else len(counted)
-            for place in _places(ctx.n):
+            for place in _places(ctx.n, x.device):
                 y = _hidden(_counted(voxels, counted, place), weight, bias)
                 if place.start == 0:
                     shift = y.mean(0)  # near the mean: little cancels in the squares
@@ -306,7 +308,7 @@ class _Moments(torch.autograd.Function):
         slope = (of_covariance + of_covariance.T) / ctx.n
         constant = of_mean / ctx.n - mean @ slope
         with torch.autocast(x.device.type, enabled=False):
-            for place in _places(ctx.n):
+            for place in _places(ctx.n, x.device):
                 v = _counted(voxels, counted, place)
                 y = _hidden(v, weight, bias)
                 g = torch.addmm(constant, y, slope)
@@ -416,7 +418,7 @@ class _GateLogit(torch.autograd.Function):
         ctx.save_for_backward(g, x, *parameters)
         of_g, of_x = rows(g), rows(x)
         out = _wide(x.new_empty(len(of_x)))
-        for place in _places(len(of_x)):
+        for place in _places(len(of_x), x.device):
             hidden = _GateLogit.hidden(_wide(of_g[place]), _wide(of_x[place]), *parameters[:3])
             torch.addmv(parameters[4], hidden, parameters[3], out=out[place])
         return out.view(len(x), 1, *x.shape[2:])
@@ -433,7 +435,7 @@ class _GateLogit(torch.autograd.Function):
         grad = grad.flatten()
         into_g, into_x = torch.empty_like(of_g), torch.empty_like(of_x)
         into_w_g, into_w_x, into_b, into_psi = (torch.zeros_like(p) for p in (w_g, w_x, b, psi))
-        for place in _places(len(of_x)):
+        for place in _places(len(of_x), x.device):
             g_here, x_here, grad_here = _wide(of_g[place]), _wide(of_x[place]), grad[place]
             hidden = _GateLogit.hidden(g_here, x_here, w_g, w_x, b)
             into_psi.addmv_(hidden.T, grad_here)

@@ -40,8 +40,9 @@ class MemoryBank(nn.Module):
     everything (a random subset of a random subset is one); only the draws of different steps from one update are
     related, and the bank stays small: 16 cases of two classes with 32 channels take 17 MB instead of up to 2 GB.
 
-    The bank's tensors stay on the device of the features and are part of ``state_dict()``. In a process group, every
-    process stores what all processes bring, so that all hold the same bank; ``update`` is a collective call then.
+    The bank's tensors lie on the device of the features of the last update and are part of ``state_dict()``. In a
+    process group, every process stores what all processes bring, so that all hold the same bank; ``update`` is a
+    collective call then.
 
     Args:
         n_classes: number of classes, background included.
@@ -125,6 +126,9 @@ class MemoryBank(nn.Module):
             cases, features, counts = self._exchange(cases, features, counts)
         for case, parts, numbers in zip(cases, features, counts, strict=True):
             self._slots[case] = ([part.detach().float().clone() for part in parts], [int(n) for n in numbers])
+        if cases:  # slots of a state that was read on another device follow
+            device = features[0][0].device
+            self._slots = {c: ([part.to(device) for part in parts], n) for c, (parts, n) in self._slots.items()}
 
     def _exchange(
         self, cases: list[int], features: Sequence[Sequence[Tensor]], counts: Sequence[Sequence[int]]

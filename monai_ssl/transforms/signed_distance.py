@@ -107,7 +107,10 @@ class SignedDistanceMap(Transform):
         constant = _degenerate_value(bool(mask.any()), bool(mask.all()), self.degenerate)
         if constant is not None:
             return torch.full(mask.shape, constant, device=mask.device)
-        inside, outside = (torch.as_tensor(distance_transform_edt(m[None].float()))[0] for m in (mask, ~mask))
+        sides = (1, 1, -1) if mask.dim() == 1 else (1, *mask.shape)  # MONAI takes no lines
+        inside, outside = (
+            torch.as_tensor(distance_transform_edt(m.float().reshape(sides))).reshape(mask.shape) for m in (mask, ~mask)
+        )
         distance = outside / outside.max() - inside / inside.max()
         distance[mask & (inside == 1.0)] = 0.0
         return distance.float()

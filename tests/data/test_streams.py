@@ -1,7 +1,10 @@
 """Two-stream loading: batches are a function of (seed, iteration, slot) and of nothing else."""
 
+import gc
 import itertools
 import json
+import multiprocessing
+import os
 import sys
 from pathlib import Path
 
@@ -89,6 +92,42 @@ def test_same_batches_again_and_other_ones_for_another_seed():
     assert_same(take(loader(), 8), take(loader(), 8))
     other = take(loader(seed=8), 8)
     assert [b["labeled"]["name"] for b in take(loader(), 8)] != [b["labeled"]["name"] for b in other]
+
+
+class Cycle:
+    """Garbage that tells which process cleared it away."""
+
+    def __init__(self, file):
+        self.file, self.itself = file, self
+
+    def __del__(self):
+        with open(self.file, "a") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+class Collecting(Transform):
+    def __call__(self, item):
+        gc.collect()
+        return item
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="workers inherit nothing")
+def test_workers_leave_alone_what_they_inherit(tmp_path):
+    # a worker that clears away the CUDA tensors of a former training is ended by CUDA
+    alive = [Cycle(tmp_path / "pids")]
+    gc.disable()
+    try:
+        Cycle(tmp_path / "pids")
+        crop = RandSpatialCropd(["image", "label"], (16, 16), random_size=False)
+        batches = iter(TwoStreamLoader(cases(2), None, [crop, Collecting()], num_workers=1))
+        next(batches)
+        frozen = gc.get_freeze_count()
+        del batches
+    finally:
+        gc.enable()
+    assert frozen == 0
+    assert (tmp_path / "pids").read_text().split() == [str(os.getpid())]
+    assert len(alive) == 1
 
 
 def test_number_of_workers_has_no_influence():

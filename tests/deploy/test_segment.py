@@ -76,6 +76,20 @@ class TestOneImage:
         entropy = -(p * p.clamp_min(1e-12).log()).sum(0) / np.log(2)
         np.testing.assert_allclose(found.uncertainty[0].numpy(), entropy.numpy(), atol=1e-5)
 
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    @pytest.mark.parametrize("tta", [False, True])
+    def test_on_the_gpu(self, packaged, images, tta):
+        image = images / "testing_0000.nii.gz"
+        found = {}
+        for device in ("cpu", "cuda"):
+            segmenter = Segmenter(packaged, {"device": device, "amp": "off"}, tta=tta)
+            assert next(segmenter.network.parameters()).device.type == device
+            found[device] = segmenter(image, probabilities=True, uncertainty=True)
+        for name in ("probabilities", "uncertainty"):
+            a, b = (getattr(found[device], name) for device in ("cpu", "cuda"))
+            np.testing.assert_allclose(b.cpu().numpy(), a.numpy(), atol=5e-3)
+        assert (found["cpu"].labels != found["cuda"].labels.cpu()).float().mean() < 0.005
+
     def test_test_time_augmentation_makes_the_result_equivariant(self, packaged, images, tmp_path):
         """Averaged over mirrored views, a mirrored scan gives the mirrored mask; without, it does not."""
         image = nib.load(images / "testing_0000.nii.gz")

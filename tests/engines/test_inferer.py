@@ -87,6 +87,19 @@ def test_slab_by_slab_is_the_same_bit_for_bit(sides, options):
     assert torch.equal(torch.cat([p for _, p in slabs], dim=1), inferer(image, net)[0])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("lies_on", ["cpu", "cuda"])
+@pytest.mark.parametrize(("sides", "roi"), [((20, 33, 18), (16, 16, 16)), ((20, 30, 5), (16, 16))])
+@torch.no_grad()
+def test_slab_by_slab_on_the_gpu(sides, roi, lies_on):
+    inferer = WindowInferer(roi, amp="off")
+    image, net = torch.randn(1, 1, *sides), network(len(roi))
+    expected = inferer(image, net)[0]
+    slabs = list(inferer.sweep(image.to(lies_on), net.cuda(), "cuda"))
+    assert all(p.device.type == lies_on for _, p in slabs)
+    torch.testing.assert_close(torch.cat([p for _, p in slabs], dim=1).cpu(), expected, rtol=0, atol=1e-3)
+
+
 @torch.no_grad()
 def test_flips_average_mirrored_views():
     image, net = torch.randn(1, 1, 16, 16), network(2)

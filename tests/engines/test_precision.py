@@ -54,7 +54,8 @@ def test_where_channels_last_pays():
     assert prefers_channels_last("cpu", None)
     assert prefers_channels_last("cpu", torch.bfloat16)
     assert prefers_channels_last("cuda", torch.bfloat16)
-    assert not prefers_channels_last(torch.device("cuda"), None)
+    assert prefers_channels_last(torch.device("cuda"), None)
+    assert not prefers_channels_last(torch.device("mps"), None)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -75,6 +75,7 @@ def build(
     trainer=None,
     network=None,
     validate=False,
+    device="cpu",
     **data,
 ):
     loader = make_loader(dims, epoch_length=epoch_length, seed=seed, **data)
@@ -88,7 +89,7 @@ def build(
         # ``before`` stands where a kill hits hardest: behind the checkpoint, in front of the logs
         hooks = [checkpoint, *before, *(validation if validate else []), TrainingLog(folder, tensorboard=False)]
     return SemiSupervisedTrainer(
-        device="cpu",
+        device=device,
         max_epochs=-(-max_iterations // epoch_length),
         max_iterations=max_iterations,
         train_data_loader=loader,

@@ -79,6 +79,14 @@ def test_update_overwrites_the_slot_alone():
     assert len(bank.features(0, 0)) == 8
 
 
+def test_slots_follow_the_features_to_another_device():
+    # a checkpoint read on the CPU, features on a GPU; "meta" stands for the GPU
+    bank = filled(8, [[60, 5], [20, 40]])
+    bank.update([1], [[torch.zeros(2, 2, device="meta"), torch.zeros(0, 2, device="meta")]], [[2, 0]])
+    assert {bank.features(case, c).device.type for case in (0, 1) for c in (0, 1)} == {"meta"}
+    assert bank.features(0, 1).shape == (5, 2)
+
+
 def test_sixteen_left_atria_fit_in_little_memory():
     # crops of 112 x 112 x 80 voxels, 32 channels: everything would be 2 GB
     bank = MemoryBank(2)
