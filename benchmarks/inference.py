@@ -29,7 +29,7 @@ from monai_ssl.data.preset import Window
 from monai_ssl.engines import WindowInferer
 from monai_ssl.metrics import dice_score
 from monai_ssl.networks import DualTaskVNet, VNet
-from monai_ssl.runs.weights import load_network
+from monai_ssl.weights import load_network
 
 ROWS = {"plain": "plain loop", "literature": "ours, the literature's windows", "fast": "ours, fast windows (default)"}
 TARGETS = {"fast_time_ratio": 0.1, "fast_dice_loss_points": 0.3}

@@ -1,17 +1,66 @@
-"""Semi-supervised medical image segmentation, at home in MONAI."""
+"""Semi-supervised medical image segmentation, built on MONAI.
+
+The functions of this module do what the commands of ``monai-ssl`` do, and return what the commands print:
+
+    >>> import monai_ssl
+    >>> run = monai_ssl.train("dtc", "my_scans", dataset="left_atrium", seed=1)  # doctest: +SKIP
+    >>> monai_ssl.evaluate(run, section="validation")  # doctest: +SKIP
+    Evaluation('runs/dtc-left_atrium-seed1/evaluation-validation', Dice 0.8731, n = 20)
+
+The other names are the rooms of the package. All are imported on first use.
+"""
 
 from __future__ import annotations
 
-import importlib
-import os
-from types import ModuleType
+from typing import TYPE_CHECKING
+
+from monai_ssl._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from monai_ssl.deploy.predict import predict
+    from monai_ssl.deploy.release import label_app, package
+    from monai_ssl.errors import DataError
+    from monai_ssl.runs.datasets import check, copy_preset, describe, prepare, split
+    from monai_ssl.runs.demo import demo
+    from monai_ssl.runs.evaluation import evaluate, report
+    from monai_ssl.runs.folder import Run
+    from monai_ssl.runs.train import train
 
 __version__ = "0.1.0"
 
-# Large tensors in large pages (Linux): without, a tenth to a quarter of a training step on a CPU goes into page faults.
-# PyTorch reads it at its first allocation, once; 0 switches it off.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+__all__ = [
+    "DataError",
+    "Run",
+    "check",
+    "copy_preset",
+    "demo",
+    "describe",
+    "evaluate",
+    "label_app",
+    "package",
+    "predict",
+    "prepare",
+    "report",
+    "split",
+    "train",
+]
 
+_HOMES = {
+    "DataError": "monai_ssl.errors",
+    "Run": "monai_ssl.runs.folder",
+    "check": "monai_ssl.runs.datasets",
+    "copy_preset": "monai_ssl.runs.datasets",
+    "demo": "monai_ssl.runs.demo",
+    "describe": "monai_ssl.runs.datasets",
+    "evaluate": "monai_ssl.runs.evaluation",
+    "label_app": "monai_ssl.deploy.release",
+    "package": "monai_ssl.deploy.release",
+    "predict": "monai_ssl.deploy.predict",
+    "prepare": "monai_ssl.runs.datasets",
+    "report": "monai_ssl.runs.evaluation",
+    "split": "monai_ssl.runs.datasets",
+    "train": "monai_ssl.runs.train",
+}
 _ROOMS = (
     "bundle",
     "curation",
@@ -28,9 +77,4 @@ _ROOMS = (
     "transforms",
 )
 
-
-def __getattr__(name: str) -> ModuleType:
-    """Rooms are imported on first use, so that ``import monai_ssl`` alone (and ``--help``) stays quick."""
-    if name in _ROOMS:
-        return importlib.import_module(f"monai_ssl.{name}")
-    raise AttributeError(f"module 'monai_ssl' has no attribute {name!r}")
+__getattr__, __dir__ = lazy_names(__name__, _HOMES, _ROOMS)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+PROGRAM = "monai-ssl"
 
 
 class DataError(ValueError):
@@ -22,6 +24,10 @@ class UsageError(DataError):
     """The command was typed wrongly."""
 
 
+class TrainingDivergedError(RuntimeError):
+    """A loss term or the gradient became NaN or infinite; the message names step, term and cases."""
+
+
 def enumerated(items: Sequence[str], limit: int = 5) -> str:
     shown = ", ".join(str(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
@@ -35,3 +41,21 @@ def json_type(value: Any) -> str:
 def shortened(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 100 else text[:97] + "..."
+
+
+def plural(n: int, noun: str) -> str:
+    """
+    Example:
+        >>> plural(1, "error"), plural(2, "error")
+        ('1 error', '2 errors')
+    """
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """
+    Example:
+        >>> counted({"training": 2, "unlabeled": 3})
+        '2 training, 3 unlabeled'
+    """
+    return ", ".join(f"{n} {name}" for name, n in counts.items())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 import shlex
 import textwrap
@@ -61,10 +60,9 @@ def test_commands_and_options_exist(page, words):
     name, *rest = words
     if name.startswith("-"):
         return
-    command = cli._commands()[name]
-    given = cli.parse(name, command, rest)
-    known = set(inspect.signature(command).parameters)
-    ids = set(given) - known
+    command = cli.COMMANDS[name]
+    given = cli.parse(command, rest)
+    ids = set(given) - {parameter.name for parameter in command.parameters.values()}
     if name == "prepare":
         build_recipe(RECIPES[given["dataset"]], {key: given[key] for key in ids})
     elif ids:

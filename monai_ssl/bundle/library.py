@@ -8,15 +8,31 @@ import shutil
 import stat
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import monai_ssl
+from monai_ssl.bundle.overrides import check_ids, check_overrides, literal, read_config
 from monai_ssl.bundle.render import write_bundle
 from monai_ssl.bundle.spec import PAGE, SPEC
 from monai_ssl.errors import DataError
+
+__all__ = [
+    "available_bundles",
+    "bundles_root",
+    "check_ids",
+    "copy_bundle",
+    "find_bundle",
+    "is_shipped",
+    "opened",
+    "own_dataset",
+    "read_json",
+    "run_bundle",
+    "standard_inference",
+    "unpack",
+]
 
 
 def bundles_root() -> Path:
@@ -58,13 +74,18 @@ def is_shipped(folder: Path) -> bool:
 
 def own_dataset(folder: Path) -> Any:
     """Name, path or content of the preset that a bundle trains with unless another is asked for."""
-    import yaml
-
-    return yaml.safe_load((folder / "configs" / "train.yaml").read_text(encoding="utf-8")).get("dataset", "left_atrium")
+    return read_config(folder / "configs" / "train.yaml").get("dataset", "left_atrium")
 
 
 def copy_bundle(name: str, output: str | Path) -> Path:
-    """Write a bundle to ``output`` for editing, complete; weights are not copied (none are shipped).
+    """Write a bundle to a folder, complete, to edit it or to load it in MONAI Label.
+
+    Args:
+        name: dtc, supervised, ... (`monai-ssl list`).
+        output: new folder.
+
+    Returns:
+        the folder; weights are not copied (none are shipped).
 
     Raises:
         DataError: when the folder exists and is not empty.
@@ -166,7 +187,7 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
     """
     from monai.bundle import run
 
-    check_ids(bundle, configs, overrides)
+    check_overrides(bundle, configs, overrides)
     files = [str(bundle / "configs" / name) for name in configs]
     logging_file = bundle / "configs" / "logging.conf"
     log: Any = str(logging_file) if logging_file.is_file() and not is_shipped(bundle) else False
@@ -174,54 +195,9 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
         config_file=files,
         meta_file=str(bundle / "configs" / "metadata.json"),
         logging_file=log,
-        bundle_root=str(bundle),
+        bundle_root=literal(bundle),
         **overrides,
     )
-
-
-def check_ids(bundle: Path, configs: Sequence[str], ids: Iterable[str]) -> None:
-    """Every id must stand in the bundle's configs, so that a misspelled override never passes in silence.
-
-    Args:
-        bundle: its folder.
-        configs: file names in ``configs/``.
-        ids: ``max_iterations``, ``method#unsupervised_weight``, ``train::trainer::amp``, ...
-
-    Raises:
-        DataError: for an id that no config knows, or a config that is missing.
-    """
-    from monai.bundle import ConfigParser
-
-    files = [bundle / "configs" / name for name in configs]
-    for file in files:
-        if not file.is_file():
-            raise DataError(f"bundle: {bundle} has no configs/{file.name}; is it a whole bundle?")
-    parser = ConfigParser()
-    parser.read_config([str(file) for file in files])
-    for key in ids:
-        _check_id(parser, key)
-
-
-def _check_id(parser: Any, key: str) -> None:
-    """An id must exist; below a ``_target_`` any argument may be added, the class itself checks it."""
-    path = key.replace("#", "::").split("::")
-    config = parser.config
-    for depth, part in enumerate(path):
-        if isinstance(config, dict) and part in config:
-            config = config[part]
-            continue
-        if isinstance(config, dict) and "_target_" in config and depth == len(path) - 1:
-            return
-        if isinstance(config, list) and part.isdigit() and int(part) < len(config):
-            config = config[int(part)]
-            continue
-        flat = "::".join(path[: depth + 1])  # overlays may use whole ids as keys
-        if isinstance(parser.config, dict) and flat.replace("::", "#") in parser.config:
-            return
-        known = [k for k in config if isinstance(k, str) and not k.startswith("_")] if isinstance(config, dict) else []
-        near = difflib.get_close_matches(part, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise DataError(f"--{key}: no such id in the bundle's configs{hint} (known: {', '.join(known)})")
 
 
 def read_json(path: Path) -> dict[str, Any]:

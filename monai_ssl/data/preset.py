@@ -21,7 +21,8 @@ PRESET_DIR = Path(__file__).parent / "presets"
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # built when the first preset is validated: who misspells a name has the answer before
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Intensity(_Strict):
@@ -130,10 +131,10 @@ class Preset(_Strict):
     resize: tuple[int, int] | None = None
     center_crop: tuple[float | None, ...] | None = None
     patch_size: tuple[int, ...]
-    intensity: Intensity = Intensity()
-    augmentation: Augmentation = Augmentation()
-    window: Window = Window()
-    training: Training = Training()
+    intensity: Intensity = Field(default_factory=Intensity)
+    augmentation: Augmentation = Field(default_factory=Augmentation)
+    window: Window = Field(default_factory=Window)
+    training: Training = Field(default_factory=Training)
     published: bool = False
     largest_component: bool = False
     codes: dict[int, tuple[str, str, str]] = Field(default={}, description="of the classes, for DICOM")

@@ -84,7 +84,7 @@ class DisagreementScorer:
     def __init__(self, bundle: Path, checkpoint: Path | None = None, **overrides: Any) -> None:
         from monai.bundle import ConfigParser
 
-        from monai_ssl.runs.weights import load, load_network
+        from monai_ssl.weights import load, load_network
 
         self.segmenter = Segmenter(bundle, overrides)
         parser = ConfigParser()

@@ -95,7 +95,7 @@ def export(folder: Path, onnx: bool = False) -> dict[str, float]:
     """
     from monai.bundle import ConfigParser, ckpt_export, onnx_export
 
-    from monai_ssl.runs.weights import load_network
+    from monai_ssl.weights import load_network
 
     models, configs = folder / "models", folder / "configs"
     if onnx:
@@ -247,7 +247,7 @@ def package_run(
     Raises:
         DataError: when the folder is not empty, the weights do not fit, or an exported network computes other values.
     """
-    from monai_ssl.runs.weights import load, save
+    from monai_ssl.weights import load, save
 
     target = Path(output).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):

@@ -1,9 +1,11 @@
 """Engines: the trainer, the inferer and what they need."""
 
+from monai_ssl.errors import TrainingDivergedError
+
 from .inferer import WindowInferer
 from .precision import autocast, autocast_dtype, channels_last, cpu_has_bfloat16
 from .schedules import lr_schedule
-from .trainer import SemiSupervisedTrainer, TrainingDivergedError
+from .trainer import SemiSupervisedTrainer
 
 __all__ = [
     "SemiSupervisedTrainer",

@@ -21,7 +21,7 @@ from monai_ssl.data import Preset, dump_preset
 from monai_ssl.data.pipelines import cleaning, postprocessing
 from monai_ssl.engines import WindowInferer
 from monai_ssl.errors import DataError
-from monai_ssl.runs.weights import load_network
+from monai_ssl.weights import load_network
 
 logger = logging.getLogger(__name__)
 

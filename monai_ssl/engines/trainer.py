@@ -25,13 +25,10 @@ from monai_ssl.engines.precision import (
     prefers_channels_last,
     shield_bfloat16_convolutions,
 )
+from monai_ssl.errors import TrainingDivergedError
 from monai_ssl.methods import SemiSupervisedMethod
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingDivergedError(RuntimeError):
-    """A loss term or the gradient became NaN or infinite; the message names step, term and cases."""
 
 
 class SemiSupervisedTrainer(Trainer):

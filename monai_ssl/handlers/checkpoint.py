@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,9 @@ from ignite.engine import Engine, Events
 from torch.optim.lr_scheduler import LambdaLR
 
 from monai_ssl.errors import DataError
-from monai_ssl.runs.folder import CHECKPOINT, MODEL, RECORD, promote
-from monai_ssl.runs.weights import load, save
+from monai_ssl.runs.folder import Run
+from monai_ssl.runs.record import run_identity
+from monai_ssl.weights import load, save
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +44,26 @@ class RunCheckpoint:
     ) -> None:
         if interval < 1:
             raise ValueError(f"interval must be >= 1 iteration, got {interval}")
-        self.folder, self.interval, self.resume = Path(output_dir), interval, resume
-        self.identity = {key: _plain(value) for key, value in (identity or {}).items()}
+        if not isinstance(resume, bool):  # the text "false" would be true
+            raise ValueError(f"resume must be true or false, got {resume!r}")
+        self.run, self.interval, self.resume = Run(output_dir), interval, resume
+        self.identity = dict(identity or {})
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.STARTED, self._attach_last)
+
+    def _begin(self, engine: Any) -> None:
+        """Become the folder's only writer, whichever door the training came through."""
+        if engine.state.rank == 0:
+            self._supervised = self.run.acquire()
+
+    def _end(self, engine: Any) -> None:
+        if engine.state.rank == 0:
+            self.run.release()
+            if not self._supervised:  # `monai-ssl train` says it itself
+                logger.info("weights: %s", self.run.model)
 
     def _attach_last(self, engine: Any) -> None:
         """Save behind all other handlers: what a checkpoint counts as done stands in the logs, also after a kill."""
@@ -66,26 +79,11 @@ class RunCheckpoint:
         engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=inside_an_epoch), self.save)
         engine.add_event_handler(Events.EPOCH_COMPLETED(event_filter=due), self.save)
         engine.add_event_handler(Events.COMPLETED, self.save)
-
-    def _identity(self, engine: Any) -> dict[str, Any]:
-        streams = engine.data_loader
-        return {
-            **self.identity,
-            "seed": engine.seed,
-            "labeled cases": cases_digest(streams.labeled.entries),
-            "unlabeled cases": cases_digest(
-                streams.streams["unlabeled"][0].cases.entries if streams.n_unlabeled else []
-            ),
-            "labeled_batch_size": streams.labeled_batch_size,
-            "unlabeled_batch_size": streams.unlabeled_batch_size,
-            "precision": str(engine.dtype or torch.float32).removeprefix("torch."),
-            "method": type(engine.plain_method).__name__,
-            "unsupervised_weight": engine.plain_method.unsupervised_weight,
-        }
+        engine.add_event_handler(Events.COMPLETED, self._end)
 
     def restore(self, engine: Any) -> None:
         """Called when training starts: move the engine to where the former run stopped."""
-        path = self.folder / CHECKPOINT
+        path = self.run.checkpoint
         state = load(path, map_location=engine.state.device) if path.is_file() else None
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()  # nobody moves the file while another process still reads it
@@ -101,20 +99,18 @@ class RunCheckpoint:
                     ) from error
                 logger.info("resumed from %s at iteration %d", path, state["iteration"])
             elif engine.state.rank == 0:
-                logger.warning("%s: %s; its files are kept in %s", path, differing, self._set_aside())
+                logger.warning("%s: %s; its files are kept in %s", path, differing, self.run.set_aside())
         engine.data_loader.start = engine.state.iteration
         if engine.state.rank == 0:
-            promote(self.folder)
-            for name in (CHECKPOINT, MODEL):  # what a kill in the middle of a save left behind
-                for leftover in self.folder.glob(f".*-{name}"):
-                    leftover.unlink()
+            self.run.adopt()
+            self.run.sweep()
 
     def _difference(self, engine: Any, state: dict[str, Any]) -> str | None:
         if not self.resume:
             return "resume is off: starting again"
         if not isinstance(state, dict) or not isinstance(identity := state.get("identity"), dict):
-            raise DataError(f"{self.folder / CHECKPOINT}: is no checkpoint of a run; move it away")
-        for key, value in self._identity(engine).items():
+            raise DataError(f"{self.run.checkpoint}: is no checkpoint of a run; move it away")
+        for key, value in run_identity(engine, self.identity).items():
             former = identity.get(key, value)
             if former != value:
                 return f"belongs to a run with {key} = {former!r}, this one has {value!r}: starting again"
@@ -133,46 +129,23 @@ class RunCheckpoint:
         engine.state.iteration = state["iteration"]
         engine.state.epoch = state["iteration"] // engine.state.epoch_length
 
-    def _set_aside(self) -> Path:
-        k = 1
-        while (self.folder / f"previous-{k}").exists():
-            k += 1
-        aside = self.folder / f"previous-{k}"
-        aside.mkdir()
-        for name in (CHECKPOINT, MODEL, "training.csv", "validation.csv", "tensorboard", "previews", *RECORD):
-            if (self.folder / name).exists():
-                os.replace(self.folder / name, aside / name)
-        return aside
-
     def save(self, engine: Any) -> None:
         if engine.state.rank != 0:
             return
         method = engine.plain_method
         content = {
             "iteration": method.iteration,
-            "identity": self._identity(engine),
+            "identity": run_identity(engine, self.identity),
             "method": method.state_dict(),
             "optimizer": engine.optimizer.state_dict(),
             "lr_scheduler": _plain_state(engine.lr_scheduler),
             "grad_scaler": engine.grad_scaler.state_dict(),
         }
-        save(content, self.folder / CHECKPOINT)
+        save(content, self.run.checkpoint)
         save(
             {key: value.detach().cpu().contiguous() for key, value in method.network.state_dict().items()},
-            self.folder / MODEL,
+            self.run.model,
         )
-
-
-def cases_digest(entries: list[dict[str, Any]]) -> str:
-    """Short hash of file names and of the contents of label files: an edited label makes another run."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        images = entry["image"] if isinstance(entry["image"], (list, tuple)) else [entry["image"]]
-        digest.update("|".join(Path(str(image)).name for image in images).encode())
-        label = entry.get("label")
-        if label is not None and Path(str(label)).is_file():
-            digest.update(Path(str(label)).read_bytes())
-    return f"{len(entries)} ({digest.hexdigest()[:12]})"
 
 
 def _plain_state(scheduler: Any) -> dict[str, Any] | None:
@@ -182,7 +155,3 @@ def _plain_state(scheduler: Any) -> dict[str, Any] | None:
     return {key: value for key, value in scheduler.state_dict().items() if key != "lr_lambdas"} | {
         "lr_lambdas": [None] * len(scheduler.base_lrs)
     }
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

@@ -1,6 +1,28 @@
-"""Runs: train, evaluate, predict."""
+"""Runs: their folders, and what is done with them: train, evaluate, predict."""
 
-from .folder import CHECKPOINT, MODEL
-from .weights import load, load_network, save
+from __future__ import annotations
 
-__all__ = ["CHECKPOINT", "MODEL", "load", "load_network", "save"]
+from typing import TYPE_CHECKING
+
+from monai_ssl._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from monai_ssl.runs.evaluation import Evaluation
+    from monai_ssl.runs.folder import CHECKPOINT, MODEL, Run
+    from monai_ssl.runs.record import Record
+    from monai_ssl.weights import load, load_network, save
+
+__all__ = ["CHECKPOINT", "MODEL", "Evaluation", "Record", "Run", "load", "load_network", "save"]
+
+_HOMES = {
+    "CHECKPOINT": "monai_ssl.runs.folder",
+    "MODEL": "monai_ssl.runs.folder",
+    "Evaluation": "monai_ssl.runs.evaluation",
+    "Record": "monai_ssl.runs.record",
+    "Run": "monai_ssl.runs.folder",
+    "load": "monai_ssl.weights",
+    "load_network": "monai_ssl.weights",
+    "save": "monai_ssl.weights",
+}
+
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from monai_ssl.errors import DataError
 from monai_ssl.files import write_text
+
+console = logging.getLogger("monai_ssl.console")
 
 # What is compared: (role, bundle, all labels?, further settings). Same labels, same number of iterations, last iterate.
 RUNS: tuple[tuple[str, str, bool, dict[str, Any]], ...] = (
@@ -35,16 +36,16 @@ network, batch and passes with the weight of the consistency term at 0: what DTC
 rest to batch size and batch norm that sees unlabeled images. The ceiling has the labels of all 44 training scans."""
 
 
-def run_demo(output: Path, seeds: int = 1, first_seed: int = 0, iterations: int | None = None) -> Path:
-    """Write phantoms, train floor, matched floor, DTC and ceiling, evaluate, compare, report.
+def demo(output: str | Path = "demo", seeds: int = 1, seed: int = 0, iterations: int | None = None) -> Path:
+    """Write a synthetic data set, train with and without unlabeled images, compare, write a report.
 
-    Interrupted, it continues where it was.
+    Repeat it to resume after an interruption.
 
     Args:
-        output: folder for everything.
-        seeds: repetitions, each with its own phantoms and initial weights.
-        first_seed: seed of the first.
-        iterations: per training; default :data:`ITERATIONS`.
+        output: folder for data, runs and report.
+        seeds: number of repetitions, each with its own phantoms and initial weights (each takes minutes).
+        seed: first seed.
+        iterations: iterations per training; default: 800.
 
     Returns:
         path of the (last) HTML report.
@@ -55,60 +56,62 @@ def run_demo(output: Path, seeds: int = 1, first_seed: int = 0, iterations: int 
     if seeds < 1:
         raise DataError(f"seeds: must be >= 1, got {seeds}")
     start = time.monotonic()
-    output = output.expanduser().resolve()
+    output = Path(output).expanduser().resolve()
     table: dict[str, dict[int, list[float]]] = {}
     pages = []
-    for seed in range(first_seed, first_seed + seeds):
-        page, dice = _one_seed(output, seed, iterations or ITERATIONS)
+    for number in range(seed, seed + seeds):
+        page, dice = _one_seed(output, number, iterations or ITERATIONS)
         pages.append(page)
         for role, values in dice.items():
-            table.setdefault(role, {})[seed] = values
-        _print_table(dice, f"seed {seed}: Dice on {CASES['n_testing']} held-out phantoms")
+            table.setdefault(role, {})[number] = values
+        _tell_table(dice, f"seed {number}: Dice on {CASES['n_testing']} held-out phantoms")
     if seeds > 1:
-        print(f"\nmean Dice over {seeds} seeds")
+        console.info("\nmean Dice over %d seeds", seeds)
         for role, by_seed in table.items():
-            means = [np.mean(values) for values in by_seed.values()]
-            print(f"  {NAMES[role]:<36}{100 * np.mean(means):6.1f}   ({', '.join(f'{100 * m:.1f}' for m in means)})")
+            means = [statistics.mean(values) for values in by_seed.values()]
+            each = ", ".join(f"{100 * m:.1f}" for m in means)
+            console.info("%s", f"  {NAMES[role]:<36}{100 * statistics.mean(means):6.1f}   ({each})")
     _write_summary(output, table, iterations or ITERATIONS)
-    print(f"\n{(time.monotonic() - start) / 60:.1f} minutes. Report: {pages[-1]}")
+    console.info("\n%.1f minutes. Report: %s", (time.monotonic() - start) / 60, pages[-1])
     return pages[-1]
 
 
 def _one_seed(output: Path, seed: int, iterations: int) -> tuple[Path, dict[str, list[float]]]:
-    from monai_ssl.cli import Commands
     from monai_ssl.curation.phantom.dataset import write_phantom
     from monai_ssl.metrics import case_values, read_results
-    from monai_ssl.runs.evaluate import comparison_report
+    from monai_ssl.runs.evaluation import evaluate
+    from monai_ssl.runs.scoring import comparison_report
+    from monai_ssl.runs.train import train
 
     folder = output / f"seed{seed}"
     data = folder / "data"
-    print(f"[1/6] phantoms -> {data}", flush=True)
+    console.info("[1/6] phantoms -> %s", data)
     write_phantom(data, **CASES, spacing=2.5, seed=seed, reference_labels=True)
     results: dict[str, Path] = {}
-    commands = Commands()
     for number, (role, bundle, all_labels, settings) in enumerate(RUNS, start=2):
-        run = folder / role
-        results[role] = run / "evaluation-testing"
-        print(f"[{number}/6] {NAMES[role]}: {iterations} iterations", flush=True)
+        folder_of_run = folder / role
+        results[role] = folder_of_run / "evaluation-testing"
+        console.info("[%d/6] %s: %d iterations", number, NAMES[role], iterations)
         if (results[role] / "summary.json").is_file():
             continue
         began = time.monotonic()
-        commands.train(
+        run = train(
             bundle,
-            dataset_dir=str(data),
-            datalist="datalist_all_labels.json" if all_labels else "datalist.json",
-            dataset="phantom",
-            output=str(run),
+            data,
+            "datalist_all_labels.json" if all_labels else "datalist.json",
+            "phantom",
+            folder_of_run,
+            check=False,  # the phantoms are in order, and the floor is meant to have no unlabeled images
             seed=seed,
             max_iterations=iterations,
             num_workers=0,
             flavor="literature",
-            check=False,  # the phantoms are in order, and the floor is meant to have no unlabeled images
             **settings,
         )
-        commands.evaluate(str(run), section="testing")
-        print(f"      {time.monotonic() - began:.0f} s", flush=True)
-    print("[6/6] report", flush=True)
+        for line in evaluate(run, "testing").lines():
+            console.info("%s", line)
+        console.info("      %.0f s", time.monotonic() - began)
+    console.info("[6/6] report")
     page = comparison_report(folder / "report.html", f"monai_ssl demo, seed {seed}", results, names=NAMES, intro=INTRO)
     return page, {role: list(case_values(read_results(path).rows, "dice").values()) for role, path in results.items()}
 
@@ -136,16 +139,16 @@ def _write_summary(output: Path, table: dict[str, dict[int, list[float]]], itera
         "|---|" + "---|" * (len(seeds) + 1),
     ]
     for role, by_seed in table.items():
-        cells = [f"{100 * np.mean(values):.1f} [{sum(v < 0.5 for v in values)}]" for values in by_seed.values()]
-        mean = 100 * np.mean([np.mean(values) for values in by_seed.values()])
+        cells = [f"{100 * statistics.mean(values):.1f} [{sum(v < 0.5 for v in values)}]" for values in by_seed.values()]
+        mean = 100 * statistics.mean(statistics.mean(values) for values in by_seed.values())
         lines.append(f"| {NAMES[role]} | {' | '.join(cells)} | **{mean:.1f}** |")
     write_text(output / "summary.md", "\n".join(lines) + "\n")
 
 
-def _print_table(dice: dict[str, list[float]], title: str) -> None:
-    print(f"\n{title}")
-    print(f"  {'':<36}{'mean':>6}{'median':>8}{'failed':>8}")
+def _tell_table(dice: dict[str, list[float]], title: str) -> None:
+    console.info("\n%s", title)
+    console.info("%s", f"  {'':<36}{'mean':>6}{'median':>8}{'failed':>8}")
     for role, values in dice.items():
         failed = sum(value < 0.5 for value in values)
-        print(f"  {NAMES[role]:<36}{100 * np.mean(values):6.1f}{100 * np.median(values):8.1f}{failed:8d}")
-    sys.stdout.flush()
+        mean, median = 100 * statistics.mean(values), 100 * statistics.median(values)
+        console.info("%s", f"  {NAMES[role]:<36}{mean:6.1f}{median:8.1f}{failed:8d}")

@@ -1,22 +1,301 @@
-"""The run folder: names of its files."""
+"""The run folder: its files, its record, its lock, and who may write to it."""
 
 from __future__ import annotations
 
+import html
+import logging
 import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-# what `monai-ssl train` notes about a run, before the first iteration
+from monai_ssl.errors import PROGRAM, DataError
+from monai_ssl.files import write_text
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+    from monai_ssl.data.preset import Preset
+    from monai_ssl.runs.record import Record
+
 CHECKPOINT, MODEL = "checkpoint.pt", "model.pt"
-RECORD = ("run.json", "preset.yaml")
+RECORD, PRESET = "run.json", "preset.yaml"
+LOGS = ("training.csv", "validation.csv")
+LOCK = ".lock"
+# what makes way when another run takes the folder
+FILES = (CHECKPOINT, MODEL, *LOGS, "tensorboard", "previews", RECORD, PRESET)
+# what the next step decides anew, whatever the training was given
+NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt")
+
+console = logging.getLogger("monai_ssl.console")
 
 
-def pending(path: Path) -> Path:
-    """Where a file of :data:`RECORD` waits until a former run's is out of its way."""
-    return path.with_name(f".{path.name}.pending")
+class Run:
+    """A folder in which a training writes, or wrote.
+
+    Nothing is read or created before a property or method needs it, so a ``Run`` may name a folder that does not exist
+    yet. :meth:`open` insists on a training's folder.
+
+    Args:
+        folder: of the run.
+
+    Example:
+        >>> run = Run.open("runs/dtc-phantom-seed0")  # doctest: +SKIP
+        >>> run.record.bundle, run.complete  # doctest: +SKIP
+        ('dtc', True)
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).expanduser().resolve()
+        self._held: BaseFileLock | None = None
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike[str] | Run) -> Run:
+        """The run that a training left in ``folder``.
+
+        Raises:
+            DataError: when it is no folder of a training.
+        """
+        run = folder if isinstance(folder, Run) else cls(folder)
+        if not run.folder.is_dir():
+            raise DataError(f"run: {run.folder} is no folder; train first: {PROGRAM} train BUNDLE DATASET_DIR")
+        for name in (RECORD, PRESET):
+            if not (run.folder / name).is_file():
+                raise DataError(
+                    f"run: {run.folder} holds no {name}, so it is no run of `{PROGRAM} train`; name its output folder"
+                )
+        _ = run.record
+        return run
+
+    # ------------------------------------------------------------------------------------------------ what it holds
+
+    @property
+    def checkpoint(self) -> Path:
+        """Everything that training depends on, for resuming."""
+        return self.folder / CHECKPOINT
+
+    @property
+    def model(self) -> Path:
+        """The weights of the network that is used."""
+        return self.folder / MODEL
+
+    @property
+    def preset(self) -> Path:
+        """The dataset preset with which it was trained."""
+        return self.folder / PRESET
+
+    @property
+    def record(self) -> Record:
+        """What was noted about the training."""
+        from monai_ssl.runs.record import Record
+
+        return Record.read(self.folder / RECORD)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the training came to its end."""
+        return (self.folder / RECORD).is_file() and self.record.status == "complete"
+
+    @property
+    def iteration(self) -> int:
+        """Iterations that the checkpoint counts as done; 0 without one."""
+        from monai_ssl.weights import load
+
+        return int(load(self.checkpoint).get("iteration", 0)) if self.checkpoint.is_file() else 0
+
+    def weights(self, ckpt: str | os.PathLike[str] | None = None) -> Path:
+        """The weights to use; says so when they are those of an unfinished training.
+
+        Args:
+            ckpt: other weights than the run's own.
+
+        Raises:
+            DataError: when there are none.
+        """
+        if ckpt is not None:
+            path = Path(ckpt).expanduser().resolve()
+            if not path.is_file():
+                raise DataError(f"ckpt: {path} does not exist; check the path")
+            return path
+        record = self.record
+        again = f"type its command again to go on: {record.command}"
+        if not self.model.is_file():
+            raise DataError(f"run: {self.folder} has no weights yet (stopped before the first checkpoint); {again}")
+        if record.status != "complete" and self.checkpoint.is_file():
+            done, total = self.iteration, record.max_iterations
+            if done != total:
+                console.warning("note: this run is unfinished, weights of iteration %s of %s; %s", done, total, again)
+        return self.model
+
+    def settings(self, configs: Sequence[str], overrides: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+        """The bundle's folder, and the settings of the training as far as ``configs`` know them.
+
+        Args:
+            configs: names of files in the bundle's ``configs/``.
+            overrides: ids of these configs -> values that replace the training's.
+
+        Raises:
+            DataError: for an unknown bundle or id.
+        """
+        from monai_ssl.bundle.library import find_bundle
+        from monai_ssl.bundle.overrides import check_overrides, literal, merged_config, root_id
+
+        record = self.record
+        folder = find_bundle(record.bundle)
+        check_overrides(folder, configs, overrides)
+        known = merged_config(folder, configs)
+        settings = {key: value for key, value in record.overrides.items() if root_id(key) in known}
+        for key in NOT_INHERITED:
+            settings.pop(key, None)
+        return folder, settings | {"dataset": literal(self.preset), **overrides}
+
+    # ---------------------------------------------------------------------------------------------- who may write
+
+    def refuse_foreign(self, dataset_dir: Path) -> None:
+        """Stop before training overwrites what is not its own.
+
+        Raises:
+            DataError: for a file, the folder of the data, or weights and logs that no training of ours wrote.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise DataError(f"output: must be a folder, got the file {self.folder}")
+        if self.folder == dataset_dir:
+            raise DataError(f"output: must not be the folder of the data, {self.folder}; give a folder for the run")
+        ours = any((self.folder / name).exists() for name in (RECORD, CHECKPOINT, _waiting(RECORD)))
+        foreign = [name for name in (MODEL, *LOGS) if (self.folder / name).exists()]
+        if foreign and not ours:
+            raise DataError(
+                f"output: {self.folder} holds a {foreign[0]} that no run of `{PROGRAM} train` wrote; give another "
+                "folder"
+            )
+
+    def acquire(self) -> bool:
+        """Become the folder's only writer; the system lets the lock go when the process ends, however it ends.
+
+        Within one thread it may be taken twice: `train` takes it before it reads the data, and the training's own
+        handler again, which is the only one to take it under ``python -m monai.bundle run``.
+
+        Returns:
+            whether this thread held it already.
+
+        Raises:
+            DataError: when another training holds it.
+        """
+        from filelock import FileLock, Timeout
+
+        if self._held is not None:
+            return True
+        path = self.folder / LOCK
+        if path.is_symlink():
+            raise DataError(f"output: {path} is a link, which a training's lock never is; remove it")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(str(path), timeout=0, is_singleton=True)
+        held = lock.is_locked
+        try:
+            lock.acquire()
+        except Timeout:
+            raise DataError(f"output: another training writes to {self.folder} just now; give another folder") from None
+        except NotImplementedError:  # a file system without locks
+            return held
+        self._held = lock
+        return held
+
+    def release(self) -> None:
+        """Undo one :meth:`acquire`."""
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock for a block; a folder that exists for the lock alone is removed again."""
+        new = not self.folder.exists()
+        self.acquire()
+        lock = self._held
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release(force=True)  # also what a training that failed inside has taken
+                self._held = None
+            if new and [path.name for path in self.folder.iterdir()] in ([], [LOCK]):
+                (self.folder / LOCK).unlink(missing_ok=True)
+                self.folder.rmdir()
+
+    # --------------------------------------------------------------------------------------------- from run to run
+
+    def announce(self, record: Record, preset: Preset) -> None:
+        """Write record and preset of a training that is about to begin, under names that wait.
+
+        A previous run in this folder is set aside with ITS record; that is known only when the training has built its
+        parts and compared them with the checkpoint.
+        """
+        from monai_ssl.data.preset import dump_preset
+
+        write_text(self.folder / _waiting(PRESET), dump_preset(preset))
+        write_text(self.folder / _waiting(RECORD), record.text())
+
+    def adopt(self) -> None:
+        """Give the waiting files their names: this training now owns the folder."""
+        for name in (RECORD, PRESET):
+            if (self.folder / _waiting(name)).is_file():
+                os.replace(self.folder / _waiting(name), self.folder / name)
+
+    def settle(self) -> None:
+        """After a training that may have failed at its start: adopt, unless the record of a previous run stands."""
+        if self.checkpoint.exists() or not (self.folder / RECORD).exists():
+            self.adopt()
+
+    def finish(self, record: Record) -> None:
+        """Note that the training came to its end."""
+        write_text(self.folder / RECORD, record.model_copy(update={"status": "complete"}).text())
+
+    def set_aside(self) -> Path:
+        """Move the run's files to ``previous-1`` (2, 3, ...), so that another run may begin; returns that folder."""
+        k = 1
+        while (self.folder / f"previous-{k}").exists():
+            k += 1
+        aside = self.folder / f"previous-{k}"
+        aside.mkdir()
+        for name in FILES:
+            if (self.folder / name).exists():
+                os.replace(self.folder / name, aside / name)
+        return aside
+
+    def previous(self) -> list[Path]:
+        """Folders of the runs that were set aside, oldest first."""
+        numbered = [(path.name.rpartition("-")[2], path) for path in self.folder.glob("previous-*")]
+        return [path for number, path in sorted((int(n), p) for n, p in numbered if n.isdigit())]
+
+    def sweep(self) -> None:
+        """Remove what a kill in the middle of a save left behind."""
+        for name in (CHECKPOINT, MODEL):
+            for leftover in self.folder.glob(f".*-{name}"):
+                leftover.unlink()
+
+    # ----------------------------------------------------------------------------------------------------- to look at
+
+    def _facts(self) -> dict[str, str]:
+        if not (self.folder / RECORD).is_file():
+            return {"state": "not trained"}
+        record = self.record
+        of = "" if record.max_iterations is None else f", {record.max_iterations} iterations"
+        return {
+            "bundle": Path(record.bundle).name,
+            "dataset": f"{record.dataset} ({record.flavor})",
+            "state": ("complete" if record.status == "complete" else "unfinished") + of,
+        }
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {', '.join(self._facts().values())})"
+
+    def _repr_html_(self) -> str:
+        rows = {"folder": str(self.folder), **self._facts()}
+        cells = "".join(f"<tr><th>{key}</th><td>{html.escape(value)}</td></tr>" for key, value in rows.items())
+        return f"<table>{cells}</table>"
 
 
-def promote(folder: Path) -> None:
-    """Give waiting files of :data:`RECORD` their names."""
-    for name in RECORD:
-        if pending(folder / name).is_file():
-            os.replace(pending(folder / name), folder / name)
+def _waiting(name: str) -> str:
+    """Temporary name of a record until the previous run has been archived."""
+    return f".{name}.pending"

@@ -465,7 +465,7 @@ def segment_and_score(folder, image, affine, preset):
     """A fixed network that tells left from right through the whole chain, as a file, scored as a file."""
     from monai_ssl.engines import WindowInferer
     from monai_ssl.metrics import read_results
-    from monai_ssl.runs.evaluate import evaluate_predictions
+    from monai_ssl.runs.scoring import evaluate_predictions
 
     folder.mkdir()
     nib.save(nib.Nifti1Image(image, affine), folder / "scan.nii.gz")

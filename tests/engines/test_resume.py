@@ -193,7 +193,7 @@ def test_own_identity(tmp_path):
 
 
 def test_an_edited_label_makes_another_run(tmp_path):
-    from monai_ssl.handlers.checkpoint import cases_digest
+    from monai_ssl.runs.record import cases_digest
 
     label = tmp_path / "a_seg.nii.gz"
     label.write_bytes(b"one")

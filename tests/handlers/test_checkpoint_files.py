@@ -14,7 +14,7 @@ from torch import nn
 from monai_ssl.data import DataError
 from monai_ssl.files import atomic_path, write_text
 from monai_ssl.networks import DualTaskVNet, VNet
-from monai_ssl.runs.weights import load, load_network, save
+from monai_ssl.weights import load, load_network, save
 
 
 class Malicious:

@@ -20,8 +20,9 @@ import pytest
 import torch
 
 from monai_ssl import cli
-from monai_ssl.errors import DataError
-from monai_ssl.handlers import checkpoint
+from monai_ssl.cli.errors import users_mistake
+from monai_ssl.errors import DataError, UsageError
+from monai_ssl.runs import Run
 from monai_ssl.runs.demo import NAMES
 
 TINY = ["--dataset", "phantom", "--max_iterations", "4", "--epoch_length", "2", "--val_interval", "2",
@@ -78,6 +79,11 @@ def trained(tiny_phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
+def parse(name: str, *words: str) -> dict[str, Any]:
+    """Arguments that a command's function would get."""
+    return cli.parse(cli.COMMANDS[name], list(words))
+
+
 def replace_image(path: Path, array: np.ndarray | None = None) -> None:
     image = nib.load(path)
     data = np.asarray(image.dataobj) if array is None else array
@@ -90,7 +96,6 @@ class TestHelp:
         assert run(*words) == 0
         out = capsys.readouterr().out
         assert re.findall(r"^  ([\w-]+)\s{2,}\S", out, re.MULTILINE) == COMMANDS
-        assert "_of_run" not in out
         assert max(map(len, out.splitlines())) <= 145
 
     @pytest.mark.parametrize("command", COMMANDS)
@@ -126,18 +131,48 @@ class TestHelp:
 
 class TestReadingArguments:
     def test_values_are_read_as_annotated(self):
-        train = cli._commands()["train"]
-        got = cli.parse("train", train, ["dtc", "2024_01", "--output=007", "--check", "False", "--seed", "3",
-                                         "--method#unsupervised_weight", "0", "--learning_rate", "-1",
-                                         "--amp", "off"])  # fmt: skip
-        assert got == {"bundle": "dtc", "dataset_dir": "2024_01", "output": "007", "check": False, "seed": 3,
+        got = parse("train", "dtc", "2024_01", "--output=007", "--check", "False", "--seed", "3",
+                    "--method#unsupervised_weight", "0", "--learning_rate", "-1", "--amp", "off")  # fmt: skip
+        assert got == {"method": "dtc", "dataset_dir": "2024_01", "output": "007", "check": False, "seed": 3,
                        "method#unsupervised_weight": 0, "learning_rate": -1, "amp": "off"}  # fmt: skip
 
     def test_hyphens_flags_and_mappings(self):
-        split = cli._commands()["split"]
-        got = cli.parse("split", split, ["d", "--n-labeled", "4", "--overwrite", "--label-names", "{1: left atrium}"])
+        got = parse("split", "d", "--n-labeled", "4", "--overwrite", "--label-names", "{1: left atrium}")
         assert got == {"source": "d", "n_labeled": 4, "overwrite": True, "label_names": {1: "left atrium"}}
-        assert cli.parse("split", split, ["d", "--output", "None"]) == {"source": "d", "output": None}
+        assert parse("split", "d", "--output", "None") == {"source": "d", "output": None}
+        assert parse("predict", "r", "i", "--memory_gb", "0.5")["memory_gb"] == 0.5
+        assert parse("label-app", "app", "--bundles", "dtc, caml") == {"output": "app", "bundles": ["dtc", "caml"]}
+        assert parse("train", "--bundle", "dtc", "--dataset_dir", "d") == {"method": "dtc", "dataset_dir": "d"}
+
+    @pytest.mark.parametrize(
+        ("text", "value"),
+        [
+            ("true", True),
+            ("false", False),
+            ("null", None),
+            ("False", False),
+            ("TRUE", True),
+            ("None", None),
+            ("off", "off"),
+            ("falsehood", "falsehood"),
+            ("1e-3", 1e-3),
+            ("[1, false]", [1, False]),
+            ("{a: null}", {"a": None}),
+        ],
+    )
+    def test_yaml_words_mean_what_they_mean_in_a_config(self, text, value):
+        assert parse("train", "dtc", "d", "--method#auxiliary#attention", text)["method#auxiliary#attention"] == value
+
+    def test_former_spellings_are_read_with_a_warning(self):
+        for name in ("train", "check", "preset", "label-app"):
+            words = ["x"] * sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD
+                                for p in cli.COMMANDS[name].parameters.values())  # fmt: skip
+            with pytest.warns(UserWarning, match="--flavour is now spelled --flavor"):
+                assert parse(name, *words, "--flavour", "practical")["flavor"] == "practical"
+        with pytest.warns(UserWarning, match="whole_tumour is now spelled whole_tumor"):
+            assert parse("prepare", "brats2019", "a", "b", "--target", "whole_tumour")["target"] == "whole_tumor"
+        with pytest.raises(UsageError, match="--flavor: given twice"), pytest.warns(UserWarning, match="spelled"):
+            parse("train", "dtc", "d", "--flavor", "literature", "--flavour", "practical")
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -155,6 +190,8 @@ class TestReadingArguments:
             (["check", ""], "--dataset_dir: must not be empty"),
             (["evaluate"], "evaluate: give either RUN or --predictions DIR"),
             (["demo", "--seeds", "0"], "seeds: must be >= 1, got 0"),
+            (["evaluate", "r", "--section", "test"], "section: must be testing, validation or training, got 'test'"),
+            (["predict", "r", "i", "--memory_gb", "much"], "--memory_gb: must be a number, got 'much'"),
         ],
     )
     def test_mistakes_are_one_line(self, words, message, capsys):
@@ -186,6 +223,8 @@ class TestMistakesBeforeTraining:
                 ["--dataset", "phantom", "--method#variant", "new"],
                 "variant must be one of ('released', 'paper'), got 'new'",
             ),
+            (["--resume", "maybe"], "--resume: must be true or false, got 'maybe'"),
+            (["--resume", "null"], "--resume: must be true or false, got None"),
             (["--dataset", "phantom", "--amp", "bf61"], "amp must be auto, off, bf16 or fp16, got 'bf61'"),
             (["--dataset", "phantom", "--device", "cuda:99"], "cuda:99"),
         ],
@@ -260,15 +299,21 @@ class TestMistakesBeforeTraining:
         assert error.startswith("/proc/run: ")
 
     def test_two_trainings_in_one_folder(self, tiny_phantom, tmp_path, capsys):
-        with cli._only_writer(tmp_path):
+        script = "import sys, monai_ssl; run = monai_ssl.Run(sys.argv[1]); run.acquire(); print(flush=True); input()"
+        command = [sys.executable, "-c", script, str(tmp_path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            other.stdout.readline()
             error = fails(capsys, "train", "dtc", tiny_phantom, *TINY, "--output", tmp_path)
+            other.communicate(b"\n")
         assert "another training writes to" in error
+        assert run("train", "supervised", tiny_phantom, *TINY, "--output", tmp_path, "--check", "False") == 0
 
     def test_full_disk(self, tiny_phantom, tmp_path, capsys, monkeypatch):
         def full(content: Any, path: Path) -> None:
             raise RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed")
 
-        monkeypatch.setattr(checkpoint.torch, "save", full)
+        monkeypatch.setattr(torch, "save", full)
         error = fails_after_log(capsys, "train", "dtc", tiny_phantom, *TINY, "--output", tmp_path / "run")
         assert "checkpoint.pt: cannot write" in error
         assert not list((tmp_path / "run").glob("*.pt"))
@@ -344,7 +389,7 @@ class TestTrain:
         record = json.loads((folder / "run.json").read_text())
         assert record["status"] == "started"
         assert (folder / "preset.yaml").is_file()
-        done = checkpoint.load(folder / "checkpoint.pt")["iteration"]
+        done = Run(folder).iteration
         capsys.readouterr()
         assert run("evaluate", folder, "--section", "validation") == 0
         note = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("note: "))
@@ -363,11 +408,10 @@ class TestTrain:
         assert "has no weights yet" in fails(capsys, "evaluate", tmp_path)
 
     def test_interrupted_by_the_keyboard(self, monkeypatch, capsys):
-        def interrupted(self: cli.Commands, **kwargs: Any) -> None:
+        def interrupted(*args: Any, **kwargs: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli.Commands, "train", interrupted)
-        monkeypatch.setattr(cli, "parse", lambda *args: {})
+        monkeypatch.setattr("monai_ssl.bundle.library.find_bundle", interrupted)
         assert run("train", "dtc", "data") == 130
         assert "run the same command again to resume" in capsys.readouterr().err
 
@@ -550,10 +594,10 @@ class TestCheckAndSplit:
 
 class TestErrors:
     def test_bugs_keep_their_traceback(self, monkeypatch):
-        def broken(self: cli.Commands) -> None:
+        def broken() -> None:
             raise KeyError("a bug")
 
-        monkeypatch.setattr(cli.Commands, "list", broken)
+        monkeypatch.setattr("monai_ssl.cli.commands.list_all", broken)
         with pytest.raises(KeyError, match="a bug"):
             cli.main(["list"])
 
@@ -563,7 +607,7 @@ class TestErrors:
             cli.main(["check", "/does/not/exist"])
 
     def test_out_of_memory_says_what_to_do(self):
-        assert "--accumulation_steps 2" in str(cli.users_mistake(torch.OutOfMemoryError("CUDA out of memory")))
+        assert "--accumulation_steps 2" in str(users_mistake(torch.OutOfMemoryError("CUDA out of memory")))
 
     def test_no_state_is_left_behind(self, tiny_phantom, capsys):
         import logging

@@ -26,14 +26,13 @@ def evaluate_run(
     run: Path,
     settings: Mapping[str, Any],
     output: Path | None = None,
-    record: Mapping[str, Any] | None = None,
 ) -> Path:
     """Run the bundle's evaluation; returns the results folder with ``predictions/`` in it."""
     from monai_ssl.bundle.library import run_bundle
+    from monai_ssl.bundle.overrides import literal
 
     results = (output or run / f"evaluation-{settings['section']}").expanduser().resolve()
-    load_datalist(settings["datalist"], settings["dataset_dir"]).require(settings["section"])
-    run_bundle(bundle, ["train.yaml", "evaluate.yaml"], {**settings, "output_dir": str(results)})
+    run_bundle(bundle, ["train.yaml", "evaluate.yaml"], {**settings, "output_dir": literal(results)})
     return results
 
 
@@ -158,18 +157,22 @@ def comparison_report(page: Path, title: str, results: Mapping[str, Path], names
     return write_report(page, title, runs, intro=intro)[0]
 
 
-def print_summary(results: Path, against: str | Path | None = None) -> None:
+def summary_lines(results: Path, against: str | Path | None = None) -> list[str]:
     """A few lines for the terminal."""
     read = read_results(results)
     mean = read.summary["mean"]
     classes = read.summary["classes"]
+    lines = []
     for name, block in (classes if len(classes) == 1 else {**classes, "mean": mean}).items():
         dice, hd = block["dice"], block["hd95_mm"]
         line = f"{name}: Dice {dice['mean']:.4f}"
         if dice["sd"] is not None:  # more than one case
             line += f" +- {dice['sd']:.4f} [median {dice['median']:.4f}; 95 % interval {dice['ci_low']:.4f} to"
             line += f" {dice['ci_high']:.4f}]"
-        print(f"{line}, 95HD {hd['mean']:.2f} mm, n = {dice['n']}, failed {block['n_failed']}")
+        lines.append(f"{line}, 95HD {hd['mean']:.2f} mm, n = {dice['n']}, failed {block['n_failed']}")
     if against is not None:
         other = read_results(against)
-        print(comparison_sentence(compare(read.rows, other.rows), results.parent.name, Path(against).parent.name))
+        lines.append(
+            comparison_sentence(compare(read.rows, other.rows), results.parent.name, Path(against).parent.name)
+        )
+    return lines

@@ -1,0 +1,189 @@
+"""Ids and values that a user gives for a bundle's configs: checked before MONAI, and before PyTorch, is loaded."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import inspect
+import pydoc
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from monai_ssl.errors import DataError
+
+# characters that MONAI's config language reads as ids, references, expressions and macros
+_SPECIAL = "#@%$:"
+
+
+def root_id(key: str) -> str:
+    """
+    Example:
+        >>> root_id("method#variant"), root_id("train::trainer::amp")
+        ('method', 'train')
+    """
+    return re.split("#|::", key)[0]
+
+
+def literal(path: str | Path) -> str:
+    """A path as an override that reaches the code as it was typed.
+
+    MONAI rewrites ``#`` in every text of a config and takes ``@`` for a reference. A path with such characters is given
+    as an expression in which they are spelled by number.
+
+    Example:
+        >>> literal("/runs/a"), literal("/runs/a#1")
+        ('/runs/a', "$'/runs/a\\\\x231'")
+    """
+    text = str(path)
+    if not any(character in text for character in _SPECIAL):
+        return text
+    return "$" + "".join(f"\\x{ord(c):02x}" if c in _SPECIAL else c for c in repr(text))
+
+
+# the loader in C, where PyYAML has it, is safe as well and ten times as quick
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(path: str, stamp: tuple[int, int]) -> Any:
+    try:
+        return yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_LOADER)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A config file's content; a file is parsed once as long as it does not change.
+
+    Raises:
+        DataError: when it is missing, no YAML, or no mapping.
+    """
+    try:
+        state = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot read the config ({error.strerror}); check the path") from None
+    content = _parsed(str(path), (state.st_mtime_ns, state.st_size))
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: must be a mapping of ids to values, got {type(content).__name__}")
+    return copy.deepcopy(content)
+
+
+def merged_config(bundle: Path, configs: Sequence[str]) -> dict[str, Any]:
+    """The configs of a bundle, later files over earlier ones, as ``monai.bundle`` merges them.
+
+    Raises:
+        DataError: when a file is missing.
+    """
+    merged: dict[str, Any] = {}
+    for name in configs:
+        file = bundle / "configs" / name
+        if not file.is_file():
+            raise DataError(f"bundle: {bundle} has no configs/{name}; is it a whole bundle?")
+        for key, value in read_config(file).items():
+            _merge(merged, str(key), value)
+    return merged
+
+
+def _merge(config: dict[str, Any], key: str, value: Any) -> None:
+    add, key = key.startswith("+"), key.removeprefix("+")
+    *path, last = re.split("#|::", key)
+    block: Any = config
+    for part in path:
+        block = block[int(part)] if isinstance(block, list) else block.setdefault(part, {})
+    index: Any = int(last) if isinstance(block, list) else last
+    if add and isinstance(block, dict) and isinstance(block.get(index), dict) and isinstance(value, dict):
+        block[index].update(value)
+    elif add and isinstance(block, dict) and isinstance(block.get(index), list) and isinstance(value, list):
+        block[index].extend(value)
+    else:
+        block[index] = value
+
+
+def check_ids(bundle: Path, configs: Sequence[str], ids: Iterable[str]) -> None:
+    """Every id must stand in the bundle's configs, so that a misspelled override never passes in silence.
+
+    Args:
+        bundle: its folder.
+        configs: file names in ``configs/``.
+        ids: ``max_iterations``, ``method#unsupervised_weight``, ``train::trainer::amp``, ...
+
+    Raises:
+        DataError: for an id that no config knows, or a config that is missing.
+    """
+    config = merged_config(bundle, configs)
+    for key in ids:
+        _find(config, key)
+
+
+def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:
+    """:func:`check_ids`, and: where a boolean is wanted, anything else is refused.
+
+    A boolean is wanted where the config holds one, or where the parameter of the block's ``_target_`` is one.
+
+    Raises:
+        DataError: for an unknown id or such a value.
+
+    Example:
+        >>> from monai_ssl.bundle.library import find_bundle
+        >>> check_overrides(find_bundle("dtc"), ["train.yaml"], {"resume": "perhaps"})
+        Traceback (most recent call last):
+        ...
+        monai_ssl.errors.DataError: --resume: must be true or false, got 'perhaps'
+    """
+    config = merged_config(bundle, configs)
+    for key, value in overrides.items():
+        block, name = _find(config, key)
+        if isinstance(value, bool) or (isinstance(value, str) and value.startswith(("$", "@"))):
+            continue
+        present = block.get(name) if isinstance(block, dict) else None
+        wanted = isinstance(present, bool)
+        optional = False
+        if present is None and isinstance(block, dict) and "_target_" in block:
+            wanted, optional = _boolean_parameter(block["_target_"], name)
+        if wanted and not (optional and value is None):
+            raise DataError(f"--{key}: must be true or false, got {value!r}")
+
+
+def _boolean_parameter(target: Any, name: str) -> tuple[bool, bool]:
+    """Whether a class's parameter takes booleans only, and whether it takes None beside them."""
+    found = pydoc.locate(target) if isinstance(target, str) and "." in target else None
+    try:
+        parameter = inspect.signature(found).parameters.get(name)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False, False
+    if parameter is None:
+        return False, False
+    kinds = {kind.strip() for kind in str(getattr(parameter.annotation, "__name__", parameter.annotation)).split("|")}
+    return kinds <= {"bool", "None"} and "bool" in kinds, "None" in kinds
+
+
+def _find(config: dict[str, Any], key: str) -> tuple[Any, str]:
+    """The block that holds an id's last part, and that part.
+
+    Below a ``_target_`` any argument may be added, the class itself checks it.
+    """
+    path = re.split("#|::", key)
+    block: Any = config
+    for depth, part in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(block, dict) and (part in block or (last and "_target_" in block)):
+            if last:
+                return block, part
+            block = block[part]
+        elif isinstance(block, list) and part.isdigit() and int(part) < len(block):
+            if last:
+                return block, part
+            block = block[int(part)]
+        else:
+            known = (
+                [k for k in block if isinstance(k, str) and not k.startswith("_")] if isinstance(block, dict) else []
+            )
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise DataError(f"--{key}: no such id in the bundle's configs{hint} (known: {', '.join(known)})")
+    raise DataError(f"--{key}: no such id in the bundle's configs")

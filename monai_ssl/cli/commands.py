@@ -1,0 +1,196 @@
+"""The commands: each is a function of the Python API, and a way to print what it returns."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_ssl.errors import PROGRAM, counted, plural
+
+if TYPE_CHECKING:
+    from monai_ssl.curation.prepare import Prepared
+    from monai_ssl.deploy.predict import Predictions
+    from monai_ssl.runs.datasets import DataCheck, Split
+    from monai_ssl.runs.evaluation import Evaluation
+    from monai_ssl.runs.folder import Run
+
+Given = Mapping[str, Any]
+
+
+def _show_nothing(result: Any, given: Given) -> None:
+    """The function has said everything."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of ``monai-ssl``.
+
+    Attributes:
+        name: as it is typed.
+        home: ``module:function``; the module must import neither PyTorch nor MONAI when it is loaded, since ``--help``
+            and typing errors are answered from the function's signature and docstring.
+        show: prints the result and returns the exit status (None: 0); gets the arguments that were typed, too.
+        renamed: parameter of the function -> what it is called on the command line.
+        optional: positional arguments that usage shows although they have defaults.
+        example: for ``--help``.
+    """
+
+    name: str
+    home: str
+    show: Callable[[Any, Given], int | None] = _show_nothing
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
+    example: str = ""
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The function of the API."""
+        module, _, name = self.home.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    @property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """Names on the command line -> parameters of the function."""
+        signature = inspect.signature(self.function)
+        return {self.renamed.get(name, name): parameter for name, parameter in signature.parameters.items()}
+
+    @property
+    def usage(self) -> str:
+        """``monai-ssl COMMAND ARGUMENTS``."""
+        required = [
+            name.upper() for name, p in self.parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
+        ]
+        words = [PROGRAM, self.name, *required, *(f"[{name}]" for name in self.optional)]
+        return " ".join(words + ["[OPTIONS]"] * (len(self.parameters) > len(required) + len(self.optional)))
+
+
+def list_all() -> tuple[list[str], list[str]]:
+    """Show the shipped bundles and dataset presets."""
+    from monai_ssl.bundle.library import available_bundles
+    from monai_ssl.data.preset import available_presets
+
+    return available_bundles(), available_presets()
+
+
+# ------------------------------------------------------------------------------------------------ what is printed
+
+
+def _show(text: str) -> Callable[[Any, Given], None]:
+    """Print a result (``{}``) in a text."""
+    return lambda result, given: print(text.format(result))
+
+
+def _show_list(result: tuple[list[str], list[str]], given: Given) -> None:
+    print("bundles: ", *result[0])
+    print("datasets:", *result[1])
+
+
+def _show_split(result: Split, given: Given) -> None:
+    cases, path = result.datalist, result.path
+    print(f"{path}: {counted(cases.counts())}")
+    print("classes:", ", ".join(f"{value} {name}" for value, name in cases.labels.items()))
+    if result.preset is None:
+        print(f"no preset is proposed: {result.remark}", file=sys.stderr)
+    elif not result.reasons:
+        print(f"{result.preset}: exists already and is kept; --preset FILE proposes a new one")
+    else:
+        print(f"{result.preset}: a proposal, from the data:")
+        for reason in result.reasons:
+            print(f"  - {reason}")
+        words = ["check", str(path.parent), "--datalist", path.name, "--dataset", str(result.preset)]
+        print(f"next: {PROGRAM} {shlex.join(words)}")
+
+
+def _show_prepared(done: Prepared, given: Given) -> int:
+    for remark in done.remarks:
+        print(f"note: {remark}")
+    for name, reason in done.skipped.items():
+        print(f"skipped: {name}: {reason}")
+    for problem in done.problems:
+        print(problem)
+    errors = sum(problem.severity == "error" for problem in done.problems)
+    print(f"{done.datalist}: {counted(done.counts)}; {done.converted} converted, {done.reused} from before, "
+          f"{len(done.skipped)} skipped; {plural(errors, 'error')}")  # fmt: skip
+    from monai_ssl.curation.prepare import RECIPES
+    from monai_ssl.curation.prepare.engine import option_names
+
+    cropped = "crop" in option_names(RECIPES[given["dataset"]])
+    if cropped and given.get("crop", "literature") == "literature":
+        print("ATTENTION: images are cropped around their LABELS, as in the literature. The crop tells where the "
+              "organ is, also in unlabeled and test cases: results do not carry over to whole scans.")  # fmt: skip
+    flavor = f" --flavor {done.flavor}" if done.flavor else ""
+    print(f"next: {PROGRAM} train dtc {shlex.quote(str(done.datalist.parent))} --dataset {done.preset}{flavor}")
+    return int(errors > 0)
+
+
+def _show_preset(path: Path, given: Given) -> None:
+    print(f"{path}: edit channels, labels, patch_size, spacing; then: {PROGRAM} check DIR --dataset {given['output']}")
+
+
+def _show_check(found: DataCheck, given: Given) -> int:
+    for problem in found:
+        print(problem)
+    print(found)
+    return int(not found.ok)
+
+
+def _show_train(run: Run, given: Given) -> None:
+    from monai_ssl.data.loading import load_datalist
+
+    record = run.record
+    section = "validation" if load_datalist(record.datalist, record.dataset_dir).validation else "testing"
+    print(f"weights: {run.model}\nnext: {PROGRAM} evaluate {shlex.quote(str(run.folder))} --section {section}")
+
+
+def _show_evaluation(result: Evaluation, given: Given) -> None:
+    print("\n".join(result.lines()))
+    print(f"report: {result.page}")
+
+
+def _show_predictions(result: Predictions, given: Given) -> None:
+    print("\n".join(map(str, result.files)) if result.files else result)
+
+
+def _show_package(folder: Path, given: Given) -> None:
+    print(f"bundle: {folder}\nmodel card: {folder / 'docs' / 'README.md'}")
+
+
+def _show_app(folder: Path, given: Given) -> None:
+    start = f"monailabel start_server --app {folder} --studies SCANS --host 127.0.0.1"
+    print(f"app: {folder}\nin the environment of MONAI Label: {start}")
+
+
+COMMANDS: dict[str, Command] = {
+    command.name: command
+    for command in (
+        Command("demo", "monai_ssl.runs.demo:demo"),
+        Command("split", "monai_ssl.runs.datasets:split", _show_split, optional=("SOURCE",)),
+        Command("prepare", "monai_ssl.runs.datasets:prepare", _show_prepared),
+        Command("preset", "monai_ssl.runs.datasets:copy_preset", _show_preset),
+        Command("check", "monai_ssl.runs.datasets:check", _show_check),
+        Command("describe", "monai_ssl.runs.datasets:describe", _show("{}")),
+        Command(
+            "train",
+            "monai_ssl.runs.train:train",
+            _show_train,
+            renamed={"method": "bundle"},
+            example="train dtc SCANS --flavor practical --seed 1 --max_iterations 3000 --method#unsupervised_weight 0",
+        ),
+        Command("evaluate", "monai_ssl.runs.evaluation:evaluate", _show_evaluation, optional=("RUN",)),
+        Command("predict", "monai_ssl.deploy.predict:predict", _show_predictions, optional=("RUN", "IMAGES")),
+        Command("report", "monai_ssl.runs.evaluation:report", _show("{}")),
+        Command("package", "monai_ssl.deploy.release:package", _show_package),
+        Command("bundle", "monai_ssl.bundle.library:copy_bundle", _show("{}")),
+        Command(
+            "label-app", "monai_ssl.deploy.release:label_app", _show_app,
+            example="label-app APP --bundles dtc,caml --labeled_batch_size 4",
+        ),
+        Command("list", "monai_ssl.cli.commands:list_all", _show_list),
+    )
+}  # fmt: skip

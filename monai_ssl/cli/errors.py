@@ -1,0 +1,50 @@
+"""Whose mistake an exception is."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from pathlib import Path
+
+import monai_ssl
+from monai_ssl.errors import DataError, TrainingDivergedError
+
+
+def users_mistake(error: BaseException) -> str | None:
+    """One line for an error that a user can act on; None for a bug of ours, which deserves its traceback.
+
+    MONAI wraps what goes wrong inside a config into RuntimeErrors: the chain of causes is searched.
+    """
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    torch = sys.modules.get("torch")  # not loaded for its errors alone
+    for link in chain:
+        if isinstance(link, (DataError, TrainingDivergedError)):
+            return _line(link)
+        if torch is not None and isinstance(link, torch.OutOfMemoryError):
+            return (
+                f"out of GPU memory ({_line(link)[:80]}...); try --accumulation_steps 2, smaller --labeled_batch_size "
+                "and --unlabeled_batch_size, or a smaller patch_size in the preset"
+            )
+    for link in chain:
+        if isinstance(link, OSError):
+            return f"{link.filename}: {link.strerror}" if link.filename and link.strerror else _line(link)
+    root = chain[-1]
+    frames = traceback.extract_tb(root.__traceback__)
+    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(monai_ssl.__file__).parent)
+    if isinstance(root, (ValueError, TypeError)) and ours:
+        return _line(root)
+    wrapped = any(
+        type(link) is RuntimeError and re.match(r"Failed to (instantiate|evaluate)", str(link)) for link in chain
+    )
+    if wrapped:
+        return f"{_line(root)} ({type(root).__name__} in the bundle's config; MONAI_SSL_DEBUG=1 shows the traceback)"
+    return None
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,179 @@
+"""Segmenting images with a trained run or a packaged bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from monai_ssl.errors import PROGRAM, DataError, UsageError, plural
+from monai_ssl.runs.folder import RECORD, Run
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What :func:`predict` wrote.
+
+    Attributes:
+        folder: of the results.
+        written: images segmented now (or, for DICOM, series).
+        reused: images whose results were there already.
+        files: results of a DICOM series; for a folder of images look into ``folder``.
+    """
+
+    folder: Path
+    written: int
+    reused: int = 0
+    files: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        text = f"{plural(self.written, 'segmentation')}: {self.folder}"
+        return text + (f" ({self.reused} were there already)" if self.reused else "")
+
+
+def predict(
+    run: str | Path | Run | None = None,
+    images: str | Path | None = None,
+    output: str | Path = "segmentations",
+    bundle: str | Path | None = None,
+    dicom: str | Path | None = None,
+    ckpt: str | Path | None = None,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+    tta: bool = False,
+    measurements: bool = False,
+    jobs: int = 2,
+    memory_gb: float = 8,
+    overwrite: bool = False,
+    **overrides: Any,
+) -> Predictions:
+    """Segment the images of a folder, or a DICOM series; results lie on the grid of the images.
+
+    Started again, it continues with the images that are missing.
+
+    Args:
+        run: folder that `monai-ssl train` or `monai-ssl package` wrote.
+        images: folder of images, or one image.
+        output: folder for NAME_seg.nii.gz; with `dicom` for segmentation.dcm and segmentation.nii.gz.
+        bundle: a packaged bundle (folder or .zip), instead of RUN.
+        dicom: folder of one DICOM series, instead of IMAGES.
+        ckpt: other weights.
+        probabilities: also write NAME_prob.nii.gz, one channel per class.
+        uncertainty: also write NAME_uncertainty.nii.gz: 0 certain, 1 a guess.
+        tta: average over mirrored views, along the axes that the preset's augmentation allows.
+        measurements: with `dicom`, also write a structured report with the volumes in ml.
+        jobs: threads that read and write beside the network.
+        memory_gb: for images under way at one time.
+        overwrite: segment again what is there already.
+        **overrides: ids of the bundle's configs/inference.yaml: amp, device, datalist, ...
+
+    Returns:
+        what was written.
+
+    Raises:
+        DataError: when run, weights or images are missing, or an image cannot be read.
+
+    Example:
+        >>> predict("runs/dtc-left_atrium-seed0", "new_scans", "segmentations", uncertainty=True)  # doctest: +SKIP
+    """
+    if (run is None) == (bundle is None):
+        raise UsageError("predict: give either RUN or --bundle DIR")
+    if (images is None) == (dicom is None):
+        raise UsageError("predict: give either IMAGES or --dicom SERIES_DIR")
+    if measurements and dicom is None:
+        raise UsageError("predict: --measurements goes with --dicom")
+    target = Path(output).expanduser().resolve()
+    if target.exists() and not target.is_dir():
+        raise DataError(f"output: must be a folder, got the file {target}")
+
+    from monai_ssl.bundle import library
+    from monai_ssl.bundle.overrides import literal
+
+    place = run.folder if isinstance(run, Run) else Path(str(run if run is not None else bundle)).expanduser()
+    with library.opened(place) as source:
+        if (source / RECORD).is_file() or not (source / "configs" / "inference.yaml").is_file():
+            trained = Run.open(source)
+            folder, settings = trained.settings(["inference.yaml"], overrides)
+            settings["ckpt"] = literal(trained.weights(ckpt))
+        else:
+            folder, settings = source, _package_settings(source, ckpt, overrides)
+        if dicom is not None:
+            return _predict_dicom(folder, settings, dicom, target, tta, measurements, uncertainty, overwrite)
+        entries, root = images_and_root(Path(str(images)).expanduser(), target, overrides)
+
+        from monai_ssl.engines.segment import Segmenter
+        from monai_ssl.runs.predict import predict_folder
+
+        settings |= {"dataset_dir": literal(root)}
+        if not library.standard_inference(folder):
+            if tta or uncertainty:
+                raise DataError("predict: --tta and --uncertainty need the inference.yaml of a shipped bundle")
+            settings |= {"output_dir": literal(target), "probabilities": probabilities}
+            library.run_bundle(folder, ["inference.yaml"], settings)
+            return Predictions(target, len(entries))
+        segmenter = Segmenter(folder, settings, tta)
+        done, reused = predict_folder(
+            segmenter, entries, target, root, probabilities, uncertainty, jobs, memory_gb, overwrite
+        )
+    return Predictions(target, done, reused)
+
+
+def _predict_dicom(
+    folder: Path,
+    settings: dict[str, Any],
+    dicom: str | Path,
+    target: Path,
+    tta: bool,
+    measurements: bool,
+    uncertainty: bool,
+    overwrite: bool,
+) -> Predictions:
+    from monai_ssl.bundle.library import read_json
+    from monai_ssl.deploy.dicom import predict_series
+    from monai_ssl.engines.segment import Segmenter
+
+    segmenter = Segmenter(folder, settings, tta)
+    meta = read_json(folder / "configs" / "metadata.json")
+    name, version = str(meta.get("name", folder.name)), str(meta.get("version", "0"))
+    files = predict_series(segmenter, str(dicom), target, name, version, measurements, uncertainty, overwrite)
+    return Predictions(target, 1, files=tuple(map(Path, files)))
+
+
+def _package_settings(folder: Path, ckpt: str | Path | None, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with which a packaged bundle segments."""
+    from monai_ssl.bundle.library import read_json
+    from monai_ssl.bundle.overrides import check_overrides, literal
+
+    check_overrides(folder, ["inference.yaml"], overrides)
+    read_json(folder / "configs" / "metadata.json")
+    path = Path(ckpt).expanduser().resolve() if ckpt is not None else folder / "models" / "model.pt"
+    if not path.is_file():
+        hint = "check the path" if ckpt else f"train it, then `{PROGRAM} package` the run"
+        raise DataError(f"ckpt: {path} does not exist; {hint}")
+    return {**overrides, "ckpt": literal(path)}
+
+
+def images_and_root(
+    source: Path, target: Path, overrides: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], Path]:  # fmt: skip
+    """The images to segment, and the folder whose layout the results repeat.
+
+    Raises:
+        DataError: when there is none, or the results would lie among the images.
+    """
+    from monai_ssl.data.cases import image_files
+    from monai_ssl.data.images import images_to_segment
+
+    if not source.exists():
+        raise DataError(f"images: {source} does not exist; check the path")
+    source = source.resolve()
+    entries = images_to_segment(source, overrides.get("datalist"), overrides.get("section", "testing"))
+    if not entries:
+        raise DataError(f"images: no image below {source}; give a folder with NIfTI files (or one file)")
+    root = source if source.is_dir() else source.parent
+    if target == root:
+        raise DataError(f"output: must not be the folder of the images, {target}: results would be read as images")
+    folders = (os.path.dirname(os.path.abspath(file)) for entry in entries for file in image_files(entry))
+    return entries, Path(os.path.commonpath([root, *folders]))

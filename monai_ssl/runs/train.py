@@ -1,0 +1,171 @@
+"""Training a bundle: from the user's data to a finished run folder."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_ssl.errors import PROGRAM, DataError, counted, plural
+from monai_ssl.runs.folder import Run
+
+if TYPE_CHECKING:
+    from monai_ssl.curation.verify import Problem
+    from monai_ssl.data.datalist import Datalist
+    from monai_ssl.data.preset import Preset
+
+WARNINGS_SHOWN = 5
+console = logging.getLogger("monai_ssl.console")
+
+
+def train(
+    method: str | Path,
+    dataset_dir: str | Path,
+    datalist: str | Path = "datalist.json",
+    dataset: str | Path | None = None,
+    output: str | Path | None = None,
+    check: bool = True,
+    **overrides: Any,
+) -> Run:
+    """Train a method (a bundle) on labeled and unlabeled scans. Repeat the call to resume an interrupted run.
+
+    A thin wrapper around `python -m monai.bundle run`: it checks the data, notes in run.json what is trained, and lets
+    nobody else write to the run's folder meanwhile.
+
+    Args:
+        method: dtc, supervised, ... (`monai-ssl list`), or the folder of your own bundle.
+        dataset_dir: folder of the data.
+        datalist: JSON inside it (or a path); `monai-ssl split` writes one.
+        dataset: preset: left_atrium, hippocampus, phantom, ..., or the path of your own YAML; default: what the
+            bundle names (left_atrium), or carries in it (a packaged one).
+        output: folder of the run; default: runs/BUNDLE-DATASET-seedSEED.
+        check: read all scans first and stop at bad data (seconds); False skips it.
+        **overrides: any id of the bundle's configs/train.yaml: flavor, seed, max_iterations, labeled_batch_size, amp,
+            device, method#unsupervised_weight, ...
+
+    Returns:
+        the run: its folder, record and weights.
+
+    Raises:
+        DataError: for an unknown bundle, preset, id or file, for data that cannot be trained on, and when another
+            training writes to the folder.
+
+    Example:
+        >>> run = train("dtc", "scans", dataset="left_atrium", seed=1, max_iterations=3000)  # doctest: +SKIP
+        >>> floor = train("dtc", "scans", output="runs/floor", **{"method#unsupervised_weight": 0})  # doctest: +SKIP
+    """
+    from monai_ssl.bundle.library import find_bundle, is_shipped, own_dataset, run_bundle
+    from monai_ssl.bundle.overrides import check_overrides, literal, merged_config
+
+    bundle = find_bundle(method)
+    overrides = american_overrides(overrides)
+    check_overrides(bundle, ["train.yaml"], overrides)
+
+    from monai_ssl.data.loading import load_datalist
+    from monai_ssl.data.preset import load_preset
+    from monai_ssl.runs.record import Record, training_command
+
+    source = dataset if dataset is not None else own_dataset(bundle)
+    if isinstance(source, (str, Path)) and str(source).endswith((".yaml", ".yml")):
+        source = str(Path(source).expanduser().resolve())
+    preset = load_preset(source, overrides.get("flavor"))
+    cases = load_datalist(datalist, dataset_dir)
+    cases.require("training")
+    run = Run(output or Path("runs") / f"{bundle.name}-{preset.name}-seed{overrides.get('seed', 0)}")
+    folder = Path(dataset_dir).expanduser().resolve()
+    settings: dict[str, Any] = {
+        "dataset": literal(source) if isinstance(source, str) else source,
+        "dataset_dir": literal(folder),
+        "datalist": literal(str(cases.path)),
+        "output_dir": literal(run.folder),
+    }
+    for key in settings.keys() & overrides.keys():
+        raise DataError(f"--{key}: give it as --output" if key == "output_dir" else f"--{key}: given twice")
+    run.refuse_foreign(folder)
+    console.info("%s: %s (%s), %s, output %s", bundle.name, preset.name, preset.flavor, counted(cases.counts()),
+                 run.folder)  # fmt: skip
+    with run.locked():
+        if check:
+            cases = verified(cases, preset)
+        # what is loaded and checked is handed on, so that the configs need not load it again
+        known = merged_config(bundle, ["train.yaml"])
+        settings |= {key: value for key, value in (("preset", preset), ("cases", cases)) if key in known}
+        settings |= overrides
+        name = bundle.name if is_shipped(bundle) else str(bundle)
+        places = {"dataset_dir": folder, "datalist": cases.path, "dataset": dataset, "output": run.folder}
+        typed = {key: value for key, value in places.items() if value is not None}
+        record = Record(bundle=name, overrides=overrides, dataset=preset.name, flavor=preset.flavor,
+                        dataset_dir=str(folder), datalist=str(cases.path), max_iterations=_iterations(known, settings),
+                        command=training_command(name, typed | overrides), **_environment())  # fmt: skip
+        run.announce(record, preset)
+        try:
+            run_bundle(bundle, ["train.yaml"], settings)
+        finally:
+            run.settle()
+        run.finish(record)
+    return run
+
+
+def american_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides with today's spelling; the old one is read with a warning.
+
+    Raises:
+        DataError: when an id is given in both spellings.
+    """
+    renamed = dict(overrides)
+    if "flavour" in renamed:
+        if "flavor" in renamed:
+            raise DataError("--flavour: is the old spelling of --flavor, which is given, too; leave one out")
+        warnings.warn("flavour is now spelled flavor", stacklevel=3)
+        renamed["flavor"] = renamed.pop("flavour")
+    return renamed
+
+
+def verified(cases: Datalist, preset: Preset) -> Datalist:
+    """The cases, once every scan that training needs has been read and found fit.
+
+    Raises:
+        DataError: when one is not; all errors are said before, a line each.
+    """
+    from monai_ssl.curation.verify import verify
+
+    problems = verify(cases, preset, sections=("training", "unlabeled", "validation"))
+    groups: dict[str, list[Problem]] = {}
+    for problem in problems:
+        if problem.severity == "warning":
+            groups.setdefault(problem.rule, []).append(problem)
+    for group in list(groups.values())[:WARNINGS_SHOWN]:
+        # verify() has merged long lists of equal warnings already
+        merged = [re.search(r" \(and (\d+) more cases of this list\)$", str(problem)) for problem in group]
+        n = len(group) - 1 + sum(int(match[1]) for match in merged if match)
+        text = str(group[0])[: merged[0].start()] if merged[0] else str(group[0])
+        console.warning("%s", f"{text} (and {n} more like this)" if n else text)
+    if len(groups) > WARNINGS_SHOWN:
+        rest = len(groups) - WARNINGS_SHOWN
+        console.warning("warning: %d more kinds of warning; `%s check` shows all", rest, PROGRAM)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    for problem in errors:
+        console.error("%s", problem)
+    if errors:
+        raise DataError(f"data: {plural(len(errors), 'error')}, nothing was trained; correct them, then train again")
+    return cases
+
+
+def _iterations(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:
+    """How many iterations the bundle's config asks for."""
+    from monai.bundle import ConfigParser
+
+    if "max_iterations" not in config:
+        return None
+    parser = ConfigParser(dict(config))
+    parser.update(dict(settings))
+    return int(parser.get_parsed_content("max_iterations"))
+
+
+def _environment() -> dict[str, Any]:
+    from monai_ssl.metrics import environment
+
+    return environment()

@@ -1,0 +1,64 @@
+"""Weights on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_ssl.errors import DataError
+from monai_ssl.files import atomic_path
+
+
+def save(content: Any, path: str | Path) -> None:
+    """``torch.save`` that never leaves a half-written file.
+
+    Raises:
+        OSError: when the disk is full or the folder not writable, naming the file.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # torch's zip writer reports a full disk as RuntimeError
+            raise OSError(28, " ".join(str(error).split())[:120], str(path)) from error
+
+
+def load(path: str | Path, map_location: Any = "cpu") -> Any:
+    """``torch.load`` of tensors and plain containers; never unpickles objects.
+
+    Raises:
+        DataError: when the file is missing, truncated, or holds anything but tensors and plain containers.
+    """
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; `monai-ssl train` writes it") from None
+    except Exception as error:  # torch raises many types here: UnpicklingError, RuntimeError, EOFError, ...
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise DataError(f"{path}: not a readable file of weights ({reason})") from None
+
+
+def load_network(network: nn.Module, path: str | Path) -> nn.Module:
+    """Load a deployed network's weights (``model.pt``) strictly.
+
+    Raises:
+        DataError: when the file is missing, unsafe, or does not fit the network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(
+            f"ckpt: {path} does not exist; no weights are shipped: train first (`monai-ssl train` or the bundle's "
+            "train config) or give --ckpt"
+        )
+    state = load(path)
+    if isinstance(state, dict) and "model" in state and not isinstance(state["model"], Tensor):
+        state = state["model"]
+    try:
+        network.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: does not fit the network of this bundle and dataset ({' '.join(str(error).split())[:240]})"
+        ) from None
+    return network
