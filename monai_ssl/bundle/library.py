@@ -15,8 +15,6 @@ from typing import Any
 
 import monai_ssl
 from monai_ssl.bundle.overrides import check_ids, check_overrides, literal, read_config
-from monai_ssl.bundle.render import write_bundle
-from monai_ssl.bundle.spec import PAGE, SPEC
 from monai_ssl.errors import DataError
 
 __all__ = [
@@ -24,6 +22,7 @@ __all__ = [
     "bundles_root",
     "check_ids",
     "copy_bundle",
+    "copy_files",
     "find_bundle",
     "is_shipped",
     "opened",
@@ -107,6 +106,9 @@ def copy_files(source: Path, target: Path, head: str, weights: bool = False) -> 
         head: first line of every rendered file that can carry a comment.
         weights: also copy ``models/*.pt``.
     """
+    from monai_ssl.bundle.render import write_bundle
+    from monai_ssl.bundle.spec import PAGE, SPEC
+
     left_out = ["*.ts", "*.onnx", "*.onnx.data", "eval", "data", "__pycache__", ".gitkeep"]
     shutil.copytree(source, target, dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns(*left_out, SPEC, PAGE, *([] if weights else ["*.pt"])))  # fmt: skip

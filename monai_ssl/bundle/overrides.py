@@ -45,6 +45,12 @@ def literal(path: str | Path) -> str:
     return "$" + "".join(f"\\x{ord(c):02x}" if c in _SPECIAL else c for c in repr(text))
 
 
+# How the shipped configs load preset and datalist. Where a config says just this, a program that has loaded and checked
+# them hands them on; a config that loads them in its own way is left alone.
+_LOADED_BY = {
+    "preset": "$monai_ssl.data.load_preset(@dataset, @flavor)",
+    "cases": "$monai_ssl.data.load_datalist(@datalist, @dataset_dir, strict=False)",
+}
 # the loader in C, where PyYAML has it, is safe as well and ten times as quick
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -102,6 +108,16 @@ def _merge(config: dict[str, Any], key: str, value: Any) -> None:
         block[index].extend(value)
     else:
         block[index] = value
+
+
+def handed_on(config: Mapping[str, Any], **loaded: Any) -> dict[str, Any]:
+    """Overrides by which a config takes ``preset`` and ``cases`` that are loaded already.
+
+    Example:
+        >>> handed_on({"preset": "$my.own(@dataset)"}, preset=object())
+        {}
+    """
+    return {key: value for key, value in loaded.items() if config.get(key) == _LOADED_BY[key]}
 
 
 def check_ids(bundle: Path, configs: Sequence[str], ids: Iterable[str]) -> None:

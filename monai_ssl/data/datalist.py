@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from monai_ssl.data.cases import Entry, case_name
-from monai_ssl.errors import DataError, enumerated
+from monai_ssl.errors import DataError, counted, enumerated
 
 SECTIONS = ("training", "unlabeled", "validation", "testing")
 
 
-@dataclass
+@dataclass(repr=False)
 class Datalist:
     """The cases of one dataset, as absolute paths.
 
@@ -76,6 +76,9 @@ class Datalist:
             text = f"'{name}' has {len(bare)} cases without label ({enumerated(bare)})"
             raise DataError(f"{where}: {text}: add the labels")
         return entries
+
+    def __repr__(self) -> str:  # thousands of paths help nobody
+        return f"Datalist({counted(self.counts())}, path={str(self.path) if self.path else None!r})"
 
     def counts(self) -> dict[str, int]:
         """Number of cases per list."""

@@ -107,7 +107,7 @@ def evaluate(
         raise UsageError(f"evaluate: unknown option --{next(iter(overrides))} (with --predictions)")
     settings: dict[str, Any] = {}
     if run is not None:
-        from monai_ssl.bundle.overrides import literal, merged_config
+        from monai_ssl.bundle.overrides import handed_on, literal, merged_config
         from monai_ssl.data.loading import load_datalist
 
         run = Run.open(run)
@@ -116,8 +116,7 @@ def evaluate(
         data = Path(dataset_dir or run.record.dataset_dir).expanduser().resolve()
         cases = load_datalist(datalist or run.record.datalist, data)
         cases.require(section)
-        if "cases" in merged_config(folder, configs):
-            settings.setdefault("cases", cases)
+        settings = handed_on(merged_config(folder, configs), cases=cases) | settings
         settings |= {
             "dataset_dir": literal(data),
             "datalist": literal(str(cases.path)),

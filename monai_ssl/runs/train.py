@@ -58,7 +58,7 @@ def train(
         >>> floor = train("dtc", "scans", output="runs/floor", **{"method#unsupervised_weight": 0})  # doctest: +SKIP
     """
     from monai_ssl.bundle.library import find_bundle, is_shipped, own_dataset, run_bundle
-    from monai_ssl.bundle.overrides import check_overrides, literal, merged_config
+    from monai_ssl.bundle.overrides import check_overrides, handed_on, literal, merged_config
 
     bundle = find_bundle(method)
     overrides = american_overrides(overrides)
@@ -92,8 +92,7 @@ def train(
             cases = verified(cases, preset)
         # what is loaded and checked is handed on, so that the configs need not load it again
         known = merged_config(bundle, ["train.yaml"])
-        settings |= {key: value for key, value in (("preset", preset), ("cases", cases)) if key in known}
-        settings |= overrides
+        settings |= handed_on(known, preset=preset, cases=cases) | overrides
         name = bundle.name if is_shipped(bundle) else str(bundle)
         places = {"dataset_dir": folder, "datalist": cases.path, "dataset": dataset, "output": run.folder}
         typed = {key: value for key, value in places.items() if value is not None}
