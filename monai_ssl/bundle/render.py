@@ -162,10 +162,8 @@ def _without(shared: str, own: str) -> str:
 
 def main() -> None:
     """Render every bundle of a clone, and the table of methods in its README."""
-    from monai_ssl.bundle.library import available_bundles, bundles_root
-
-    root = bundles_root()
-    folders = [root / name for name in available_bundles()]
+    root = Path(monai_ssl.__file__).parents[1] / "bundles"
+    folders = sorted(path.parent for path in root.glob(f"*/{SPEC}"))
     for folder in folders:
         write_bundle(folder)
     page = root.parent / "README.md"
