@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from monai_ssl.networks.recompute import save_recomputable_inputs
+
 POOLINGS = ("image", "batch")
 PAIRINGS = ("same_index", "all_pairs")
 EMPTY = ("skip", "zero")
@@ -172,7 +174,8 @@ class RepresentationConsistencyLoss(nn.Module):
 
     def forward(self, features: Tensor, masks: Tensor, n_labeled: int) -> Tensor:
         sizes = [n_labeled, len(features) - n_labeled]
-        representations, mass = class_representations(features, masks, self.pooling, sizes)
+        with save_recomputable_inputs():  # the network's feature maps need not be kept for this loss
+            representations, mass = class_representations(features, masks, self.pooling, sizes)
         (r_l, r_u), (mass_l, mass_u) = representations.split(sizes), mass.split(sizes)
         if self.detach_labeled:
             r_l = r_l.detach()

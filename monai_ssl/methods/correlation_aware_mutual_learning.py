@@ -17,7 +17,7 @@ from monai_ssl.losses import (
     most_confident,
 )
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
-from monai_ssl.networks import MemoryBank, VoxelHeads, lean
+from monai_ssl.networks import MemoryBank, VoxelHeads, unlabeled_rows
 
 CROSS_SUPERVISION = ("sharpened", "hard")
 
@@ -205,7 +205,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         weight = self.unsupervised_weight * self.ramp_up(self.iteration + 1)
         if self.unsupervised_weight * self.correlation_weight > 0:
             self._remember(features, predicted, labeled)
-            apart = [lean.tail(x, rows) for x in features], [p[rows:] for p in predicted]
+            apart = [unlabeled_rows(x, rows) for x in features], [p[rows:] for p in predicted]
             correlation = self._correlation(*apart, probabilities[0])
         else:
             correlation = self._no_correlation()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_ssl.losses import DualTaskConsistencyLoss, ForegroundDiceLoss, SigmoidRampUp
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
 from monai_ssl.networks import DualTaskNetwork
 from monai_ssl.transforms import SignedDistanceMap
 
@@ -55,7 +55,7 @@ class DualTaskConsistency(SemiSupervisedMethod):
 
     Raises:
         ValueError: for an unknown variant or a negative weight.
-        TypeError: when the network has no ``tasks`` method.
+        TypeError: when the network has no ``tasks`` method, or ``ramp_up`` is no function.
 
     Source: Luo, Chen, Song, Wang, "Semi-supervised Medical Image Segmentation through Dual-task Consistency", AAAI
         2021, Eq. 1-7.
@@ -97,7 +97,7 @@ class DualTaskConsistency(SemiSupervisedMethod):
             raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
         step = max(round(max_iterations / 40), 1)
         staircase = SigmoidRampUp(40 * step, granularity=step)
-        self.ramp_up = ramp_up or (staircase if released else SigmoidRampUp(max_iterations))
+        self.ramp_up = checked_ramp_up(ramp_up) or (staircase if released else SigmoidRampUp(max_iterations))
         self.dice = ForegroundDiceLoss(squared=released, pooled=released)
         self.consistency = DualTaskConsistencyLoss(slope)
         self.signed_distance_map = SignedDistanceMap(network.n_classes, degenerate)

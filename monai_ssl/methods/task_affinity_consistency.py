@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from monai_ssl.losses import ForegroundDiceLoss, RepresentationConsistencyLoss
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
-from monai_ssl.networks import lean
 
 MASKS = ("soft", "hard")
 ACTIVATIONS = ("sigmoid", "softmax")
@@ -152,9 +151,8 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
             return terms | {kind: logits.new_zeros(()) for kind in kinds}
         masks = torch.cat([one_hot(label, n_classes, dtype=torch.float32), self._masks(logits[rows:])])
         for kind, (weight, maps) in kinds.items():
-            with lean.recipes():
-                used = maps if self.unsupervised_weight * weight > 0 else []
-                losses = [self.consistency(x, masks, rows) for x in used]
+            used = maps if self.unsupervised_weight * weight > 0 else []
+            losses = [self.consistency(x, masks, rows) for x in used]
             total = torch.stack(losses).sum() if losses else 0.0 * logits.sum()
             terms[kind] = self.unsupervised_weight * weight * total
         return terms

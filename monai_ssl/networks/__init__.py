@@ -8,6 +8,7 @@ from monai_ssl.networks.heads import DualTaskNetwork, DualTaskVNet
 from monai_ssl.networks.literature import literature_network
 from monai_ssl.networks.memory_bank import MemoryBank
 from monai_ssl.networks.prototypes import PrototypeMemory
+from monai_ssl.networks.tensors import unlabeled_rows
 from monai_ssl.networks.unet import UNet
 from monai_ssl.networks.vnet import VNet
 from monai_ssl.networks.voxel_heads import PointwiseHead, VoxelHeads
@@ -28,4 +29,5 @@ __all__ = [
     "VNet",
     "VoxelHeads",
     "literature_network",
+    "unlabeled_rows",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from monai_ssl.networks.lean import pointwise
+from monai_ssl.networks.recompute import pointwise_convolution
 
 
 class FeatureNetwork(nn.Module):
@@ -48,7 +48,7 @@ class FeatureNetwork(nn.Module):
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits ``(B, out_channels, *spatial)`` float32 of a feature map, for training."""
-        return pointwise(features, self.head.weight, self.head.bias)
+        return pointwise_convolution(features, self.head.weight, self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``(B, out_channels, *spatial)`` of an image ``(B, C_in, *spatial)``."""

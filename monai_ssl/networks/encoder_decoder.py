@@ -10,7 +10,8 @@ from monai.networks.layers.utils import get_act_layer, get_norm_layer
 from monai.networks.nets.attentionunet import AttentionBlock
 from torch import Tensor, nn
 
-from monai_ssl.networks import lean
+from monai_ssl.networks import recompute
+from monai_ssl.networks.tensors import float32_or_wider
 
 __all__ = ["EncoderDecoder"]
 
@@ -139,8 +140,8 @@ class EncoderDecoder(nn.Module):
         """
         head: Any = self.heads[decoder]
         if getattr(head, "kernel_size", None) == (1,) * self.spatial_dims:
-            return lean.pointwise(features, head.weight, head.bias)
-        return head(features).float()
+            return recompute.pointwise_convolution(features, head.weight, head.bias)
+        return float32_or_wider(head(features))
 
     def taps(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Logits of the first decoder and the feature maps on the way, from one pass.
@@ -221,7 +222,7 @@ class DecoderLevel(nn.Module):
         elif torch.jit.is_scripting():
             x = skip + x  # out of place: the backward pass of the in-place ReLU before it needs x
         else:
-            x = lean.add(skip, x)
+            x = recompute.add(skip, x)
         return self.block(x), skip
 
 
@@ -231,8 +232,8 @@ class Gate(AttentionBlock):
     def forward(self, g: Tensor, x: Tensor) -> Tensor:
         # not one condition: TorchScript leaves out what stands below the first, not the rest of an `and`
         if not torch.jit.is_scripting():  # noqa: SIM102
-            if lean.can_gate(self, g, x):
-                return lean.gate(self, g, x)
+            if recompute.can_gate(self, g, x):
+                return recompute.gate(self, g, x)
         return x * self.psi(self.relu(self.W_g(g) + self.W_x(x)))
 
 
@@ -290,10 +291,10 @@ class Unit(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
-            x = lean.reading(self.conv, x)
+            x = recompute.run_layer(self.conv, x)
             if hasattr(self, "norm"):
-                if lean.can_recompute(self.norm, self.act, x):
-                    return lean.norm_act(self.norm, self.act, x)
+                if recompute.can_recompute(self.norm, self.act, x):
+                    return recompute.normalize_and_activate(self.norm, self.act, x)
                 x = self.norm(x)  # type: ignore[operator]
             return self.act(x)  # type: ignore[operator]
         for layer in self:

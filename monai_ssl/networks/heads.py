@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from monai_ssl.networks.adapters import FeatureNetwork, spatial_dims_of
 from monai_ssl.networks.encoder_decoder import NormType
-from monai_ssl.networks.lean import pointwise
+from monai_ssl.networks.recompute import pointwise_convolution
+from monai_ssl.networks.tensors import float32_or_wider
 from monai_ssl.networks.vnet import VNet
 
 __all__ = ["DualTaskNetwork", "DualTaskVNet", "FeatureNetwork"]
@@ -93,7 +94,7 @@ class DualTaskNetwork(nn.Module):
         Returns:
             ``(B, n_classes, *spatial)``, float32, background included.
         """
-        return self._all_classes(self.segmentation_head(features).float())
+        return self._all_classes(float32_or_wider(self.segmentation_head(features)))
 
     def _all_classes(self, logits: Tensor) -> Tensor:
         if self.one_channel:
@@ -113,7 +114,7 @@ class DualTaskNetwork(nn.Module):
             ``(B, n_classes - 1, *spatial)``, float32: one map per foreground class.
         """
         with torch.autocast(device_type=features.device.type, enabled=False):
-            return self.distance_head(features.float())
+            return self.distance_head(float32_or_wider(features))
 
     def tasks(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Both tasks from one pass through the backbone.
@@ -131,7 +132,8 @@ class DualTaskNetwork(nn.Module):
         # in training both heads at once: one gradient of the features instead of two and their sum
         heads = (self.segmentation_head, self.distance_head)
         weight, bias = (torch.cat([getattr(head, name) for head in heads]) for name in ("weight", "bias"))
-        logits, raw_distance = pointwise(features, weight, bias).split([len(head.weight) for head in heads], dim=1)
+        joint = pointwise_convolution(features, weight, bias)
+        logits, raw_distance = joint.split([len(head.weight) for head in heads], dim=1)
         return self._all_classes(logits), raw_distance
 
     def forward(self, x: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from monai_ssl.networks import lean
+from monai_ssl.networks.recompute import fold_normalization, mean_and_covariance
+from monai_ssl.networks.tensors import float32_or_wider
 
 __all__ = ["PointwiseHead", "VoxelHeads"]
 
@@ -90,13 +91,13 @@ class VoxelHeads(nn.Module):
                 return self.prediction(self.projection(_Rows.apply(features, selected)))
             lower, upper = self.projection, self.prediction
             n = features.numel() // features.shape[1] if counted is None else len(counted)
-            statistics = lean.moments(features, counted)
-            weight, bias = lean.normalized_linear(lower.norm, lower.first.weight, lower.first.bias, statistics, n)
-            hidden = lean.moments(features, counted, weight, bias)
+            statistics = mean_and_covariance(features, counted)
+            weight, bias = fold_normalization(lower.norm, lower.first.weight, lower.first.bias, statistics, n)
+            hidden = mean_and_covariance(features, counted, weight, bias)
             # no activation between the heads: their two linear layers are one
             joint = upper.first.weight @ lower.second.weight
             offset = upper.first.weight @ lower.second.bias + upper.first.bias
-            weight_2, bias_2 = lean.normalized_linear(upper.norm, joint, offset, hidden, n)
+            weight_2, bias_2 = fold_normalization(upper.norm, joint, offset, hidden, n)
             # computed again for the backward pass: in the first steps half of all voxels may be selected
             return checkpoint(
                 self._selected, features, selected, weight, bias, weight_2, bias_2,
@@ -131,7 +132,7 @@ class _Rows(torch.autograd.Function):
     def forward(ctx: Any, features: Tensor, selected: Tensor) -> Tensor:
         ctx.save_for_backward(features, selected)
         flat = features.flatten(2)
-        return flat[selected // flat.shape[2], :, selected % flat.shape[2]].float()
+        return float32_or_wider(flat[selected // flat.shape[2], :, selected % flat.shape[2]])
 
     @staticmethod
     @once_differentiable
