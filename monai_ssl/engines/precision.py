@@ -112,30 +112,34 @@ def shield_bfloat16_convolutions(module: nn.Module) -> nn.Module:
     ``test_precision.py`` shows it.
 
     Args:
-        module: its ``Conv3d`` children get forward hooks, in place. State dicts are unchanged.
+        module: the ``forward`` of its ``Conv3d`` children is wrapped, in place and once. State dicts are unchanged.
+
+    Returns:
+        the module.
+
+    Example:
+        >>> network = shield_bfloat16_convolutions(nn.Conv3d(1, 1, 3, padding=1))
+        >>> with torch.autocast("cpu", dtype=torch.bfloat16):
+        ...     [network(torch.zeros(1, 1, depth, 4, 4)).dtype for depth in (2, 4)]
+        [torch.float32, torch.bfloat16]
     """
     for child in module.modules():
-        if isinstance(child, nn.Conv3d) and max(child.kernel_size) > 1:
-            child.register_forward_pre_hook(_enter_float32)
-            child.register_forward_hook(_leave_float32, always_call=True)
+        shielded = isinstance(getattr(child, "forward", None), _ShieldedForward)
+        if isinstance(child, nn.Conv3d) and max(child.kernel_size) > 1 and not shielded:
+            child.forward = _ShieldedForward(child)  # type: ignore[assignment,method-assign]
     return module
 
 
-_shields: list[AbstractContextManager | None] = []
+class _ShieldedForward:
+    """Stands in for the ``forward`` of a convolution. It keeps no state: threads and errors cannot mix it up."""
 
+    def __init__(self, convolution: nn.Conv3d) -> None:
+        self.convolution = convolution
 
-def _enter_float32(module: nn.Conv3d, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-    x = args[0]
-    if x.shape[2] < module.kernel_size[0] and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        shield = torch.autocast("cpu", enabled=False)
-        shield.__enter__()
-        _shields.append(shield)
-        return (x.float(),)
-    _shields.append(None)
-    return None
-
-
-def _leave_float32(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-    shield = _shields.pop()
-    if shield is not None:
-        shield.__exit__(None, None, None)
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        convolution = self.convolution
+        shallow = x.shape[2] < convolution.kernel_size[0]
+        if not (shallow and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+            return type(convolution).forward(convolution, x)
+        with torch.autocast("cpu", enabled=False):
+            return type(convolution).forward(convolution, x.float())

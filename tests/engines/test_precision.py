@@ -1,5 +1,9 @@
 """Number formats: how ``amp`` is resolved, and the oneDNN fault that the shield works around."""
 
+import copy
+import pickle
+import threading
+
 import pytest
 import torch
 from monai.networks.nets import BasicUNet
@@ -154,4 +158,50 @@ def test_the_shield_leaves_the_state_dict_alone():
     keys = list(network.state_dict())
     shield_bfloat16_convolutions(network)
     assert list(network.state_dict()) == keys
-    assert [bool(m._forward_pre_hooks) for m in network] == [True, False, False]
+    assert ["forward" in vars(m) for m in network] == [True, False, False]
+    once = [vars(m).get("forward") for m in network]
+    shield_bfloat16_convolutions(network)
+    assert [vars(m).get("forward") for m in network] == once  # a second shield is none
+
+
+def test_a_shielded_network_can_be_copied_and_sent():
+    network = shield_bfloat16_convolutions(nn.Sequential(nn.Conv3d(1, 2, 3, padding=1)))
+    x = torch.randn(1, 1, 2, 4, 4)
+    for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
+        nn.init.zeros_(other[0].weight)
+        nn.init.constant_(other[0].bias, 3.0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert (other(x) == 3.0).all()  # its own weights, not those of the first
+            assert other(x).dtype == torch.float32
+        assert network(x).abs().max() > 0
+        assert not (network(x) == 3.0).any()
+
+
+def test_two_threads_do_not_see_each_other():
+    """The shallow convolution is entered first and left first, while the deep one is running."""
+    shallow_inside, deep_inside, shallow_gone, found = threading.Event(), threading.Event(), threading.Event(), {}
+
+    class Waiting(nn.Conv3d):
+        def forward(self, x):
+            if x.shape[2] == 2:
+                shallow_inside.set()
+                assert deep_inside.wait(30)
+            else:
+                deep_inside.set()
+                assert shallow_gone.wait(30)
+            return super().forward(x)
+
+    def train(depth):
+        convolution = shield_bfloat16_convolutions(Waiting(1, 1, 3, padding=1))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert depth == 2 or shallow_inside.wait(30)
+            dtype = convolution(torch.randn(1, 1, depth, 4, 4)).dtype
+            found[depth] = dtype, torch.is_autocast_enabled("cpu")
+            shallow_gone.set()
+
+    threads = [threading.Thread(target=train, args=(depth,)) for depth in (2, 4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert found == {2: (torch.float32, True), 4: (torch.bfloat16, True)}
