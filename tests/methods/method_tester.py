@@ -1,4 +1,4 @@
-"""What every method must fulfil. A test class inherits it and says how its method is built; see ``test_methods.py``."""
+"""What every method must fulfil. A test class inherits it and says how its method is built: a file per method."""
 
 import copy
 import io
