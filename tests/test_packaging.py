@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -38,6 +39,11 @@ def test_wheel_carries_bundles_presets_and_no_weights(archives):
     for bundle in available_bundles():
         for file in ("train.yaml", "inference.yaml", "evaluate.yaml", "multi_gpu_train.yaml", "metadata.json"):
             assert f"monai_ssl/bundles/{bundle}/configs/{file}" in names
+        assert f"monai_ssl/bundles/{bundle}/bundle.yaml" in names
+    # `monai-ssl bundle` and `new-method` render outside a clone as well
+    for folder in ("template", "scaffold"):
+        files = {path for path in (ROOT / "monai_ssl" / "bundle" / folder).rglob("*") if path.is_file()}
+        assert {path.relative_to(ROOT).as_posix() for path in files if path.name != ".gitkeep"} <= set(names)
     assert "monai_ssl/py.typed" in names
     assert {f"monai_ssl/data/presets/{name}.yaml" for name in available_presets()} <= set(names)
     assert not [name for name in names if name.endswith(WEIGHTS)]
@@ -57,6 +63,7 @@ def test_bundles_are_found_beside_the_package_and_inside_it(tmp_path, monkeypatc
     assert find_bundle("dtc") == bundles_root() / "dtc"
     package = tmp_path / "monai_ssl"
     (package / "bundles" / "own" / "configs").mkdir(parents=True)
+    (package / "bundles" / "own" / "bundle.yaml").write_text("{}")
     for name in ("train.yaml", "metadata.json"):
         (package / "bundles" / "own" / "configs" / name).write_text("{}")
     monkeypatch.setattr(monai_ssl, "__file__", str(package / "__init__.py"))
@@ -73,10 +80,14 @@ def test_copied_bundle_leaves_weights_behind(tmp_path):
     assert (copy / "configs" / "train.yaml").is_file()
 
 
-def test_versions_agree():
-    text = (ROOT / "pyproject.toml").read_text()
-    assert f'version = "{monai_ssl.__version__}"' in text
+def test_version_is_said_once():
+    project = (ROOT / "pyproject.toml").read_text()
+    assert 'dynamic = ["version"]' in project
+    assert not re.search(r"^version\b", project, re.MULTILINE)
     assert f"## [{monai_ssl.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    for name in available_bundles():
+        meta = json.loads((bundles_root() / name / "configs" / "metadata.json").read_text())
+        assert meta["version"] == meta["required_packages_version"]["monai_ssl"] == monai_ssl.__version__
 
 
 def test_extras_exist():

@@ -6,6 +6,7 @@ import difflib
 import json
 import shutil
 import stat
+import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -189,6 +190,8 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
     """
     from monai.bundle import run
 
+    if not is_shipped(bundle) and str(bundle) not in sys.path:
+        sys.path.append(str(bundle))  # a method of your own may lie beside its configs, see `monai-ssl new-method`
     check_overrides(bundle, configs, overrides)
     files = [str(bundle / "configs" / name) for name in configs]
     logging_file = bundle / "configs" / "logging.conf"

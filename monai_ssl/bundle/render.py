@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,9 @@ from monai_ssl.files import write_text
 
 TEMPLATE = Path(__file__).parent / "template"
 HEAD = f"Rendered by `make bundles` from {SPEC}, {PAGE} and monai_ssl/bundle/template: edit these, not this file."
+# of a bundle outside a clone
+RENDER_OWN = "python -m monai_ssl.bundle.render ."
+OWN_HEAD = f"Rendered by `{RENDER_OWN}` from {SPEC} and {PAGE}: edit these, not this file."
 # how a first line is made a comment; files of other kinds have none
 COMMENTS = {".yaml": "# {}\n", ".conf": "# {}\n", ".md": "<!-- {} -->\n"}
 
@@ -160,8 +164,12 @@ def _without(shared: str, own: str) -> str:
     return "".join(item for item in items(shared) if key(item) not in known)
 
 
-def main() -> None:
-    """Render every bundle of a clone, and the table of methods in its README."""
+def main(*own: str) -> None:
+    """Render every bundle of a clone, and the table of methods in its README; or the folders that are named."""
+    for folder in own:
+        write_bundle(folder, head=OWN_HEAD)
+    if own:
+        return
     root = Path(monai_ssl.__file__).parents[1] / "bundles"
     folders = sorted(path.parent for path in root.glob(f"*/{SPEC}"))
     for folder in folders:
@@ -174,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -166,6 +166,11 @@ def _show_app(folder: Path, given: Given) -> None:
     print(f"app: {folder}\nin the environment of MONAI Label: {start}")
 
 
+def _show_new_method(files: list[Path], given: Given) -> None:
+    print("yours to edit:", *files, sep="\n  ")
+    print("then render the bundle (the first line of bundle.yaml says how) and run the tests")
+
+
 COMMANDS: dict[str, Command] = {
     command.name: command
     for command in (
@@ -191,6 +196,7 @@ COMMANDS: dict[str, Command] = {
             "label-app", "monai_ssl.deploy.release:label_app", _show_app,
             example="label-app APP --bundles dtc,caml --labeled_batch_size 4",
         ),
+        Command("new-method", "monai_ssl.bundle.new_method:new_method", _show_new_method),
         Command("list", "monai_ssl.cli.commands:list_all", _show_list),
     )
 }  # fmt: skip

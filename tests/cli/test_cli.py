@@ -41,6 +41,7 @@ COMMANDS = [
     "package",
     "bundle",
     "label-app",
+    "new-method",
     "list",
 ]
 
