@@ -8,6 +8,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -196,13 +197,16 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
     files = [str(bundle / "configs" / name) for name in configs]
     logging_file = bundle / "configs" / "logging.conf"
     log: Any = str(logging_file) if logging_file.is_file() and not is_shipped(bundle) else False
-    run(
-        config_file=files,
-        meta_file=str(bundle / "configs" / "metadata.json"),
-        logging_file=log,
-        bundle_root=literal(bundle),
-        **overrides,
-    )
+    with warnings.catch_warnings():
+        if is_shipped(bundle):  # MONAI warns of configs from strangers
+            warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
+        run(
+            config_file=files,
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            logging_file=log,
+            bundle_root=literal(bundle),
+            **overrides,
+        )
 
 
 def read_json(path: Path) -> dict[str, Any]:
