@@ -45,6 +45,9 @@ def test_wheel_carries_bundles_presets_and_no_weights(archives):
         files = {path for path in (ROOT / "monai_ssl" / "bundle" / folder).rglob("*") if path.is_file()}
         assert {path.relative_to(ROOT).as_posix() for path in files if path.name != ".gitkeep"} <= set(names)
     assert "monai_ssl/py.typed" in names
+    templates = [*(Path(monai_ssl.__file__).parent / "reports" / "templates").iterdir()]
+    assert templates
+    assert {f"monai_ssl/reports/templates/{file.name}" for file in templates} <= set(names)
     assert {f"monai_ssl/data/presets/{name}.yaml" for name in available_presets()} <= set(names)
     assert not [name for name in names if name.endswith(WEIGHTS)]
     assert {name.split("/")[0].split("-")[0] for name in names} == {"monai_ssl"}

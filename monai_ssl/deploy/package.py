@@ -24,6 +24,7 @@ from monai_ssl.bundle.library import copy_files, read_json
 from monai_ssl.data import Preset, load_datalist, load_preset
 from monai_ssl.data.cases import image_files
 from monai_ssl.errors import DataError
+from monai_ssl.reports.model_card import model_card, times
 
 TOLERANCE = 1e-4
 CONFIGS = ("train.yaml", "inference.yaml")
@@ -247,6 +248,7 @@ def package_run(
     Raises:
         DataError: when the folder is not empty, the weights do not fit, or an exported network computes other values.
     """
+    from monai_ssl.runs.folder import CHECKPOINT, MODEL
     from monai_ssl.weights import load, save
 
     target = Path(output).expanduser().resolve()
@@ -263,6 +265,10 @@ def package_run(
         head = HEAD.format(command="package", bundle=bundle.name)
         copy_files(bundle, partial, head)
         state = load(ckpt)
+        if ckpt.resolve() == (run / MODEL).resolve() and (run / CHECKPOINT).is_file():
+            # an unfinished run asked for more iterations than it made
+            done = load(run / CHECKPOINT).get("iteration")
+            record = {**record, "iteration": record.get("max_iterations") if done is None else done}
         save({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial / "models" / "model.pt")
         merge_preset(partial, preset, overrides, f"# {head}\n")
         results = _copy_results(run, partial / "docs" / "results")
@@ -355,10 +361,6 @@ def _data_statistics(record: Mapping[str, Any], preset: Preset) -> dict[str, Any
     return data
 
 
-def _times(values: Any) -> str:
-    return " x ".join(f"{v:g}" for v in values)
-
-
 def _describe_data(meta: dict[str, Any], preset: Preset) -> None:
     """Channels, classes and patch of the data set in a bundle's metadata."""
     image = meta["network_data_format"]["inputs"]["image"]
@@ -380,16 +382,18 @@ def _metadata(
 ) -> dict[str, Any]:
     meta = read_json(bundle / "configs" / "metadata.json")
     versions = record.get("versions", {})
-    spacing = f"resampled to {_times(preset.spacing)} mm" if preset.spacing else "as stored"
+    spacing = f"resampled to {times(preset.spacing)} mm" if preset.spacing else "as stored"
     if "spacing" in data:
-        spacing += f", median of the training images {_times(data['spacing'][1])} mm"
+        spacing += f", median of the training images {times(data['spacing'][1])} mm"
     classes = ", ".join(f"{value} {label}" for value, label in preset.labels.items())
     means = {section: block["summary"]["mean"]["dice"]["mean"] for section, block in results.items()}
     scores = {f"mean_dice_{section}": round(mean, 6) for section, mean in means.items() if mean is not None}
     _describe_data(meta, preset)
     return meta | {
         "version": "1.0.0",
-        "changelog": {"1.0.0": f"trained {record.get('max_iterations')} iterations with {bundle.name}"},
+        "changelog": {
+            "1.0.0": f"trained {record.get('iteration', record.get('max_iterations'))} iterations with {bundle.name}"
+        },
         "monai_version": str(versions.get("monai") or meta["monai_version"]),
         "pytorch_version": str(versions.get("torch") or meta["pytorch_version"]).partition("+")[0],
         "numpy_version": str(versions.get("numpy") or meta["numpy_version"]),
@@ -402,74 +406,3 @@ def _metadata(
         "pred_classes": classes,
         "eval_metrics": scores,
     }
-
-
-def model_card(
-    meta: Mapping[str, Any],
-    preset: Preset,
-    record: Mapping[str, Any],
-    results: Mapping[str, Any],
-    data: Mapping[str, Any],
-    differences: Mapping[str, float],
-) -> str:
-    """``docs/README.md`` of a package: data, training, scores with intervals, intended use, limits."""
-    counts = data.get("counts", {})
-    cases = ", ".join(f"{n} {key}" for key, n in counts.items()) or "unknown (the data were not at hand when packaging)"
-    lines = [f"# {meta['name']}", "", meta["description"], "", "## Data", "",
-             f"- data set: `{preset.name}` ({preset.flavor}): {preset.description or 'no description'}",
-             f"- cases: {cases}. Only the labels of `training` were read.",
-             f"- channels: {', '.join(preset.channels)} ({preset.modality})",
-             f"- classes: {meta['label_classes']}"]  # fmt: skip
-    for key, unit in (("spacing", " mm"), ("shape", " voxels")):
-        if key in data:
-            low, middle, high = (_times(values) for values in data[key])
-            lines.append(f"- {key} of the training images: median {middle}{unit} (from {low} to {high})")
-    versions = record.get("versions", {})
-    lines += ["", "## Training", "",
-              f"Bundle `{Path(str(record['bundle'])).name}`, {record.get('max_iterations')} iterations, seed "
-              f"{record['overrides'].get('seed', 0)}, patches of {_times(preset.patch_size)} voxels; monai_ssl "
-              f"{versions.get('monai_ssl')}, MONAI {versions.get('monai')}, PyTorch {versions.get('torch')}. Status: "
-              f"{record.get('status', 'unknown')}. The settings stand in `configs/train.yaml`.", "", "## Results",
-              ""]  # fmt: skip
-    if not results:
-        lines.append(
-            "**This model has not been evaluated.** Evaluate the run (`monai-ssl evaluate`) and package again."
-        )
-    for section, block in results.items():
-        lines += [f"On the list `{section}`, original grid, mean with 95 % bootstrap interval over the cases "
-                  f"([per case](results/{section}/per_case.csv), [summary](results/{section}/summary.json)):", "",
-                  "| class | n | failed | Dice | 95HD, mm | ASSD, mm |", "|---|---|---|---|---|---|"]  # fmt: skip
-        for label, scores in block["summary"]["classes"].items():
-            cells = [_interval(scores[key], digits) for key, digits in (("dice", 3), ("hd95_mm", 2), ("assd_mm", 2))]
-            lines.append(f"| {label} | {scores['dice']['n']} | {scores['n_failed']} | {' | '.join(cells)} |")
-        lines += ["", "An empty prediction counts with the image diagonal as distance; `failed` is Dice below "
-                  f"{block['summary'].get('failure_dice', 0.5)}.", ""]  # fmt: skip
-    checks = ", ".join(f"`{name}` {difference:.1e}" for name, difference in differences.items())
-    lines += ["", "## Files", "",
-              "- `models/model.pt`: state dict of the deployed network. "
-              f"Largest difference of the exported networks' logits from it: {checks}.",
-              "- `configs/inference.yaml`, `train.yaml`, `evaluate.yaml`: with the preset merged in (`dataset`).",
-              "", "```bash", "monai-ssl predict . IMAGES --output DIR",
-              "monai-ssl predict --bundle . --dicom SERIES_DIR --output DIR",
-              'python -m monai.bundle run --config_file configs/inference.yaml --dataset_dir IMAGES',
-              "```", "", "## Intended use", "", meta["intended_use"], "", "## Limits", "",
-              "- Scores hold for scans like those of the evaluation: other scanners, protocols, ages and diseases may "
-              "give worse results without a warning.",
-              "- Images outside the ranges of spacing and size above have not been seen.",
-              f"- It draws {', '.join(list(preset.labels.values())[1:])} and nothing else, also where the organ is "
-              "missing or abnormal.",
-              "- A person must look at every result before it is used.",
-              "- A bundle's configs are code: run this folder only if you trust its author.", "", "## License", "",
-              "The code is under the license in `LICENSE`. Weights are derived from the training data: their license "
-              "applies as well, add it as `docs/data_license.txt` before you pass the bundle on.", "",
-              "## References", "", *(f"- {reference}" for reference in meta.get("references", [])), ""]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _interval(block: Mapping[str, Any], digits: int) -> str:
-    if block.get("mean") is None:
-        return "not defined"
-    text = f"{block['mean']:.{digits}f}"
-    if block.get("ci_low") is not None:
-        text += f" [{block['ci_low']:.{digits}f}, {block['ci_high']:.{digits}f}]"
-    return text

@@ -94,5 +94,6 @@ class Preview:
             item["label"][0].cpu().numpy(),
             item["pred"][0].cpu().numpy(),
             path=self.folder / f"iteration-{trainer.state.iteration:06d}.png",
+            spacing=spacing_of(item["pred"].affine.cpu().numpy(), item["pred"].dim() - 1),
             labels=self.labels,
         )

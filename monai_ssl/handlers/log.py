@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import logging
+import math
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +120,13 @@ class Progress:
         description: in front of the bar.
     """
 
+    unit, short_unit = "iteration", "it"
+
     def __init__(self, seconds: float = 30.0, description: str = "training") -> None:
         self.seconds, self.description = seconds, description
         self._bar: tqdm | None = None
-        self._last = 0.0
+        self._said = -math.inf
+        self._began: tuple[float, int] | None = None
         self._average: float | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -129,36 +134,57 @@ class Progress:
         engine.add_event_handler(Events.COMPLETED, self.close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
 
-    def update(self, engine: Any) -> None:
-        if engine.state.rank != 0 or not engine.state.output:
-            return
-        output, iteration, total = engine.state.output[0], engine.state.iteration, engine.total_iterations
+    def total_of(self, engine: Any) -> int:
+        """Number of steps of a whole run."""
+        return engine.total_iterations
+
+    def text_of(self, engine: Any) -> str | None:
+        """What is said beside the count; None: nothing happened that is worth a step of the bar."""
+        if not engine.state.output:
+            return None
+        output = engine.state.output[0]
         loss = output["loss"]
         self._average = loss if self._average is None else 0.95 * self._average + 0.05 * loss
-        terms = " ".join(f"{name} {value:.3f}" for name, value in output["terms"].items())
-        text = f"loss {self._average:.3f} ({terms})"
+        # significant digits: a term at the start of its ramp-up is small, not zero
+        terms = " ".join(f"{name} {value:.3g}" for name, value in output["terms"].items())
+        return f"loss {self._average:.4g} ({terms})"
+
+    def update(self, engine: Any) -> None:
+        if getattr(engine.state, "rank", 0) != 0 or (text := self.text_of(engine)) is None:
+            return
+        done, total, now = engine.state.iteration, self.total_of(engine), time.monotonic()
+        self._began = self._began or (now, done)
         if sys.stderr.isatty():
             if self._bar is None:
-                self._bar = tqdm(total=total, initial=iteration - 1, desc=self.description, unit="it",
+                self._bar = tqdm(total=total, initial=done - 1, desc=self.description, unit=self.short_unit,
                                  dynamic_ncols=True, leave=True)  # fmt: skip
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(1)
-        elif time.monotonic() - self._last > self.seconds or iteration == total:
-            self._last = time.monotonic()
-            logger.info("%s: iteration %d of %d, %s", self.description, iteration, total, text)
+        elif now - self._said > self.seconds or done == total:
+            self._said = now
+            said = [f"{self.description}: {self.unit} {done} of {total}", text, self._left(done, total, now)]
+            logger.info(", ".join(part for part in said if part))
+
+    def _left(self, done: int, total: int, now: float) -> str:
+        start, first = self._began or (now, done)
+        if not first < done < total:
+            return ""
+        seconds = (now - start) / (done - first) * (total - done)
+        return f"{seconds:.0f} s left" if seconds < 100 else f"{timedelta(seconds=round(seconds))} left"
 
     def _failed(self, engine: Engine, error: BaseException) -> None:
         self.close()
         raise error
 
     def close(self, engine: Engine | None = None) -> None:
+        self._began = None
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
-class CaseProgress:
-    """The same for an evaluator that goes through cases: a bar on a terminal, else one quiet line every ``seconds``.
+class CaseProgress(Progress):
+    """The same for an evaluator that goes through cases.
 
     Args:
         total: number of cases.
@@ -166,25 +192,15 @@ class CaseProgress:
         seconds: between two lines where stderr is no terminal.
     """
 
+    unit = short_unit = "case"
+
     def __init__(self, total: int, description: str = "cases", seconds: float = 30.0) -> None:
-        self.total, self.description, self.seconds = total, description, seconds
-        self._bar: tqdm | None = None
-        self._last = time.monotonic()
+        super().__init__(seconds, description)
+        self.total = total
+        self._said = time.monotonic()  # a short evaluation says one line, at its end
 
-    def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
-        engine.add_event_handler(Events.COMPLETED, self.close)
+    def total_of(self, engine: Any) -> int:
+        return self.total
 
-    def update(self, engine: Any) -> None:
-        done = engine.state.iteration
-        if sys.stderr.isatty():
-            self._bar = self._bar or tqdm(total=self.total, desc=self.description, unit="case", dynamic_ncols=True)
-            self._bar.update(1)
-        elif time.monotonic() - self._last > self.seconds or done == self.total:
-            self._last = time.monotonic()
-            logger.info("%s: case %d of %d", self.description, done, self.total)
-
-    def close(self, engine: Engine) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    def text_of(self, engine: Any) -> str:
+        return ""

@@ -2,7 +2,7 @@
 
 from .cases import DISTANCE_METRICS, METRICS, OVERLAP_METRICS, STATUSES, Row, case_metrics
 from .overlap import dice_score, jaccard_score
-from .results import PER_CASE_NAME, SUMMARY_NAME, Results, environment, read_results, write_results
+from .results import PER_CASE_NAME, SUMMARY_NAME, Results, add_meta, environment, read_results, write_results
 from .statistics import (
     FAILURE_DICE,
     Comparison,
@@ -29,6 +29,7 @@ __all__ = [
     "Row",
     "Spread",
     "SurfaceDistances",
+    "add_meta",
     "bootstrap_interval",
     "case_metrics",
     "case_values",

@@ -24,7 +24,7 @@ from monai_ssl.files import write_atomically
 from .cases import METRICS, Row
 from .statistics import summarize
 
-__all__ = ["PER_CASE_NAME", "SUMMARY_NAME", "Results", "environment", "read_results", "write_results"]
+__all__ = ["PER_CASE_NAME", "SUMMARY_NAME", "Results", "add_meta", "environment", "read_results", "write_results"]
 
 PER_CASE_NAME = "per_case.csv"
 SUMMARY_NAME = "summary.json"
@@ -144,6 +144,25 @@ def write_results(output_dir: str | os.PathLike[str], rows: Sequence[Row], meta:
         }
     )
     return paths
+
+
+def add_meta(output_dir: str | os.PathLike[str], **meta: Any) -> None:
+    """Add to where the numbers of written results come from.
+
+    Args:
+        output_dir: folder written by :func:`write_results`.
+        meta: entries; they replace those of the same name.
+
+    Raises:
+        FileNotFoundError: if the folder holds no results.
+
+    Example:
+        >>> add_meta("outputs/evaluation", training={"bundle": "dtc", "iteration": 300})  # doctest: +SKIP
+    """
+    path = Path(output_dir) / SUMMARY_NAME
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["meta"] |= _plain(meta)
+    write_atomically({path: json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n"})
 
 
 def read_results(output_dir: str | os.PathLike[str]) -> Results:

@@ -30,8 +30,9 @@ from monai_ssl.reports.figures import (
     new_figure,
     plain_text,
     style_axes,
+    upright,
 )
-from monai_ssl.reports.page import _CSS, _escape, _html_figure, _html_table
+from monai_ssl.reports.page import Picture, Table, render_html
 
 COLORS = {"training": "#0072B2", "unlabeled": "#7b8794", "validation": "#E69F00", "testing": "#009E73"}
 NAMES = {"training": "labeled training", "unlabeled": "unlabeled", "validation": "validation", "testing": "test"}
@@ -39,6 +40,11 @@ NAMES = {"training": "labeled training", "unlabeled": "unlabeled", "validation":
 PICTURES = 12
 ROW = 6
 PERCENTILES = (0.5, 25.0, 50.0, 75.0, 99.5)
+SIZE_CAPTION = "One dot per case. Sizes are millimeters where files state them."
+PICTURE_NOTE = (
+    "The slice with the largest label, else the middle one. Where the file states its orientation, letters at the "
+    "edges name the patient's left (L), right (R), back (P), front (A), feet (I) and head (S)."
+)
 
 
 @dataclass
@@ -54,7 +60,7 @@ class CaseStatistics:
         values: percentiles 0.5, 25, 50, 75, 99.5 of the first channel.
         voxels: class -> number of voxels, None without label.
         empty_slices: share of the slices along the last stored axis without any label.
-        picture: (slice of the image, slice of the label or None, millimeters per pixel).
+        picture: (slice of the image, slice of the label or None, millimeters per pixel, directions of both axes).
     """
 
     section: str
@@ -68,7 +74,9 @@ class CaseStatistics:
     values: tuple[float, ...] = ()
     voxels: dict[int, int] | None = None
     empty_slices: float | None = None
-    picture: tuple[np.ndarray, np.ndarray | None, tuple[float, float]] | None = field(default=None, repr=False)
+    picture: tuple[np.ndarray, np.ndarray | None, tuple[float, float], tuple[str, ...]] | None = field(
+        default=None, repr=False
+    )
 
 
 def case_statistics(section: str, name: str, entry: Entry, picture: bool = False) -> CaseStatistics:
@@ -103,29 +111,24 @@ def case_statistics(section: str, name: str, entry: Entry, picture: bool = False
 
 def _picture(
     gray: np.ndarray, label: np.ndarray | None, affine: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray | None, tuple[float, float]]:
+) -> tuple[np.ndarray, np.ndarray | None, tuple[float, float], tuple[str, ...]]:
     """The slice with most label (else the middle one) across the axis of the thickest slices, upright in RAS."""
-    steps = np.ones(gray.ndim)
-    if affine is not None and gray.ndim == 3:
-        turned = nib.as_closest_canonical(nib.Nifti1Image(_plain(gray), affine))
-        steps = np.array(turned.header.get_zooms()[:3], dtype=float)
-        if label is not None:
-            label = np.asarray(nib.as_closest_canonical(nib.Nifti1Image(_plain(label), affine)).dataobj)
-        gray = np.asarray(turned.dataobj)
-    elif affine is not None:
-        steps = nib.affines.voxel_sizes(affine)[: gray.ndim]
+    if label is not None:
+        label = upright(label, affine)[0]
+    gray, spacing, directions = upright(gray, affine)
+    steps = spacing or [1.0] * gray.ndim
     if gray.ndim == 2:
-        return gray, label, (float(steps[0]), float(steps[1]))
-    axis = int(np.argmax(steps)) if steps.max() > 1.5 * steps.min() else 2
-    masks = [np.zeros(gray.shape, bool) if label is None else label]
-    index = largest_slice(masks, axis)
-    rest = [float(step) for other, step in enumerate(steps) if other != axis]
-    return gray.take(index, axis), None if label is None else label.take(index, axis), (rest[0], rest[1])
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    # NIfTI of nibabel has no bool and no int64
-    return array.astype(np.float32) if array.dtype.kind in "bf" or array.dtype.itemsize == 8 else array
+        return gray, label, (steps[0], steps[1]), ()
+    axis = int(np.argmax(steps)) if max(steps) > 1.5 * min(steps) else 2
+    index = largest_slice([np.zeros(gray.shape, bool) if label is None else label], axis)
+    first, second = (other for other in range(3) if other != axis)
+    shown = (directions[first], directions[second]) if directions else ()
+    return (
+        gray.take(index, axis),
+        None if label is None else label.take(index, axis),
+        (steps[first], steps[second]),
+        shown,
+    )
 
 
 def describe(
@@ -178,47 +181,32 @@ def describe(
 
 def _page(title: str, datalist: Datalist, cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> str:
     good = [case for case in cases if not case.error]
-    parts = [f"<h1>{_escape(title)}</h1>"]
     counts = ", ".join(f"{n} {NAMES[section]}" for section, n in datalist.counts().items() if n)
     classes = ", ".join(f"{value} {name}" for value, name in sorted(labels.items()))
-    parts.append(f'<p class="muted">{_escape(f"{counts}. Classes: {classes}.")} {_escape(datalist.description)}</p>')
-    parts.append('<div class="findings">')
-    parts += [f"<p>{_escape(sentence)}</p>" for sentence in _findings(cases, labels)]
-    parts.append("</div>")
-    if good:
-        parts += ["<h2>Lists</h2>", _html_table(_list_table(good), (0, 3, 4))]
-        parts += ["<h2>Sizes and intensities</h2>"]
-        parts.append(_html_figure(_size_figure(good), "One dot per case. Sizes are millimeters where files state them.",
-                                  "Sizes and gray values of every case", scroll=True))  # fmt: skip
-        if any(case.voxels for case in good):
-            parts += ["<h2>Volumes of the classes</h2>", _html_table(_class_table(good, labels), (0, 1))]
-            parts.append(_html_figure(_class_figure(good, labels), "One dot per labeled case.",
-                                      "Volume of every class in every labeled case", scroll=True))  # fmt: skip
-        parts.append("<h2>Pictures</h2>")
-        parts.append(
-            '<p class="note">The slice with the largest label, else the middle one. Where the file states its '
-            "orientation, the patient's right and front are right and top of the picture.</p>"
-        )
-        for section in SECTIONS:
-            shown = [case for case in good if case.section == section and case.picture is not None]
-            if shown:
-                total = sum(case.section == section for case in cases)
-                caption = f"{NAMES[section]}: {len(shown)} of {total}" if len(shown) < total else NAMES[section]
-                parts.append(_html_figure(_picture_figure(shown, labels), caption, f"pictures: {caption}", scroll=True))
-    rows = _case_table(cases, labels)
-    parts.append(f"<h2>Table of cases</h2><details{' open' if len(cases) <= 30 else ''}>"
-                 f"<summary>{len(cases)} rows</summary>{_html_table(rows, (0, 1, 4, 5))}</details>")  # fmt: skip
-    source = str(datalist.path or datalist.dataset_dir or "")
-    parts.append(
-        f"<footer>Written by <code>monai-ssl describe</code> from <code>{_escape(source)}</code>. Percentiles and "
-        "volumes are of the files as stored.</footer>"
-    )
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{_escape(title)}</title><style>{_CSS}</style></head><body><main>\n"
-        + "\n".join(parts)
-        + "\n</main></body></html>\n"
+    measured = any(case.voxels for case in good)
+    pictures = []
+    for section in SECTIONS:
+        shown = [case for case in good if case.section == section and case.picture is not None]
+        if shown:
+            total = sum(case.section == section for case in cases)
+            caption = f"{NAMES[section]}: {len(shown)} of {total}" if len(shown) < total else NAMES[section]
+            pictures.append(Picture(_picture_figure(shown, labels), caption, f"pictures: {caption}"))
+    return render_html(
+        "dataset.html.j2",
+        title=title,
+        subtitle=f"{counts}. Classes: {classes}. {datalist.description}",
+        findings=_findings(cases, labels),
+        lists=_list_table(good) if good else None,
+        sizes=good and Picture(_size_figure(good), SIZE_CAPTION, "Sizes and gray values of every case"),
+        volumes=_class_table(good, labels) if measured else None,
+        volume_figure=measured
+        and Picture(
+            _class_figure(good, labels), "One dot per labeled case.", "Volume of every class in every labeled case"
+        ),
+        pictures=pictures,
+        picture_note=PICTURE_NOTE,
+        cases=_case_table(cases, labels),
+        source=str(datalist.path or datalist.dataset_dir or ""),
     )
 
 
@@ -289,7 +277,7 @@ def _findings(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> lis
     return sentences
 
 
-def _list_table(cases: Sequence[CaseStatistics]) -> tuple[list[str], list[list[str]]]:
+def _list_table(cases: Sequence[CaseStatistics]) -> Table:
     header = ["List", "Cases", "Shape (min – median – max)", "Orientation", "Read as", "Spacing mm", "Channels"]
     body = []
     for section in SECTIONS:
@@ -312,10 +300,10 @@ def _list_table(cases: Sequence[CaseStatistics]) -> tuple[list[str], list[list[s
             ", ".join(f"{t} ({n})" for t, n in types.most_common(3)), spacing,
             _range([case.n_channels for case in group]),
         ])  # fmt: skip
-    return header, body
+    return Table(header, body, (0, 3, 4))
 
 
-def _class_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> tuple[list[str], list[list[str]]]:
+def _class_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> Table:
     unit = _unit(cases)
     header = ["Class", "List", "Cases with it", f"Volume {unit} (min – median – max)", "Share of the image %, median"]
     body = []
@@ -328,10 +316,10 @@ def _class_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> 
                 volumes = _range([_volume(case, value) for case in having]) if having else "–"
                 body.append([name, NAMES[section], f"{len(having)} of {len(group)}", volumes,
                              f"{float(np.median(share)):.3g}"])  # fmt: skip
-    return header, body
+    return Table(header, body, (0, 1))
 
 
-def _case_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> tuple[list[str], list[list[str]]]:
+def _case_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> Table:
     foreground = [value for value in sorted(labels) if value]
     unit = _unit([case for case in cases if not case.error] or cases)
     header = ["Case", "List", "Shape", "Spacing mm", "Orientation", "Read as", "0.5 – 50 – 99.5 %"]
@@ -346,7 +334,7 @@ def _case_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> t
         volumes = ["" if case.voxels is None else f"{_volume(case, value):.3g}" for value in foreground]
         body.append([case.name, NAMES[case.section], " × ".join(map(str, case.shape)), spacing, case.orientation or "–",
                      case.dtype, gray, *volumes])  # fmt: skip
-    return header, body
+    return Table(header, body, (0, 1, 4, 5))
 
 
 # ------------------------------------------------------------------------------------------------------------- figures
@@ -437,9 +425,9 @@ def _picture_figure(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) 
     values: set[int] = set()
     for axes, case in zip(grid, cases, strict=False):
         assert case.picture is not None
-        gray, label, aspect = case.picture
+        gray, label, aspect, directions = case.picture
         name = case.name if len(case.name) <= 24 else f"{case.name[:11]}…{case.name[-11:]}"
-        draw_slice(axes, gray, aspect, name)
+        draw_slice(axes, gray, aspect, name, directions)
         if label is not None:
             present = sorted({int(value) for value in np.unique(label)} - {0})
             values |= set(present)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import nibabel as nib
 import numpy as np
 from matplotlib import patheffects
 from matplotlib.axes import Axes
@@ -19,7 +20,19 @@ from monai_ssl.files import write_atomically
 from monai_ssl.metrics.overlap import to_array
 from monai_ssl.metrics.surface import check_spacing
 
-__all__ = ["CLASS_COLORS", "REFERENCE_COLOR", "figure_png", "overlay_figure"]
+__all__ = [
+    "CLASS_COLORS",
+    "REFERENCE_COLOR",
+    "class_color",
+    "comparison_figure",
+    "draw_outline",
+    "draw_slice",
+    "figure_png",
+    "largest_slice",
+    "new_figure",
+    "overlay_figure",
+    "upright",
+]
 
 # Okabe and Ito's palette: apart for every common form of color blindness
 CLASS_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#0072B2")
@@ -120,8 +133,46 @@ def _crop(masks: Sequence[np.ndarray], aspect: tuple[float, float]) -> tuple[sli
     return window[0], window[1]
 
 
-def draw_slice(axes: Axes, image: np.ndarray, aspect: tuple[float, float], title: str = "") -> None:
-    """Show one 2D slice in gray, first array axis to the right and second one up."""
+def upright(array: np.ndarray, affine: np.ndarray | None) -> tuple[np.ndarray, list[float] | None, tuple[str, ...]]:
+    """Turn a volume so that its axes run to the patient's right, front and head, as nearly as whole turns allow.
+
+    Args:
+        array: shape (X, Y) or (X, Y, Z).
+        affine: of the file; None where the format states no place in space.
+
+    Returns:
+        The array; its spacing, one value per axis (None without affine); and the directions of its axes, low end
+        before high end ("LR", "PA", "IS"): empty in 2D and without affine.
+
+    Example:
+        >>> mask = np.zeros((4, 3, 2))
+        >>> mask[0] = 1
+        >>> turned, spacing, directions = upright(mask, np.diag([-1.0, 1.0, 2.5, 1.0]))
+        >>> turned[3].all(), spacing, directions
+        (True, [1.0, 1.0, 2.5], ('LR', 'PA', 'IS'))
+    """
+    if affine is None:
+        return array, None, ()
+    if array.ndim != 3:
+        return array, [float(step) for step in nib.affines.voxel_sizes(affine)[: array.ndim]], ()
+    orientation = nib.orientations.io_orientation(affine)
+    steps = nib.affines.voxel_sizes(affine)
+    spacing = [float(steps[int(axis)]) for axis in np.argsort(orientation[:, 0])]
+    return nib.orientations.apply_orientation(array, orientation), spacing, ("LR", "PA", "IS")
+
+
+def draw_slice(
+    axes: Axes, image: np.ndarray, aspect: tuple[float, float], title: str = "", directions: Sequence[str] = ()
+) -> None:
+    """Show one 2D slice in gray, first array axis to the right and second one up.
+
+    Args:
+        axes: to draw on.
+        image: shape (X, Y).
+        aspect: size of a pixel along both axes.
+        title: over the picture.
+        directions: letters of the ends of both axes, e.g. ("LR", "PA"); written at the edges.
+    """
     finite = image[np.isfinite(image)]
     low, high = np.percentile(finite, [1, 99.5]) if finite.size else (0.0, 1.0)
     axes.imshow(
@@ -134,6 +185,12 @@ def draw_slice(axes: Axes, image: np.ndarray, aspect: tuple[float, float], title
         interpolation="nearest",
     )
     axes.set_axis_off()
+    if directions:
+        places = ((0.04, 0.5), (0.96, 0.5), (0.5, 0.05), (0.5, 0.95))
+        for letter, (x, y) in zip("".join(directions), places, strict=True):
+            halo = [patheffects.Stroke(linewidth=2, foreground="#000000b0"), patheffects.Normal()]
+            axes.text(x, y, letter, transform=axes.transAxes, ha="center", va="center", fontsize=8, color="white",
+                      path_effects=halo)  # fmt: skip
     if title:
         axes.set_title(plain_text(title), fontsize=9.5, color=INK)
 
@@ -212,8 +269,7 @@ def comparison_figure(
     predictions: Mapping[str, Any],
     spacing: Sequence[float] | None = None,
     labels: Mapping[int, str] | None = None,
-    axis: int = -1,
-    title: str = "",
+    directions: Sequence[str] = (),
 ) -> Figure:
     """The image alone, then label and prediction outlines of each run, side by side on one slice.
 
@@ -224,11 +280,10 @@ def comparison_figure(
         predictions: integer label maps by panel title.
         spacing: voxel size, one value per axis; sets the aspect of the picture.
         labels: class names by value, for the legend.
-        axis: array axis that is cut in 3D; the slice is the one with the largest label.
-        title: heading over the panels.
+        directions: letters of the ends of every axis, see :func:`upright`.
 
     Returns:
-        The figure.
+        The figure; in 3D, of the slice along the last axis with the largest label.
 
     Raises:
         ValueError: if shapes differ or are neither 2D nor 3D.
@@ -251,12 +306,10 @@ def comparison_figure(
     values = classes_in(*every)
     steps = check_spacing(spacing, picture.ndim).tolist()
     if picture.ndim == 3:
-        axis = axis % 3
-        index = largest_slice(every or [np.zeros(picture.shape, dtype=int)], axis)
-        picture = picture.take(index, axis)
-        truth = None if truth is None else truth.take(index, axis)
-        masks = {name: mask.take(index, axis) for name, mask in masks.items()}
-        del steps[axis]
+        index = largest_slice(every or [np.zeros(picture.shape, dtype=int)])
+        picture = picture[..., index]
+        truth = None if truth is None else truth[..., index]
+        masks = {name: mask[..., index] for name, mask in masks.items()}
     aspect = (steps[0], steps[1])
     every = ([] if truth is None else [truth]) + list(masks.values())
     window = _crop(every, aspect) if every else (slice(None), slice(None))
@@ -264,15 +317,13 @@ def comparison_figure(
     ratio = picture.shape[1] * aspect[1] / (picture.shape[0] * aspect[0])
     size = 2.7
     lines = max((name.count("\n") + 1 for name in masks), default=1)
-    height = min(6.0, max(1.2, size * ratio)) + 0.2 * lines + (0.35 if masks else 0.0) + (0.35 if title else 0.1)
+    height = min(6.0, max(1.2, size * ratio)) + 0.2 * lines + (0.45 if masks else 0.1)
     figure = new_figure(size * (1 + len(masks)), height)
     panels = figure.subplots(1, 1 + len(masks), squeeze=False)[0]
-    draw_slice(panels[0], picture, aspect, "image")
+    draw_slice(panels[0], picture, aspect, "image", directions[:2])
     for axes, (name, mask) in zip(panels[1:], masks.items(), strict=True):
         draw_slice(axes, picture, aspect, name)
         outline_pair(axes, None if truth is None else truth[window], mask[window], values)
-    if title:
-        figure.suptitle(plain_text(title), fontsize=11, color=INK, fontweight="bold")
     if masks:
         handles = outline_legend(values, labels, truth is not None)
         figure.legend(
@@ -288,8 +339,6 @@ def overlay_figure(
     path: str | os.PathLike[str] | None = None,
     spacing: Sequence[float] | None = None,
     labels: Mapping[int, str] | None = None,
-    axis: int = -1,
-    title: str = "",
 ) -> Figure:
     """Picture one case: the image, and beside it the outlines of label and prediction on it.
 
@@ -304,8 +353,6 @@ def overlay_figure(
         path: PNG file to write; its folder is created.
         spacing: voxel size, one value per axis; sets the aspect of the picture.
         labels: class names by value, for the legend.
-        axis: array axis that is cut in 3D.
-        title: heading.
 
     Returns:
         The matplotlib figure (an ``SummaryWriter.add_figure`` takes it as it is).
@@ -316,14 +363,14 @@ def overlay_figure(
     Example:
         >>> mask = np.zeros((16, 16, 8), dtype=int)
         >>> mask[4:12, 4:12, 2:6] = 1
-        >>> figure = overlay_figure(np.random.rand(16, 16, 8), mask, mask, title="case 1")
+        >>> figure = overlay_figure(np.random.rand(16, 16, 8), mask, mask)
     """
     panel = "label and prediction" if label is not None else "prediction"
     if prediction is None and label is not None:
         panel, predictions = "label", {"label": np.zeros_like(to_array(label))}
     else:
         predictions = {} if prediction is None else {panel: prediction}
-    figure = comparison_figure(image, label, predictions, spacing, labels, axis, title)
+    figure = comparison_figure(image, label, predictions, spacing, labels)
     if path is not None:
         write_atomically({Path(path): figure_png(figure)})
     return figure

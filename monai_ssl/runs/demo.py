@@ -79,8 +79,8 @@ def demo(output: str | Path = "demo", seeds: int = 1, seed: int = 0, iterations:
 def _one_seed(output: Path, seed: int, iterations: int) -> tuple[Path, dict[str, list[float]]]:
     from monai_ssl.curation.phantom.dataset import write_phantom
     from monai_ssl.metrics import case_values, read_results
+    from monai_ssl.reports import comparison_report
     from monai_ssl.runs.evaluation import evaluate
-    from monai_ssl.runs.scoring import comparison_report
     from monai_ssl.runs.train import train
 
     folder = output / f"seed{seed}"

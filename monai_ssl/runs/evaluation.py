@@ -49,7 +49,7 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """A few lines for people: one per class, and how it compares."""
-        from monai_ssl.runs.scoring import summary_lines
+        from monai_ssl.reports import summary_lines
 
         return summary_lines(self.folder, self.against)
 
@@ -125,7 +125,8 @@ def evaluate(
         }
 
     from monai_ssl.metrics import read_results
-    from monai_ssl.runs.scoring import evaluate_predictions, evaluate_run, report_evaluation
+    from monai_ssl.reports import report_evaluation
+    from monai_ssl.runs.scoring import evaluate_predictions, evaluate_run
 
     other = None if against is None else Path(against).expanduser()
     if other is not None:
@@ -171,7 +172,7 @@ def report(
     if page.suffix.lower() not in {".html", ".htm"}:
         raise DataError(f"output: must be an .html file, got {os.fspath(output)!r}")
 
-    from monai_ssl.runs.scoring import comparison_report
+    from monai_ssl.reports import comparison_report
 
     given = {"floor": floor, "matched_floor": matched_floor, "method": method, "ceiling": ceiling}
     folders = {

@@ -1,4 +1,4 @@
-"""From a trained run or a folder of segmentations to results and a report."""
+"""From a trained run, or a folder of segmentations, to results; the pages about them are in ``monai_ssl.reports``."""
 
 from __future__ import annotations
 
@@ -6,19 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_ssl.bundle.library import run_bundle
+from monai_ssl.bundle.overrides import literal
 from monai_ssl.data.cases import case_names
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.errors import DataError
-from monai_ssl.metrics import case_metrics, compare, read_results, write_results
-from monai_ssl.reports.comparison import comparison_sentence, write_report
-from monai_ssl.reports.page import Overlay, ReportRun
-
-TITLES = {
-    "floor": "supervised (floor)",
-    "matched_floor": "matched floor (unsupervised weight 0)",
-    "method": "method",
-    "ceiling": "supervised, all labels (ceiling)",
-}
+from monai_ssl.metrics import add_meta, case_metrics, read_results, write_results
+from monai_ssl.runs.folder import Run
 
 
 def evaluate_run(
@@ -28,12 +22,26 @@ def evaluate_run(
     output: Path | None = None,
 ) -> Path:
     """Run the bundle's evaluation; returns the results folder with ``predictions/`` in it."""
-    from monai_ssl.bundle.library import run_bundle
-    from monai_ssl.bundle.overrides import literal
-
     results = (output or run / f"evaluation-{settings['section']}").expanduser().resolve()
     run_bundle(bundle, ["train.yaml", "evaluate.yaml"], {**settings, "output_dir": literal(results)})
+    add_meta(results, training=training_facts(Run(run), read_results(results).meta.get("ckpt")))
     return results
+
+
+def training_facts(run: Run, ckpt: str | Path | None = None) -> dict[str, Any]:
+    """What a reader of results must know of the training behind them: its record, and the iterations of the weights.
+
+    Args:
+        run: the run.
+        ckpt: the scored weights; of another file than the run's own nobody knows the iteration.
+
+    Returns:
+        Content of ``run.json`` without command, versions and machine, and ``iteration`` where it is known.
+    """
+    facts = run.record.model_dump(exclude={"command", "versions", "machine"})
+    if ckpt is not None and Path(ckpt).resolve() != run.model:
+        return {**facts, "status": "unknown"}
+    return {**facts, "iteration": run.iteration} if run.checkpoint.is_file() else facts
 
 
 def evaluate_predictions(
@@ -105,74 +113,3 @@ def _label_map(file: str | Path) -> tuple[Any, Any]:
     if volume.dtype.kind == "f" and not np.array_equal(volume, np.round(volume)):
         raise DataError(f"{file}: must hold integers (classes), got other values; is it a probability map?")
     return volume[0].astype(np.int64), affine
-
-
-def overlays_of(results: Path) -> dict[str, Overlay]:
-    """Image, label and prediction of every case that an evaluation wrote, as far as the files are still there."""
-    import json
-
-    meta = json.loads((results / "summary.json").read_text(encoding="utf-8"))
-    meta = meta.get("meta", meta)
-    datalist, folder = meta.get("datalist"), meta.get("dataset_dir")
-    predictions = Path(meta.get("predictions") or results / "predictions")
-    if not datalist or not Path(datalist).is_file() or not predictions.is_dir():
-        return {}
-    entries = load_datalist(datalist, folder).section(meta["section"])
-    files = {f.name.split(".")[0]: f for f in predictions.rglob("*.nii*")}
-    found = {}
-    for name, entry in zip(case_names(entries), entries, strict=True):
-        path = files.get(f"{Path(name).name}_seg") or files.get(Path(name).name)
-        if path is not None and "label" in entry and isinstance(entry["image"], str):
-            found[name] = Overlay(entry["image"], entry["label"], path)
-    return found
-
-
-def report_run(results: Path, name: str, role: str | None = None, run: Path | None = None) -> ReportRun:
-    """What the report needs of one results folder; training curves where the run's logs are known."""
-    folder = run or results.parent
-    logs = {key: folder / f"{key}.csv" for key in ("training", "validation")}
-    return ReportRun(
-        name,
-        results,
-        role=role,
-        training_log=logs["training"] if logs["training"].is_file() else None,
-        validation_log=logs["validation"] if logs["validation"].is_file() else None,
-        overlays=overlays_of(results),
-    )
-
-
-def report_evaluation(results: Path, against: str | Path | None = None) -> Path:
-    """``report.html`` (and ``report.md``) in the results folder."""
-    runs = [report_run(results, results.parent.name or "run", role="method")]
-    if against is not None:
-        other = Path(against).expanduser()
-        runs.insert(0, report_run(other, f"{other.parent.name} (reference)", role="floor"))
-    return write_report(results / "report.html", f"Evaluation: {results.parent.name}", runs)[0]
-
-
-def comparison_report(page: Path, title: str, results: Mapping[str, Path], names: Mapping[str, str] | None = None,
-                      intro: str = "") -> Path:  # fmt: skip
-    """One page for floor, matched floor, method and ceiling (keys of ``results``)."""
-    runs = [report_run(path, (names or TITLES).get(role, role), role=role) for role, path in results.items()]
-    return write_report(page, title, runs, intro=intro)[0]
-
-
-def summary_lines(results: Path, against: str | Path | None = None) -> list[str]:
-    """A few lines for the terminal."""
-    read = read_results(results)
-    mean = read.summary["mean"]
-    classes = read.summary["classes"]
-    lines = []
-    for name, block in (classes if len(classes) == 1 else {**classes, "mean": mean}).items():
-        dice, hd = block["dice"], block["hd95_mm"]
-        line = f"{name}: Dice {dice['mean']:.4f}"
-        if dice["sd"] is not None:  # more than one case
-            line += f" +- {dice['sd']:.4f} [median {dice['median']:.4f}; 95 % interval {dice['ci_low']:.4f} to"
-            line += f" {dice['ci_high']:.4f}]"
-        lines.append(f"{line}, 95HD {hd['mean']:.2f} mm, n = {dice['n']}, failed {block['n_failed']}")
-    if against is not None:
-        other = read_results(against)
-        lines.append(
-            comparison_sentence(compare(read.rows, other.rows), results.parent.name, Path(against).parent.name)
-        )
-    return lines

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from monai_ssl.metrics import Comparison, case_metrics, compare, read_results, write_results
-from monai_ssl.reports.comparison import comparison_sentence, write_report
+from monai_ssl.reports import Overlay, ReportRun, comparison_sentence, write_report
+from monai_ssl.reports.charts import case_figure, curves_figure, overlay_figures
 from monai_ssl.reports.figures import comparison_figure, figure_png, largest_slice, overlay_figure
-from monai_ssl.reports.page import Overlay, ReportRun
+from monai_ssl.reports.run import load_runs
 
-EVIL = "<script>alert('x')</script> | `a` & $\\frac$"
+EVIL = "<script>alert('x')</script> | `a` & $\\frac$ [b](javascript:c) __d__"
 
 
 def make_run(folder, name, noise, cases=8, labels=None, role=None, **options):
@@ -92,10 +93,12 @@ def test_names_are_escaped(tmp_path, runs):
     html, markdown = write_report(tmp_path / "r.html", EVIL, runs, EVIL)
     text = html.read_text(encoding="utf-8")
     assert "<script" not in text
-    assert "&lt;script&gt;alert(&#x27;x&#x27;)" in text
+    assert "&lt;script&gt;alert(&#39;x&#39;)" in text
     assert EVIL in "".join(Page(text).words)  # and still readable as it was
     twin = markdown.read_text(encoding="utf-8")
     assert "<script" not in twin
+    assert "](javascript" not in twin
+    assert not re.search(r"(?<!\\\\)__d__", twin)
     header_columns = None
     for line in twin.splitlines():  # a pipe in a name must not add a column
         columns = len(re.findall(r"(?<!\\)\|", line))
@@ -115,7 +118,7 @@ def test_numbers_and_order(tmp_path, runs):
     assert names == ["supervised (floor)", "dtc, weight 0 (matched floor)", "dtc", "all labels (ceiling)"]
     block = read_results(tmp_path / "m").summary["mean"]
     dice = block["dice"]
-    expected = f"{dice['mean'] * 100:.1f} ± {dice['sd'] * 100:.1f} \\[{dice['median'] * 100:.1f}\\]"
+    expected = f"{dice['mean'] * 100:.1f} ± {dice['sd'] * 100:.1f} [{dice['median'] * 100:.1f}]"
     assert expected in table
     assert f"{block['hd95_mm']['mean']:.2f}" in table
     assert "8 of 8" in table  # the floor, at 80 % of voxels dropped, fails everywhere
@@ -127,17 +130,6 @@ def test_numbers_and_order(tmp_path, runs):
     assert sentence in html.read_text(encoding="utf-8")
     for word in ("toy", "torch ", "seed", "machine"):
         assert word in "".join(Page(html.read_text(encoding="utf-8")).words)
-
-
-def test_missing_references_are_said(tmp_path):
-    only = make_run(tmp_path / "m", "dtc", 0.1)
-    floor = make_run(tmp_path / "f", "floor", 0.3)
-    assert "No matched floor is given" in write_report(tmp_path / "a.html", "T", [only, floor])[0].read_text()
-    text = write_report(tmp_path / "b.html", "T", [only])[0].read_text()
-    assert "No floor" in text
-    assert "No ceiling" in text
-    text = write_report(tmp_path / "c.html", "T", [floor])[0].read_text()
-    assert "compares nothing" in text
 
 
 def test_two_classes_and_failures(tmp_path):
@@ -192,7 +184,7 @@ def test_refusals(tmp_path, runs):
         write_report(tmp_path / "r.html", "T", [])
     with pytest.raises(ValueError, match="names of their own"):
         write_report(tmp_path / "r.html", "T", [runs[0], runs[0]])
-    with pytest.raises(ValueError, match="path_markdown must differ"):
+    with pytest.raises(ValueError, match="path must be an HTML file"):
         write_report(tmp_path / "r.md", "T", runs)
     short = make_run(tmp_path / "s", "floor", 0.2, cases=5)
     with pytest.raises(ValueError, match=r"same cases and classes, got 'floor' \(a\) and 'dtc' \(b\).*case5"):
@@ -208,6 +200,48 @@ def test_bad_logs(tmp_path, logs):
     bad.write_text("iteration,score\n1,2\n")
     with pytest.raises(ValueError, match="holds 'dice'"):
         write_report(tmp_path / "r.html", "T", [make_run(tmp_path / "m", "m", 0.1, validation_log=bad)])
+
+
+def test_gradient_norm_is_no_loss_term(tmp_path):
+    log = tmp_path / "training.csv"
+    log.write_text(
+        "iteration,loss,dice,consistency,lr,grad_norm\n" + "".join(f"{i},1,1,0.1,0.01,90\n" for i in range(9))
+    )
+    (run,) = load_runs([make_run(tmp_path / "m", "dtc", 0.1, cases=2, training_log=log)])
+    terms = curves_figure([run]).axes[1]
+    assert [line.get_label() for line in terms.lines] == ["dice", "consistency"]
+    assert terms.get_ylim()[1] < 2
+
+
+def test_dice_axis_is_never_negative_and_cuts_no_point(tmp_path):
+    rows = []
+    for case, (start, stop) in {"missed": (9, 12), "whole": (2, 8)}.items():
+        reference, prediction = np.zeros((2, 16, 16), int)
+        reference[2:8, 2:8], prediction[start:stop, 2:8] = 1, 1
+        rows += case_metrics(prediction, reference, {1: "organ"}, 1.0, case)
+    write_results(tmp_path / "m", rows, {})
+    axes = case_figure(load_runs([ReportRun("m", tmp_path / "m")])).axes[0]
+    assert axes.get_ylim() == (0.0, 100.0)
+    dots = axes.collections[0]
+    assert sorted(dots.get_offsets()[:, 1]) == [0.0, 100.0]
+    assert not dots.get_clip_on()
+
+
+def test_several_channels_and_directions_in_pictures(tmp_path):
+    run = make_run(tmp_path / "m", "m", 0.1, cases=1)
+    own = run.overlays[EVIL]
+    affine = np.diag([-1, -1, 2, 1])
+    image = np.stack([own.image, own.image * 0], -1)  # NIfTI: channels last
+    for name, array in (("image", image.astype(np.float32)), ("label", own.label), ("prediction", own.prediction)):
+        nibabel.save(nibabel.Nifti1Image(array.astype(np.float32), affine), tmp_path / f"{name}.nii.gz")
+    paths = {name: tmp_path / f"{name}.nii.gz" for name in ("image", "label", "prediction")}
+    (loaded,) = load_runs([ReportRun("m", run.results, overlays={EVIL: Overlay(**paths)})])
+    ((caption, figure),) = overlay_figures([loaded], loaded)
+    assert caption.startswith("Best case of m: ")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["L", "R", "P", "A"]
+    shown = figure.axes[0].images[0].get_array()
+    index = largest_slice([own.label])
+    np.testing.assert_allclose(shown, own.image[::-1, ::-1, index].T, rtol=1e-5)  # first channel, upright
 
 
 def test_overlays_from_nifti(tmp_path):

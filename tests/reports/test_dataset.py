@@ -72,11 +72,12 @@ def test_numbers(tmp_path):
     assert found.voxels == {0: image.size - 40, 1: 40}
     assert found.empty_slices == pytest.approx(0.8)
     np.testing.assert_allclose(found.values, np.percentile(image, (0.5, 25, 50, 75, 99.5)), rtol=1e-5)
-    gray, mask, aspect = found.picture
+    gray, mask, aspect, directions = found.picture
     # across the thick slices, upright: the file is flipped in x and y
     np.testing.assert_array_equal(mask, label[::-1, ::-1, 5])
     np.testing.assert_array_equal(gray, image[::-1, ::-1, 5])
     assert aspect == (0.5, 0.5)
+    assert directions == ("LR", "PA")
     page = describe(Datalist(training=[entry], labels={0: "background", 1: "organ", 2: "tumor"}), tmp_path / "p.html")
     text = read(page)
     assert "0.04" in text  # 40 voxels of 1 mm3, in ml
