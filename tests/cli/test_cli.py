@@ -395,6 +395,10 @@ class TestTrain:
         assert run("evaluate", folder, "--section", "validation") == 0
         note = next(line for line in capsys.readouterr().err.splitlines() if line.startswith("note: "))
         assert f"unfinished, weights of iteration {done} of 100000" in note
+        page = (folder / "evaluation-validation" / "report.html").read_text()
+        assert f"is unfinished: weights of iteration {done} of 100000." in page
+        meta = json.loads((folder / "evaluation-validation" / "summary.json").read_text())["meta"]
+        assert (meta["training"]["iteration"], meta["training"]["max_iterations"]) == (done, 100000)
         assert "train dtc" in note
         total = str(done + 2)
         words = [word.replace("100000", total) if word.startswith("--max_iterations") else word for word in words]
