@@ -14,7 +14,7 @@ BASE := $(VENV)/.base
 DEV := $(VENV)/.dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bundles test test-label test-deploy coverage lint format bench docs build clean
+.PHONY: help setup demo bundles test test-label test-deploy coverage lint format bench docs site build clean
 
 help:  ## This list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -91,6 +91,10 @@ bench: $(DEV)  ## Training steps and inference against plain readings of the pub
 docs: $(DEV)  ## Examples in docstrings, links and commands in the documentation
 	$(BIN)/python -m pytest --doctest-modules monai_ssl --ignore=monai_ssl/deploy/label.py -q -p no:cacheprovider
 	$(BIN)/python -m pytest tests/test_docs.py -q -p no:cacheprovider
+
+site: $(DEV)  ## Documentation site in build/site; a warning is an error
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d build/doctrees docs build/site
+	@echo "build/site/index.html"
 
 build: $(DEV)  ## Wheel and source archive in dist/
 	$(BIN)/python -m build

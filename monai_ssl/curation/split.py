@@ -63,8 +63,8 @@ def make_split(
     Args:
         source: the folder or the ``dataset.json``.
         labels: folder of the labels, where it is not found by its name.
-        output, n_labeled, n_validation, n_testing, seed, patient_pattern, patients, label_names, description,
-            overwrite: see :func:`split_folder`.
+        output, n_labeled, n_validation, n_testing, seed, patient_pattern, patients: see :func:`split_folder`.
+        label_names, description, overwrite: see :func:`split_folder`.
 
     Returns:
         Path of the datalist.

@@ -73,7 +73,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
     weight of the correlation   0.1                             0.05
     supervised weight           1                               0.5 of the sum of both Dice losses
     cross supervision           as CPS (hard labels)            sharpened, targets not detached
-    memory                      N slots per labeled image      one, with every correct voxel
+    memory                      N slots per labeled image       one, with every correct voxel
     direction of Eq. 3          ambiguous                       vanilla predicts, auxiliary is target
     confident rows              by "the confidence scores"      of the vanilla network, for both
     ==========================  ==============================  =====================================

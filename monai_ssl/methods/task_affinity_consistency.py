@@ -60,8 +60,8 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
     distance                   sum over channels (Eq. 6)         mean over channels; ``reduction="norm"``
     pairs                      all (Eq. 7)                       same index; ``pairing="all_pairs"``
     contextual scales          4                                 5; ``contextual_scales=[1, 2, 3, 4]``
-    forward pass               labeled, unlabeled separately   one mixed batch
-    mask of unlabeled images  not stated                        soft, with gradient; ``masks="hard"``
+    forward pass               labeled, unlabeled separately     one mixed batch
+    mask of unlabeled images   not stated                        soft, with gradient; ``masks="hard"``
     activation                 not stated                        sigmoid; ``activation="softmax"``
     class that is not there    not discussed                     zero vector; here skipped, ``empty="zero"``
     =========================  ================================  ==============================================

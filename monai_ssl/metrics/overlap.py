@@ -25,7 +25,7 @@ def to_masks(prediction: Any, reference: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dice_score(prediction: Any, reference: Any) -> float:
-    """Dice coefficient 2|P ∩ R| / (|P| + |R|) of two masks.
+    r"""Dice coefficient :math:`2 |P \cap R| / (|P| + |R|)` of two masks.
 
     Args:
         prediction: mask of any shape; non-zero is foreground.
@@ -47,7 +47,7 @@ def dice_score(prediction: Any, reference: Any) -> float:
 
 
 def jaccard_score(prediction: Any, reference: Any) -> float:
-    """Jaccard index |P ∩ R| / |P ∪ R| of two masks.
+    r"""Jaccard index :math:`|P \cap R| / |P \cup R|` of two masks.
 
     Args:
         prediction: mask of any shape; non-zero is foreground.
