@@ -105,8 +105,8 @@ def methods(folder: Path) -> None:
     table = re.sub(r"^\| `(\w+)`", r"| [`\1`](\1.md)", table, flags=re.MULTILINE)
     write(folder / "index.md", f"""# Methods
 
-Every method is a MONAI bundle: `monai-ssl train NAME ...`, or `python -m monai.bundle run` on its folder. A page tells how
-the method works, its options, where paper and released code differ, what was measured, and when it fails.
+Every method is a MONAI bundle: `monai-ssl train NAME ...`, or `python -m monai.bundle run` on its folder. Its page
+tells how it works, its options, where paper and released code differ, what was measured, and when it fails.
 
 {table}
 Which one helps on your data is a question for a run with its [matched floor](../concepts/matched_floor.md), not for a
@@ -144,8 +144,8 @@ def commands(page: Path) -> None:
     from monai_ssl import cli
 
     names = re.findall(r"^  ([a-z][a-z-]*)  ", told(cli.main, ["--help"]), re.MULTILINE)
-    parts = ["# Commands\n", "What `monai-ssl COMMAND --help` prints. Any id of a bundle's configs is an option of `train`,",
-             "`evaluate` and `predict`, too: the [pages of the methods](../methods/index.md) list the common ones.\n",
+    parts = ["# Commands\n", "What `monai-ssl COMMAND --help` prints. Any id of a bundle's configs is an option of",
+             "`train`, `evaluate` and `predict`, too; the [pages of the methods](../methods/index.md) list some.\n",
              f"```text\n{told(cli.main, ['--help']).strip()}\n```\n"]  # fmt: skip
     for name in names:
         parts += [f"## {name}\n", f"```text\n{told(cli.main, [name, '--help']).strip()}\n```\n"]
@@ -181,12 +181,13 @@ def api(folder: Path) -> None:
     missing = {m.name for m in pkgutil.iter_modules(monai_ssl.__path__) if m.ispkg} - set(rooms) - {"cli", "bundles"}
     if missing:
         raise RuntimeError(f"docs/generate.py: ROOMS has no line about {sorted(missing)}")
-    front = ["# Python API\n", "Rooms by kind, with imports that go one way. The functions of `monai_ssl` itself do what the",
-             "commands do; the rooms below are what they are made of.\n"]  # fmt: skip
+    front = ["# Python API\n", "Rooms by kind, with imports that go one way. The functions of `monai_ssl` itself do",
+             "what the commands do; the rooms below are what they are made of.\n"]  # fmt: skip
     names = sorted(getattr(monai_ssl, "__all__", ()))
     entries = [directive(f"monai_ssl.{name}", getattr(monai_ssl, name)) for name in names]
     front += ["```{eval-rst}", *filter(None, entries), "```\n"] if entries else []
-    front += ["| room | what it holds |", "|---|---|", *(f"| [`{r}`]({r}.md) | {text} |" for r, text in rooms.items())]
+    front += ["| room | what it holds |", "|---|---|"]
+    front += [f"| [`{room}`]({room}.md) | {text} |" for room, text in rooms.items()]
     front += ["", "```{toctree}", ":hidden:", "", *rooms, "```", ""]
     write(folder / "index.md", "\n".join(front))
     seen = {id(getattr(monai_ssl, name)) for name in names}
@@ -238,7 +239,8 @@ def notebooks(folder: Path) -> None:
         note = (f"```{{note}}\nA notebook: {{download}}`{script.stem}.ipynb`, or the script "
                 f"`examples/notebooks/{script.name}`, which the tests run.\n```\n")  # fmt: skip
         write(page, f"{title}\n\n{note}\n{links(rest, script, page)}")
-        entries = [{"cell_type": kind, "metadata": {}, "id": f"cell-{i}", "source": body.strip().splitlines(keepends=True),
+        entries = [{"cell_type": kind, "metadata": {}, "id": f"cell-{i}",
+                    "source": body.strip().splitlines(keepends=True),
                     **({} if kind == "markdown" else {"execution_count": None, "outputs": []})}
                    for i, (kind, body) in enumerate(found)]  # fmt: skip
         book = {"cells": entries, "metadata": {"kernelspec": {"display_name": "Python 3", "language": "python",
@@ -271,6 +273,7 @@ def results(folder: Path) -> None:
         return "\n".join(path.relative_to(folder).with_suffix("").as_posix() for path in paths)
 
     tree = "```{{toctree}}\n:maxdepth: 1\n{}\n{}\n```\n"
-    write(folder / "index.md", "# Results\n\nFiles of the repository, written by a script together with the command and the "
-          "machine. No number is quoted on other pages that is not here.\n\n" + tree.format("", lines([*pages, *more]))
+    write(folder / "index.md", "# Results\n\nFiles of the repository, written by a script together with the command "
+          "and the machine. No number is quoted on other pages that is not here.\n\n"
+          + tree.format("", lines([*pages, *more]))
           + "\n## Speed and memory\n\n" + tree.format("", lines(speed)))  # fmt: skip

@@ -1,8 +1,8 @@
 """Flowcharts of the pages as SVG, drawn while the site is built: no script and no network in the reader's browser.
 
 The source is the small part of Mermaid's language that the pages use, so that code hosts that know Mermaid show the
-same picture: ``flowchart LR``, nodes ``A[text]``, ``A(text)``, ``A[(text)]``, edges ``-->``, ``<-->``, ``==>``, ``-.->`` with
-or without text, and chains of them. Anything else is an error, which fails the build.
+same picture: ``flowchart LR``, nodes ``A[text]``, ``A(text)``, ``A[(text)]``, edges ``-->``, ``<-->``, ``==>``,
+``-.->`` with or without text, and chains of them. Anything else is an error, which fails the build.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
 
-NODE = r'(\w+)(\[\(.*?\)\]|\[.*?\]|\(.*?\)|\{.*?\})?'
-EDGE = re.compile(r'\s*(<)?(?:(--|==)\s*(?!>)(?P<text>.+?)\s*\2>|-\.\s*(?P<dotted>.+?)\s*\.->|(-\.->|-->|==>))\s*')
-CHAR, LINE, PAD, GAP, SPACE = 7.3, 18, 12, 22, 56
+NODE = r"(\w+)(\[\(.*?\)\]|\[.*?\]|\(.*?\)|\{.*?\})?"
+EDGE = re.compile(r"\s*(<)?(?:(--|==)\s*(?!>)(?P<text>.+?)\s*\2>|-\.\s*(?P<dotted>.+?)\s*\.->|(-\.->|-->|==>))\s*")
+CHAR, LINE, PAD, GAP, SPACE = 6.9, 17, 10, 20, 38
+WIDE = 900  # wider pictures would be too small to read on a page: they stand
 
 
 @dataclass
@@ -127,7 +129,7 @@ def _layers(found: dict[str, Node], edges: list[Edge]) -> list[list[str]]:
             chain.append(name)
         chain.append(end)
         edge.path = chain[::-1] if index in back else chain
-    links = [pair for edge in edges for pair in zip(edge.path, edge.path[1:], strict=False)]
+    links = [pair for edge in edges for pair in pairwise(edge.path)]
     for sweep in range(12):
         for layer in layers if sweep % 2 == 0 else layers[::-1]:
             place = {name: i for names in layers for i, name in enumerate(names)}
@@ -150,8 +152,7 @@ def _place(found: dict[str, Node], edges: list[Edge], layers: list[list[str]], a
     for index, layer in enumerate(layers):
         for name in layer:
             found[name].at = position + thickness[index] / 2
-        texts = [len(e.text) * CHAR * 0.9 + 18 for e in edges if e.text and any(found[n].layer == index for n in e.path[:-1])
-                 and any(found[n].layer == index + 1 for n in e.path)]  # fmt: skip
+        texts = [len(e.text) * CHAR * 0.9 + 22 for e in edges if e.text and found[e.path[0]].layer == index]
         position += thickness[index] + (max([SPACE, *([] if across else texts)]))
     length = position - SPACE + 8
 
@@ -159,11 +160,11 @@ def _place(found: dict[str, Node], edges: list[Edge], layers: list[list[str]], a
         return found[name].width if across else found[name].height
 
     for layer in layers:
-        at = 8.0
+        at = -sum(size(name) + GAP for name in layer) / 2
         for name in layer:
             found[name].across = at + size(name) / 2
             at += size(name) + GAP
-    links = [pair for edge in edges for pair in zip(edge.path, edge.path[1:], strict=False)]
+    links = [pair for edge in edges for pair in pairwise(edge.path)]
     for sweep in range(24):
         for layer in layers if sweep % 2 == 0 else layers[::-1]:
             wish = {}
@@ -188,7 +189,7 @@ def _place(found: dict[str, Node], edges: list[Edge], layers: list[list[str]], a
     return length, max(node.across + size(node.name) / 2 for node in found.values()) + 8
 
 
-def _svg(source: str, direction: str, label: str) -> str:
+def _svg(source: str, direction: str, label: str) -> tuple[str, float]:
     _, found, edges = parse(source)
     layers = _layers(found, edges)
     down = direction == "TB"
@@ -209,10 +210,10 @@ def _svg(source: str, direction: str, label: str) -> str:
             points.append(point(dummy, 0))
         points.append(point(chain[-1], -forward))
         path = f"M{points[0][0]:.1f},{points[0][1]:.1f}"
-        for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        for (x0, y0), (x1, y1) in pairwise(points):
             middle = ((y0 + y1) if down else (x0 + x1)) / 2
-            bends = f"{x0:.1f},{middle:.1f} {x1:.1f},{middle:.1f}" if down else f"{middle:.1f},{y0:.1f} {middle:.1f},{y1:.1f}"
-            path += f" C{bends} {x1:.1f},{y1:.1f}"
+            bends = [(x0, middle), (x1, middle)] if down else [(middle, y0), (middle, y1)]
+            path += " C" + " ".join(f"{x:.1f},{y:.1f}" for x, y in [*bends, (x1, y1)])
         start = ' marker-start="url(#arrow)"' if edge.both else ""
         parts.append(f'<path class="edge {edge.kind}" d="{path}" marker-end="url(#arrow)"{start}/>')
         if edge.text:
@@ -232,11 +233,12 @@ def _svg(source: str, direction: str, label: str) -> str:
         top = y - (len(node.lines) - 1) * LINE / 2 + 5
         for index, line in enumerate(node.lines):
             parts.append(f'<text x="{x:.1f}" y="{top + index * LINE:.1f}">{escape(line)}</text>')
-    return (
-        f'<svg class="{direction.lower()}" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img" '
-        f'aria-label="{escape(label)}"><defs><marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" '
-        f'markerHeight="7" orient="auto-start-reverse"><path d="M0,0L10,5L0,10z"/></marker></defs>{"".join(parts)}</svg>'
+    marker = (
+        '<defs><marker id="arrow" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" '
+        'orient="auto-start-reverse"><path d="M0,0L10,5L0,10z"/></marker></defs>'
     )
+    head = f'<svg class="{{}}" viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" role="img" '
+    return f'{head}aria-label="{escape(label)}">{marker}{"".join(parts)}</svg>', width
 
 
 class Flowchart(Directive):
@@ -249,9 +251,12 @@ class Flowchart(Directive):
     def run(self) -> list[nodes.Node]:
         source = "\n".join(self.content)
         try:
-            _, found, edges = parse(source)
-            label = "; ".join(f"{' '.join(found[edge.start].lines)} to {' '.join(found[edge.end].lines)}" for edge in edges)
-            pictures = _svg(source, "LR", label) + _svg(source, "TB", label)
+            direction, found, edges = parse(source)
+            words = {name: " ".join(node.lines) for name, node in found.items()}
+            label = "; ".join(f"{words[edge.start]} to {words[edge.end]}" for edge in edges)
+            (lying, width), (standing, _) = _svg(source, "LR", label), _svg(source, "TB", label)
+            both = direction == "LR" and width <= WIDE
+            pictures = lying.format("lying") + standing.format("standing") if both else standing.format("only")
         except ValueError as error:
             raise self.error(str(error)) from error
         return [nodes.raw("", f'<div class="flowchart">{pictures}</div>', format="html")]
