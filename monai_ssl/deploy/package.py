@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
 import monai_ssl
+from monai_ssl.bundle.edit import set_values
 from monai_ssl.bundle.library import copy_files, read_json
 from monai_ssl.data import Preset, load_datalist, load_preset
 from monai_ssl.data.cases import image_files
@@ -28,6 +28,7 @@ from monai_ssl.reports.model_card import model_card, times
 
 TOLERANCE = 1e-4
 CONFIGS = ("train.yaml", "inference.yaml")
+_FORMER_HEAD = r"\A# (Written by `monai-ssl|A copy of the bundle|Rendered by `).*\n"
 HEAD = "Written by `monai-ssl {command}`: the bundle `{bundle}` with the data set's preset merged in."
 
 
@@ -41,7 +42,7 @@ def merge_preset(folder: Path, preset: Preset, overrides: Mapping[str, Any], hea
         folder: the copy; ``configs/train.yaml`` and ``configs/inference.yaml`` are rewritten.
         preset: the data set.
         overrides: ids -> values; those that a config does not know are left out of it.
-        head: comment line of the new files.
+        head: first line of the new files; everything else, comments included, stays.
 
     Raises:
         DataError: when a text of the preset would be code in a config (``$``, ``@`` or ``%`` in front).
@@ -52,12 +53,8 @@ def merge_preset(folder: Path, preset: Preset, overrides: Mapping[str, Any], hea
             raise DataError(f"preset: texts must not begin with $, @ or %, which are code in a bundle, got {text!r}")
     for name in CONFIGS:
         path = folder / "configs" / name
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        for key, value in overrides.items():
-            _set(config, key, value)
-        config |= {"dataset": content, "flavor": None}
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True, width=120)
-        path.write_text(head + text, encoding="utf-8")
+        text = set_values(path.read_text(encoding="utf-8"), {**overrides, "dataset": content, "flavor": None})
+        path.write_text(f"# {head}\n" + re.sub(_FORMER_HEAD, "", text), encoding="utf-8")
 
 
 def _texts(content: Any) -> list[str]:
@@ -66,16 +63,6 @@ def _texts(content: Any) -> list[str]:
     if isinstance(content, (list, tuple)):
         return [text for part in content for text in _texts(part)]
     return [content] if isinstance(content, str) else []
-
-
-def _set(config: dict[str, Any], key: str, value: Any) -> None:
-    *path, last = re.split("#|::", key)
-    if (path or [last])[0] not in config:
-        return
-    block: Any = config
-    for part in path:
-        block = block[int(part)] if isinstance(block, list) else block.setdefault(part, {})
-    block[int(last) if isinstance(block, list) else last] = value
 
 
 # ------------------------------------------------------------------------------------------------------- exported files
@@ -207,7 +194,7 @@ def write_label_app(
         folder = target / "model" / source.name
         head = HEAD.format(command="label-app", bundle=source.name)
         copy_files(source, folder, head, weights=not is_shipped(source))
-        merge_preset(folder, preset, overrides or {}, f"# {head}\n")
+        merge_preset(folder, preset, overrides or {}, head)
         meta = read_json(folder / "configs" / "metadata.json")
         _describe_data(meta, preset)
         _write_json(folder / "configs" / "metadata.json", meta)
@@ -270,7 +257,7 @@ def package_run(
             done = load(run / CHECKPOINT).get("iteration")
             record = {**record, "iteration": record.get("max_iterations") if done is None else done}
         save({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial / "models" / "model.pt")
-        merge_preset(partial, preset, overrides, f"# {head}\n")
+        merge_preset(partial, preset, overrides, head)
         results = _copy_results(run, partial / "docs" / "results")
         data = _data_statistics(record, preset)
         metadata = _metadata(bundle, preset, record, results, data, name)

@@ -1,4 +1,4 @@
-"""Which tests of the bundles belong to the fast suite."""
+"""Tests of what the template says run on one bundle."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import pytest
 IN_FULL = "dtc"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def again(item: pytest.Item) -> bool:
         callspec = getattr(item, "callspec", None)
         folder = callspec.params.get("bundle") if callspec else None
-        if item.get_closest_marker("shared_config") and folder is not None and folder.name != IN_FULL:
-            item.add_marker(pytest.mark.slow)
+        return bool(item.get_closest_marker("shared_config")) and folder is not None and folder.name != IN_FULL
+
+    left_out = [item for item in items if again(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]

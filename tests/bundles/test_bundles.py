@@ -3,8 +3,8 @@
 Commands run in a copy of the bundle, so that defaults such as ``models/`` and ``eval/`` are tested and the source tree
 stays clean. ``COMMANDS`` holds them as the bundles' READMEs print them.
 
-What the configs have in common (``TestFiles`` proves that they do) is tried on one bundle; on the others these tests,
-marked ``shared_config``, are ``slow``.
+All are rendered from one template (``tests/bundle/test_render.py``): what depends on nothing else, marked
+``shared_config``, is tried on one bundle.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ from monai_ssl.data import load_preset
 
 HERE = Path(__file__).parent
 BUNDLES = sorted(folder for folder in (HERE.parents[1] / "bundles").iterdir() if folder.is_dir())
-REFERENCE = HERE.parents[1] / "bundles" / "supervised"
-OWN_BLOCKS = ("network_def", "method", "method_transforms", "unlabeled_batch_size")
 SCHEMA = HERE / "metadata_schema.json"
 
 TRAIN = 'python -m monai.bundle run --config_file configs/train.yaml --dataset_dir "$DATA"'
@@ -308,10 +306,6 @@ def workflow(bundle: Bundle, kind: str, **overrides: Any) -> ConfigWorkflow:
     )
 
 
-def test_there_are_bundles() -> None:
-    assert {"caml", "dtc", "supervised", "tac"} <= {folder.name for folder in BUNDLES}
-
-
 # ------------------------------------------------------------------------------------------------ what lies in a bundle
 
 
@@ -326,32 +320,6 @@ class TestFiles:
         wanted = [*(f"configs/{name}" for name in configs), "LICENSE", "docs/README.md", "models/.gitkeep"]
         assert [name for name in wanted if not (folder / name).is_file()] == []
         assert re.fullmatch("[a-z][a-z0-9_]*", folder.name)
-
-    def test_license_is_the_full_apache_text(self, folder: Path) -> None:
-        text = (folder / "LICENSE").read_text(encoding="utf-8")
-        assert "Apache License" in text
-        assert "Version 2.0, January 2004" in text
-        assert "9. Accepting Warranty or Additional Liability" in text
-        assert len(text) > 10000
-
-    def test_ships_no_weights(self, folder: Path) -> None:
-        # weights would need a license, a hash and an entry in large_files.yml
-        tracked = subprocess.run(
-            ["git", "ls-files", str(folder)], cwd=folder, capture_output=True, text=True, check=False
-        ).stdout.split()
-        assert [name for name in tracked if name.endswith((".pt", ".ts", ".onnx"))] == []
-
-    def test_only_its_own_blocks_differ_from_the_other_bundles(self, folder: Path) -> None:
-        def shared(path: Path) -> dict[str, Any]:
-            return {key: value for key, value in load_yaml(path).items() if key not in OWN_BLOCKS}
-
-        for name in ("train.yaml", "inference.yaml"):
-            ours, theirs = shared(folder / "configs" / name), shared(REFERENCE / "configs" / name)
-            assert list(ours) == list(theirs), name
-            for key, value in theirs.items():
-                assert ours[key] == value, f"{name}: {key}"
-        for name in ("evaluate.yaml", "multi_gpu_train.yaml", "logging.conf"):
-            assert (folder / "configs" / name).read_text() == (REFERENCE / "configs" / name).read_text(), name
 
     def test_network_is_the_same_in_training_and_inference(self, folder: Path) -> None:
         train, inference = (load_yaml(folder / "configs" / name) for name in ("train.yaml", "inference.yaml"))
@@ -373,20 +341,6 @@ class TestFiles:
         assert len(image["spatial_shape"]) == len(pred["spatial_shape"]) == preset.spatial_dims
         assert image["modality"] == preset.modality
 
-    @pytest.mark.parametrize("key", ["version", "monai_version", "required_packages_version", "network_data_format"])
-    def test_stand_in_schema_is_strict(self, folder: Path, key: str) -> None:
-        jsonschema = pytest.importorskip("jsonschema")
-        meta = json.loads((folder / "configs" / "metadata.json").read_text(encoding="utf-8"))
-        schema = json.loads(SCHEMA.read_text())
-        for broken in ({k: v for k, v in meta.items() if k != key}, {**meta, key: 7}, {**meta, "unknown": ""}):
-            with pytest.raises(jsonschema.ValidationError):
-                jsonschema.validate(broken, schema)
-
-    def test_readme_prints_the_tested_commands(self, folder: Path) -> None:
-        text = " ".join((folder / "docs" / "README.md").read_text(encoding="utf-8").replace("\\\n", " ").split())
-        missing = [command for command in COMMANDS if " ".join(command.split()) not in text]
-        assert missing == []
-
     def test_readme_says_what_it_must(self, folder: Path) -> None:
         text = (folder / "docs" / "README.md").read_text(encoding="utf-8")
         headings = ["How it works", "Data", "Commands", "Knobs", "Results", "When it fails", "Security", "License",
@@ -399,6 +353,22 @@ class TestFiles:
             inside = (folder / "docs" / target).resolve()
             # result pages are written by the benchmark scripts
             assert inside.exists() or "docs/results/" in inside.as_posix(), f"dead link: {target}"
+
+
+@pytest.mark.parametrize("key", ["version", "monai_version", "required_packages_version", "network_data_format"])
+def test_stand_in_schema_is_strict(key: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    meta = json.loads((BUNDLES[0] / "configs" / "metadata.json").read_text(encoding="utf-8"))
+    schema = json.loads(SCHEMA.read_text())
+    for broken in ({k: v for k, v in meta.items() if k != key}, {**meta, key: 7}, {**meta, "unknown": ""}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(broken, schema)
+
+
+def test_readme_prints_the_tested_commands() -> None:
+    text = " ".join((BUNDLES[0] / "docs" / "README.md").read_text(encoding="utf-8").replace("\\\n", " ").split())
+    missing = [command for command in COMMANDS if " ".join(command.split()) not in text]
+    assert missing == []
 
 
 def _known_ids(folder: Path) -> set[str]:

@@ -55,8 +55,13 @@ class TestContent:
 
     def test_configs_carry_preset_and_settings(self, packaged):
         for name in ("train.yaml", "inference.yaml"):
-            config = yaml.safe_load((packaged / "configs" / name).read_text())
+            text = (packaged / "configs" / name).read_text()
+            config = yaml.safe_load(text)
             assert load_preset(config["dataset"]) == load_preset("phantom")
+            shipped = (bundles_root() / "dtc" / "configs" / name).read_text().splitlines()[1:]
+            comments = [line for line in shipped if line.startswith("#")]
+            assert text.splitlines()[0].startswith("# Written by `monai-ssl package`")
+            assert [line for line in text.splitlines()[1:] if line.startswith("#")] == comments
             assert config["network_def"]["base_channels"] == 2
         assert config["amp"] == "off"
 
