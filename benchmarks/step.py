@@ -223,7 +223,9 @@ def run_worker(method: str, name: str, size: str, threads: str, on: str) -> None
         return
     amp = "off" if name == "float32" else "bf16"
     config = bundle(method, patch, device)
-    trainer(config, InTurn(image, label, config.get_parsed_content("method_transforms"), device), amp, device).run()
+    trainer(
+        config, InTurn(image, label, config.get_parsed_content("method").loader_transforms(), device), amp, device
+    ).run()
 
 
 def bundle(method: str, patch: tuple[int, ...], device: torch.device | str = "cpu") -> ConfigParser:

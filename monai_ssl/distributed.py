@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def in_group() -> bool:
@@ -16,3 +18,22 @@ def gather(x: Tensor) -> list[Tensor]:
     parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, x)
     return parts
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Gradients of all processes, averaged; for parameters that no ``DistributedDataParallel`` takes care of.
+
+    A collective call inside a group, nothing outside. A parameter without a gradient counts as zero, so that all
+    processes exchange the same number of values.
+    """
+    if not in_group():
+        return
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    joint = torch.cat([gradient.float().flatten() for gradient in gradients])
+    torch.distributed.all_reduce(joint)
+    joint /= torch.distributed.get_world_size()
+    for parameter, gradient, mean in zip(
+        parameters, gradients, joint.split([g.numel() for g in gradients]), strict=True
+    ):
+        gradient.copy_(mean.view_as(gradient))
+        parameter.grad = gradient

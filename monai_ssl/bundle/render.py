@@ -116,7 +116,6 @@ def _environment(spec: BundleSpec) -> Any:
         **{key: value for key, value in vars(spec).items() if key not in ("blocks", "page")},
         "network": spec.blocks["network"],
         "method": spec.blocks["method"],
-        "transforms": spec.blocks["transforms"].arguments,
         "literature_lines": spec.blocks["literature"].arguments,
         "part": lambda heading: spec.page.get(heading, ""),
         "presets": _presets(),

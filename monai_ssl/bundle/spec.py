@@ -29,7 +29,6 @@ class _Fields(BaseModel):
     unlabeled: bool = True
     network: dict[str, Any]
     method: dict[str, Any]
-    transforms: list[Any] = []
     literature: dict[str, dict[str, Any]] = Field(default={})
 
 
@@ -56,7 +55,7 @@ class BundleSpec:
             two lines for the metadata; "Author et al., where, when"; full references.
         unlabeled: whether the method looks at unlabeled images.
         literature: data set -> what the paper trains there, see :func:`monai_ssl.data.training_protocol`.
-        blocks: key -> the lines of ``network``, ``method``, ``transforms`` and ``literature``.
+        blocks: key -> the lines of ``network``, ``method`` and ``literature``.
         page: heading -> text of ``method.md``; what stands before the first heading is ``Introduction``.
     """
 
@@ -99,12 +98,12 @@ def read_spec(folder: str | Path) -> BundleSpec:
         raise DataError(f"{folder / SPEC}: {where}: {first['msg']} (got {first.get('input')!r})") from None
     lines = _blocks(text)
     blocks = {}
-    for key in ("network", "method", "transforms", "literature"):
+    for key in ("network", "method", "literature"):
         own = lines.get(key, [])
         if key in ("network", "method") and not re.match(r" +_target_:", own[0] if own else ""):
             raise DataError(f"{folder / SPEC}: {key}: the first line must be `_target_:`, the class")
         blocks[key] = Block(own[0], "\n".join(own[1:])) if key in ("network", "method") else Block("", "\n".join(own))
-    shown = fields.model_dump(exclude={"network", "method", "transforms"})
+    shown = fields.model_dump(exclude={"network", "method"})
     return BundleSpec(name=folder.name, blocks=blocks, page=_sections(page), **shown)
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         preprocessing,
         random_transforms,
         saver,
+        strong_transforms,
         training_preprocessing,
         validation_preprocessing,
     )
@@ -50,6 +51,7 @@ _HOMES = {
     "preprocessing": "monai_ssl.data.pipelines",
     "random_transforms": "monai_ssl.data.pipelines",
     "saver": "monai_ssl.data.pipelines",
+    "strong_transforms": "monai_ssl.data.pipelines",
     "training_preprocessing": "monai_ssl.data.pipelines",
     "training_protocol": "monai_ssl.data.protocol",
     "validation_preprocessing": "monai_ssl.data.pipelines",
@@ -79,6 +81,7 @@ __all__ = [
     "preprocessing",
     "random_transforms",
     "saver",
+    "strong_transforms",
     "training_preprocessing",
     "training_protocol",
     "validation_preprocessing",

@@ -247,3 +247,28 @@ def _augmentation(preset: Preset, keys: list[str]) -> list[Transform]:
             RandAdjustContrastd("image", prob=p, gamma=(0.7, 1.5)),
         ]
     return steps
+
+
+def strong_transforms(preset: Preset) -> list[Transform]:
+    """Transforms of the key ``image`` that turn a weak view into a strong one, see :class:`preset.StrongView`.
+
+    They change intensities alone: voxel for voxel the strong view shows the same place as the weak one, so that a label
+    made from one holds for the other. Flips, crops and rotations belong to both views and have been made before.
+
+    Args:
+        preset: whose block ``strong_view`` tells the strengths.
+
+    Example:
+        >>> from monai_ssl.data import load_preset
+        >>> len(strong_transforms(load_preset("left_atrium")))
+        5
+    """
+    v = preset.strong_view
+    sigma = (0.3, v.blur)
+    return [
+        RandScaleIntensityd("image", factors=v.scale, prob=v.probability, channel_wise=True),
+        RandShiftIntensityd("image", offsets=v.shift, prob=v.probability, channel_wise=True),
+        RandAdjustContrastd("image", prob=v.probability, gamma=v.gamma),
+        RandGaussianSmoothd("image", prob=v.probability, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma),
+        RandGaussianNoised("image", prob=v.probability, std=v.noise, sample_std=True),
+    ]

@@ -68,6 +68,31 @@ class Augmentation(_Strict):
     intensity_probability: float = Field(default=0.3, ge=0, le=1)
 
 
+class StrongView(_Strict):
+    """Strong view of an unlabeled patch, for methods that compare it with the weak one (``unlabeled["strong"]``).
+
+    Intensity transforms on top of the augmented patch, 2D and 3D alike: every voxel keeps its place. Each is applied
+    with ``probability``. The strengths are for intensities of about unit variance.
+
+    ``noise``: standard deviation of Gaussian noise, up to this. ``blur``: sigma of Gaussian blur in voxels, from 0.3 to
+    this. ``scale``, ``shift``: contrast and brightness, channel by channel: times 1 +- scale, plus +-shift. ``gamma``:
+    range of the exponent.
+    """
+
+    probability: float = Field(default=0.8, ge=0, le=1)
+    noise: float = Field(default=0.2, ge=0)
+    blur: float = Field(default=1.0, ge=0.3)
+    scale: float = Field(default=0.4, ge=0, lt=1)
+    shift: float = Field(default=0.4, ge=0)
+    gamma: tuple[float, float] = (0.5, 2.0)
+
+    @model_validator(mode="after")
+    def _range(self) -> StrongView:
+        if not 0 < self.gamma[0] <= self.gamma[1]:
+            raise ValueError(f"strong_view.gamma must be a range [low, high] of positive numbers, got {self.gamma}")
+        return self
+
+
 class Window(_Strict):
     """Sliding window at inference: exact ``stride`` in voxels (the literature's way) or ``overlap`` in [0, 1)."""
 
@@ -111,7 +136,7 @@ class Preset(_Strict):
         center_crop: millimeters per axis of a field of view around the center, the same in training and inference;
             null entries keep the axis. Finds no organ and needs no label: choose it generously. None: whole image.
         patch_size: voxels per axis.
-        intensity, augmentation, window, training: see the classes of these names.
+        intensity, augmentation, strong_view, window, training: see the classes of these names.
         largest_component: keep the largest component of each class (changes results: see the literature's tables).
         published: a method trains what its paper trained on this data set (``literature`` in its ``bundle.yaml``),
             where there is one; ``training`` otherwise. True in the flavor ``literature`` of the shipped presets.
@@ -133,6 +158,7 @@ class Preset(_Strict):
     patch_size: tuple[int, ...]
     intensity: Intensity = Field(default_factory=Intensity)
     augmentation: Augmentation = Field(default_factory=Augmentation)
+    strong_view: StrongView = Field(default_factory=StrongView)
     window: Window = Field(default_factory=Window)
     training: Training = Field(default_factory=Training)
     published: bool = False
@@ -297,7 +323,8 @@ def _read(name: str | Path) -> tuple[Path, dict[str, Any]]:
 
 def type_hint(location: tuple[Any, ...]) -> str:
     """Name of the class that documents the keys at ``location`` of a preset."""
-    names = {"intensity": "Intensity", "augmentation": "Augmentation", "window": "Window", "training": "Training"}
+    names = {"intensity": "Intensity", "augmentation": "Augmentation", "strong_view": "StrongView",
+             "window": "Window", "training": "Training"}  # fmt: skip
     return names.get(str(location[0]), "Preset") if len(location) > 1 else "Preset"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset, get_track_meta, list_data_collate, set_track_meta
+from monai.data import CacheDataset, MetaTensor, list_data_collate, set_track_meta
 from monai.transforms import Compose, Transform
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -88,26 +88,47 @@ def _permutation(seed: int, stream: int, epoch: int, n: int) -> np.ndarray:
 class _Stream:
     """Position -> item: permutations of the cases, chained forever, and random transforms seeded by position."""
 
-    def __init__(self, cases: CaseDataset, transforms: Sequence[Transform], seed: int, stream: int) -> None:
+    def __init__(
+        self,
+        cases: CaseDataset,
+        transforms: Sequence[Transform],
+        seed: int,
+        stream: int,
+        strong: Sequence[Transform] | None = None,
+    ) -> None:
         self.cases, self.seed, self.stream = cases, seed, stream
         self.transform = Compose(list(transforms))
+        self.strong = None if strong is None else Compose(list(strong))
 
     def __call__(self, position: int) -> dict[str, Any]:
         n = len(self.cases)
         epoch, offset = divmod(position, n)
         index = int(_permutation(self.seed, self.stream, epoch, n)[offset])
         self.transform.set_random_state(position_seed(self.seed, self.stream, position, 1))
-        item: Any = self.cases[index]
-        tracked = get_track_meta()
-        set_track_meta(False)  # patches need no affine: plain tensors pass the transforms in two thirds of the time
-        try:
-            item = self.transform(item)
-        finally:
-            set_track_meta(tracked)
-        item = {key: value for key, value in item.items() if isinstance(value, torch.Tensor)}
+        item: Any = self.transform(self.cases[index])
+        item = {key: _plain(value) for key, value in item.items() if isinstance(value, torch.Tensor)}
         if "label" in item:
             item["label"] = torch.as_tensor(item["label"]).long()
+        if self.strong is not None:
+            # a seed of its own: the weak view is the same with and without a strong one
+            self.strong.set_random_state(position_seed(self.seed, self.stream, position, 2))
+            strong: Any = self.strong({"image": item["image"].clone()})
+            item["strong"] = _plain(strong["image"])
         return {**item, "index": torch.tensor(index), "name": self.cases.names[index]}
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """Without affine and history, which patches do not need."""
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor
+
+
+def _begin_worker(worker: int) -> None:
+    """Plain tensors pass the transforms in two thirds of the time that tracked ones take.
+
+    The switch is global in MONAI, so it is thrown in loader processes alone, for their whole life. In the main process
+    (``num_workers=0``) transforms track: another thread there, a MONAI Label server for example, may rely on it.
+    """
+    set_track_meta(False)
 
 
 class _TwoStreamDataset(Dataset):
@@ -143,9 +164,12 @@ class TwoStreamLoader:
     Args:
         labeled: labeled training cases.
         unlabeled: cases without label, or None. No label of theirs is ever opened: their entries have none.
-        labeled_transforms: random transforms of a labeled item, ending in tensors of equal shape (and whatever a
-            method wants computed by the workers, for example ``SignedDistanceMapd``).
+        labeled_transforms: random transforms of a labeled item, ending in tensors of equal shape, then those of
+            ``method.loader_transforms()``.
         unlabeled_transforms: random transforms of an unlabeled item.
+        strong_transforms: intensity transforms of the key ``image`` that make ``unlabeled["strong"]`` from the patch
+            that ``unlabeled_transforms`` left, see :func:`monai_ssl.data.strong_transforms`. They must leave every
+            voxel on its place. None: there is no such view. Has no influence on anything else in the batch.
         labeled_batch_size, unlabeled_batch_size: images per step AND PER PROCESS. ``unlabeled_batch_size=0``, or no
             unlabeled case: batches have no ``unlabeled`` entry.
         epoch_length: what ``len()`` says; the trainer's unit of validation and checkpointing.
@@ -154,8 +178,10 @@ class TwoStreamLoader:
         pin_memory: page-locked batches for CUDA.
 
     Yields:
-        per stream: ``image`` (B, C, *patch) float32, ``label`` (B, 1, *patch) int64 (labeled only), ``index`` (B,)
-        int64 stable case index, ``name`` list of case names, other tensors that the transforms added.
+        per stream a :class:`monai_ssl.methods.Batch`: ``image`` (B, C, *patch) float32, ``label`` (B, 1, *patch) int64
+        (labeled only; 255 is :data:`monai_ssl.losses.IGNORE_LABEL`), ``index`` (B,) int64 stable case index, ``name``
+        list of case names, ``strong`` (B, C, *patch) float32 (unlabeled only, where asked for), other tensors that the
+        transforms added.
 
     Raises:
         DataError: when there is no labeled case, or one cannot be loaded.
@@ -172,6 +198,7 @@ class TwoStreamLoader:
         unlabeled: CaseDataset | None,
         labeled_transforms: Sequence[Transform],
         unlabeled_transforms: Sequence[Transform] = (),
+        strong_transforms: Sequence[Transform] | None = None,
         labeled_batch_size: int = 2,
         unlabeled_batch_size: int = 2,
         epoch_length: int = 100,
@@ -188,11 +215,13 @@ class TwoStreamLoader:
             if int(value) != value or value < low:
                 raise ValueError(f"{name} must be an integer >= {low}, got {value}")
         self.labeled, self.unlabeled = labeled, unlabeled
-        self.labeled_batch_size, self.unlabeled_batch_size = int(labeled_batch_size), int(unlabeled_batch_size)
+        self.labeled_batch_size = int(labeled_batch_size)
+        self.unlabeled_batch_size = 0 if unlabeled is None else int(unlabeled_batch_size)
         self.epoch_length, self.num_workers, self.pin_memory = int(epoch_length), int(num_workers), pin_memory
         self.streams = {"labeled": (_Stream(labeled, labeled_transforms, seed, 0), self.labeled_batch_size)}
         if unlabeled is not None and len(unlabeled) > 0 and unlabeled_batch_size > 0:
-            self.streams["unlabeled"] = (_Stream(unlabeled, unlabeled_transforms, seed, 1), self.unlabeled_batch_size)
+            stream = _Stream(unlabeled, unlabeled_transforms, seed, 1, strong_transforms)
+            self.streams["unlabeled"] = (stream, self.unlabeled_batch_size)
         self.start = 0
 
     def __len__(self) -> int:
@@ -207,6 +236,13 @@ class TwoStreamLoader:
         """Unlabeled cases that training uses."""
         return len(self.streams["unlabeled"][0].cases) if "unlabeled" in self.streams else 0
 
+    def start_at(self, iteration: int) -> None:
+        """The next ``iter()`` begins with the batch of this iteration (counted from 0).
+
+        A resumed run says so in a handler of ``Events.STARTED``, which Ignite fires before it calls ``iter()``.
+        """
+        self.start = int(iteration)
+
     def prepare(self) -> None:
         """Load and cache all cases, before the long work starts."""
         if len(self.labeled) == 0:
@@ -217,7 +253,7 @@ class TwoStreamLoader:
             stream.cases.prepare()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Batches from iteration ``self.start`` on."""
+        """Batches from the iteration of :meth:`start_at` on, else from the first."""
         self.prepare()
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank = torch.distributed.get_rank() if distributed else 0
@@ -227,6 +263,7 @@ class TwoStreamLoader:
             batch_size=None,
             sampler=_From(self.start),
             num_workers=self.num_workers,
+            worker_init_fn=_begin_worker,
             pin_memory=self.pin_memory,
             prefetch_factor=2 if self.num_workers else None,
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from monai_ssl.data.streams import TwoStreamLoader, position_seed
+from monai_ssl.distributed import average_gradients
 from monai_ssl.engines.precision import (
     autocast,
     autocast_dtype,
@@ -25,19 +27,48 @@ from monai_ssl.engines.precision import (
     prefers_channels_last,
     shield_bfloat16_convolutions,
 )
-from monai_ssl.errors import TrainingDivergedError
+from monai_ssl.errors import DataError, TrainingDivergedError
+from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.methods import SemiSupervisedMethod
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Adversary:
+    """How one of ``method.adversaries`` learns; see :class:`~monai_ssl.methods.SemiSupervisedMethod`."""
+
+    optimizer: Optimizer
+    lr_scheduler: LRScheduler | None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+
+@contextmanager
+def _learning(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Parameters of an adversary are trainable inside the block; behind it they are frozen, without gradient."""
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
 class SemiSupervisedTrainer(Trainer):
     """Ignite/MONAI trainer of a :class:`~monai_ssl.methods.SemiSupervisedMethod`.
 
-    One iteration = one optimizer step: the method's named terms are summed and minimized, the schedule advances, then
-    ``method.after_step()`` runs. Dropout and every other use of the torch generator is seeded by (seed, iteration,
-    rank), so a run that was killed and resumed follows the same trajectory bit for bit, whatever validation or
-    previews drew in between.
+    One iteration = one optimizer step: the method's named terms are summed and minimized, the schedule advances, every
+    adversary of the method makes its own step on the same batch, then ``method.after_step()`` runs. Dropout and every
+    other use of the torch generator is seeded by (seed, iteration, rank), so a run that was killed and resumed follows
+    the same trajectory bit for bit, whatever validation or previews drew in between.
+
+    The host waits for the device once per step, after everything was queued: terms and gradient norm come over
+    together, and are checked before the optimizer moves. Each adversary adds one wait, a gradient scaler one more.
 
     Args:
         device: where to train.
@@ -45,7 +76,7 @@ class SemiSupervisedTrainer(Trainer):
             ``max_iterations``, whichever comes first.
         train_data_loader: two streams.
         method: the method, or a ``DistributedDataParallel`` around it.
-        optimizer: of the method's parameters.
+        optimizer: of ``method.parameters()``; those of adversaries are frozen while it steps, and it skips them.
         lr_scheduler: stepped once per iteration, or None.
         max_iterations: length of the run; None: ``max_epochs`` alone counts.
         seed: of everything random inside a step.
@@ -53,19 +84,21 @@ class SemiSupervisedTrainer(Trainer):
         accumulation_steps: the batch is cut into this many parts that are passed one after the other: less memory,
             same effective batch (batch norm and pooled losses then see one part at a time). Both batch sizes must be
             divisible by it.
-        clip_gradient_norm: L2 norm to which gradients are clipped, or None.
+        clip_gradient_norm: L2 norm to which gradients are clipped, the method's and each adversary's apart, or None.
         channels_last_weights: images and convolution weights in channels-last layout (same mathematics). None: where
             it is faster, see :func:`monai_ssl.engines.precision.prefers_channels_last`. Lay out the weights of a method
             before you wrap it in ``DistributedDataParallel``: afterwards they stay as they are.
         handlers: Ignite handlers.
         **kwargs: further arguments of :class:`monai.engines.Trainer`.
 
-    After each iteration ``engine.state.output[0]`` holds ``loss``, ``terms`` (dict of floats), ``grad_norm`` (before
-    clipping), ``lr`` and ``image``, ``label`` of the labeled batch.
+    After each iteration ``engine.state.output[0]`` holds ``loss``, ``terms`` (dict of floats; a term that the method
+    left out is not in it), ``grad_norm`` (before clipping), ``lr``, ``image`` and ``label`` of the labeled batch, and
+    ``adversaries``: ``"<name>/<term>"`` and ``"<name>/grad_norm"`` of those that made a step.
 
     Raises:
         TypeError: when ``method`` is no SemiSupervisedMethod.
-        ValueError: for options out of range.
+        ValueError: for options out of range, or adversaries without optimizers of their own.
+        DataError: for a label with :data:`~monai_ssl.losses.IGNORE_LABEL` where the method does not honor it.
         TrainingDivergedError: when a term or the gradient is not finite; the weights and the last checkpoint are those
             of the last good step.
     """
@@ -114,6 +147,7 @@ class SemiSupervisedTrainer(Trainer):
         if torch.device(device).type == "cpu" and self.dtype is torch.bfloat16:
             shield_bfloat16_convolutions(plain)
         self.grad_scaler = torch.amp.GradScaler(torch.device(device).type, enabled=self.dtype is torch.float16)
+        self.adversaries = _adversaries(plain)  # now that parameters are where they stay
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -160,71 +194,134 @@ class SemiSupervisedTrainer(Trainer):
             return engine.state.output or []
         torch.manual_seed(position_seed(self.seed, 2, iteration, engine.state.rank))
         self.method.train()
+        self._check_labels(batch, iteration)
         batch = {stream: self._to_device(items) for stream, items in batch.items()}
         self.optimizer.zero_grad(set_to_none=True)
-        totals: dict[str, Tensor] = {}
+        found: list[dict[str, Tensor]] = []
         for part in range(self.accumulation_steps):
-            labeled = self._part(batch["labeled"], part)
-            unlabeled = self._part(batch["unlabeled"], part) if "unlabeled" in batch else None
-            last = part == self.accumulation_steps - 1
-            wait = isinstance(self.method, DistributedDataParallel) and not last
+            wait = isinstance(self.method, DistributedDataParallel) and part < self.accumulation_steps - 1
             with self.method.no_sync() if wait else nullcontext():  # type: ignore[operator]
                 with autocast(engine.state.device, self.dtype):
-                    terms = self.method(labeled, unlabeled)
-                loss = torch.stack([t.float() for t in terms.values()]).sum() / self.accumulation_steps
-                self._check(terms, iteration, batch)
-                self.grad_scaler.scale(loss).backward()
-            for name, term in terms.items():
-                totals[name] = totals.get(name, 0.0) + term.detach().float() / self.accumulation_steps
+                    terms = self.method(*self._part(batch, part))
+                self.grad_scaler.scale(self._loss(terms)).backward()
+            found.append({name: term.detach() for name, term in terms.items()})
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
-        self.grad_scaler.unscale_(self.optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        if not self.grad_scaler.is_enabled() and not math.isfinite(norm):
-            raise TrainingDivergedError(self._message("the gradient", float(norm), iteration, batch))
-        if self.clip_gradient_norm is not None:
-            nn.utils.clip_grads_with_norm_(self.parameters, self.clip_gradient_norm, norm)
         rate = self.optimizer.param_groups[0]["lr"]
-        self.grad_scaler.step(self.optimizer)
-        self.grad_scaler.update()
+        totals, norm = self._step(self.optimizer, self.parameters, found, iteration, batch)
         if self.lr_scheduler is not None:
             self.lr_scheduler.step()
+        adversaries: dict[str, float] = {}
+        for number, name in enumerate(self.adversaries):
+            adversaries |= self._adversary_step(name, number, iteration, batch)
+        self.grad_scaler.update()  # once, after every optimizer
         self.plain_method.after_step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        values = torch.stack(list(totals.values())).tolist()
         if iteration + 1 >= self.total_iterations and (iteration + 1) % engine.state.epoch_length:
             engine.terminate()  # inside an epoch; at its end Ignite stops by itself, and its epoch handlers run
         step = {
-            "loss": sum(values),
-            "terms": dict(zip(totals, values, strict=True)),
-            "grad_norm": float(norm),
+            "loss": sum(totals.values()),
+            "terms": totals,
+            "adversaries": adversaries,
+            "grad_norm": norm,
             "lr": rate,
             "image": batch["labeled"]["image"],
             "label": batch["labeled"]["label"],
         }
         return [step]  # MONAI's convention: its handlers read the loss of the first item
 
+    def _adversary_step(self, name: str, number: int, iteration: int, batch: dict[str, Any]) -> dict[str, float]:
+        """One step of an adversary; what it logs."""
+        adversary, plain = self.adversaries[name], self.plain_method
+        parameters = adversary.parameters
+        # its draws do not depend on how many the method made
+        torch.manual_seed(position_seed(self.seed, 3, iteration, self.state.rank, number))
+        plain.train()
+        found: list[dict[str, Tensor]] = []
+        with _learning(parameters):
+            for part in range(self.accumulation_steps):
+                with autocast(self.state.device, self.dtype):
+                    terms = plain.adversary_terms(name, *self._part(batch, part))
+                if not terms:
+                    return {}
+                # its own parameters alone, whatever else the graph reaches
+                self.grad_scaler.scale(self._loss(terms)).backward(inputs=parameters)
+                found.append({f"{name}/{key}": term.detach() for key, term in terms.items()})
+            average_gradients(parameters)
+            totals, norm = self._step(adversary.optimizer, parameters, found, iteration, batch, f" of {name!r}")
+        if adversary.lr_scheduler is not None:
+            adversary.lr_scheduler.step()
+        return {**totals, f"{name}/grad_norm": norm}
+
+    def _loss(self, terms: dict[str, Tensor]) -> Tensor:
+        if not terms:
+            raise ValueError(
+                f"forward of {type(self.plain_method).__name__} must return at least one loss term, got none"
+            )
+        return torch.stack([t.float() for t in terms.values()]).sum() / self.accumulation_steps
+
+    def _step(
+        self,
+        optimizer: Optimizer,
+        parameters: Sequence[nn.Parameter],
+        found: Sequence[dict[str, Tensor]],
+        iteration: int,
+        batch: dict[str, Any],
+        whose: str = "",
+    ) -> tuple[dict[str, float], float]:
+        """Check terms and gradients, clip, step; the terms' means over the parts, and the norm before clipping."""
+        self.grad_scaler.unscale_(optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # float32 as on the device, in one transfer: the only wait of a step
+        terms = [term.float() for part in found for term in part.values()]
+        *values, value = torch.stack([*terms, norm.float().to(terms[0].device)]).cpu().unbind()
+        totals: dict[str, Tensor] = {}
+        for name, term in zip([name for part in found for name in part], values, strict=True):
+            if not math.isfinite(term):
+                raise TrainingDivergedError(self._message(f"loss term {name!r}", float(term), iteration, batch))
+            totals[name] = totals.get(name, 0.0) + term / self.accumulation_steps
+        if not self.grad_scaler.is_enabled() and not math.isfinite(value):
+            raise TrainingDivergedError(self._message(f"the gradient{whose}", float(value), iteration, batch))
+        if self.clip_gradient_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip_gradient_norm, norm)
+        self.grad_scaler.step(optimizer)
+        return {name: float(total) for name, total in totals.items()}, float(value)
+
     def _to_device(self, items: dict[str, Any]) -> dict[str, Any]:
         moved = {}
         for key, value in items.items():
             if isinstance(value, Tensor):
                 value = value.to(self.state.device, non_blocking=True)
-                if key == "image" and self.channels_last and value.dim() in (4, 5):
+                if key in ("image", "strong") and self.channels_last and value.dim() in (4, 5):
                     value = value.contiguous(memory_format=layout(value.dim()))
             moved[key] = value
         return moved
 
-    def _part(self, items: dict[str, Any], part: int) -> dict[str, Any]:
+    def _part(self, batch: dict[str, Any], part: int) -> tuple[Any, Any]:
+        """Labeled and unlabeled items of one part of the batch; None for a stream that is not there."""
+        streams = (batch["labeled"], batch.get("unlabeled"))
         if self.accumulation_steps == 1:
-            return items
+            return streams
+        return tuple(self._cut(items, part) for items in streams)  # type: ignore[return-value]
+
+    def _cut(self, items: dict[str, Any] | None, part: int) -> dict[str, Any] | None:
+        if items is None:
+            return None
         size = len(items["image"]) // self.accumulation_steps
         return {key: value[part * size : (part + 1) * size] for key, value in items.items()}
 
-    def _check(self, terms: dict[str, Tensor], iteration: int, batch: dict[str, Any]) -> None:
-        values = torch.stack([t.detach().float() for t in terms.values()]).tolist()
-        bad = {name: value for name, value in zip(terms, values, strict=True) if not math.isfinite(value)}
-        if bad:
-            name, value = next(iter(bad.items()))
-            raise TrainingDivergedError(self._message(f"loss term {name!r}", value, iteration, batch))
+    def _check_labels(self, batch: dict[str, Any], iteration: int) -> None:
+        """On the loader's side of the transfer, where looking costs no wait; nothing where the method honors them."""
+        label = batch["labeled"].get("label")
+        if self.plain_method.honors_ignore_label or label is None or not (label == IGNORE_LABEL).any():
+            return
+        names = [
+            name for name, item in zip(batch["labeled"]["name"], label, strict=True) if (item == IGNORE_LABEL).any()
+        ]
+        raise DataError(
+            f"iteration {iteration}: case {', '.join(names)}: the label holds {IGNORE_LABEL}, voxels to be ignored, "
+            f"which {type(self.plain_method).__name__} does not honor as it is configured; train a method that sets "
+            "honors_ignore_label, use losses of monai_ssl.losses, or label these voxels"
+        )
 
     @staticmethod
     def _message(what: str, value: float, iteration: int, batch: dict[str, Any]) -> str:
@@ -233,3 +330,22 @@ class SemiSupervisedTrainer(Trainer):
             f"iteration {iteration}: {what} is {value}; cases in this batch: {cases}. The last checkpoint is intact. "
             "Run `monai-ssl check` on the data; else lower the learning rate, clip gradients or set amp to off."
         )
+
+
+def _adversaries(method: SemiSupervisedMethod) -> dict[str, Adversary]:
+    """Optimizer and schedule of each of the method's adversaries."""
+    optimizers = method.adversary_optimizers()
+    if set(optimizers) != set(method.adversaries):
+        raise ValueError(
+            f"adversary_optimizers of {type(method).__name__} must name its adversaries {sorted(method.adversaries)}, "
+            f"got {sorted(optimizers)}"
+        )
+    schedules = method.adversary_schedules(optimizers)
+    found = {name: Adversary(optimizer, schedules.get(name)) for name, optimizer in optimizers.items()}
+    for name, adversary in found.items():
+        own = {id(parameter) for parameter in method.adversaries[name].parameters()}
+        if any(id(parameter) not in own for parameter in adversary.parameters):
+            raise ValueError(
+                f"the optimizer of the adversary {name!r} must hold parameters of method.adversaries[{name!r}] only"
+            )
+    return found

@@ -21,9 +21,10 @@ logger = logging.getLogger(__name__)
 class RunCheckpoint:
     """Saves everything that training depends on, and takes a run up again where the last checkpoint left it.
 
-    The state is: iteration, method (networks, teachers, memories, counters), optimizer, schedule, gradient scaler. With
-    streams and dropout seeded by position, nothing else exists: a resumed run repeats the lost iterations bit for
-    bit. Beside ``checkpoint.pt`` lies ``model.pt``, the flat state dict of the deployed network alone.
+    The state is: iteration, method (networks, teachers, memories, counters), optimizer and schedule of the method and
+    of each of its adversaries, gradient scaler. With streams and dropout seeded by position, nothing else exists: a
+    resumed run repeats the lost iterations bit for bit. Beside ``checkpoint.pt`` lies ``model.pt``, the flat state dict
+    of the deployed network alone.
 
     Args:
         output_dir: folder of the run.
@@ -100,7 +101,7 @@ class RunCheckpoint:
                 logger.info("resumed from %s at iteration %d", path, state["iteration"])
             elif engine.state.rank == 0:
                 logger.warning("%s: %s; its files are kept in %s", path, differing, self.run.set_aside())
-        engine.data_loader.start = engine.state.iteration
+        engine.data_loader.start_at(engine.state.iteration)
         if engine.state.rank == 0:
             self.run.adopt()
             self.run.sweep()
@@ -118,13 +119,9 @@ class RunCheckpoint:
 
     def _continue(self, engine: Any, state: dict[str, Any]) -> None:
         engine.plain_method.load_state_dict(state["method"])
-        engine.optimizer.load_state_dict(state["optimizer"])
-        if engine.lr_scheduler is not None:
-            engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
-            if isinstance(engine.lr_scheduler, LambdaLR):  # a prolonged run follows its own schedule from here on
-                schedule = zip(engine.lr_scheduler.base_lrs, engine.lr_scheduler.lr_lambdas, strict=True)
-                for group, (rate, factor) in zip(engine.optimizer.param_groups, schedule, strict=True):
-                    group["lr"] = rate * factor(engine.lr_scheduler.last_epoch)
+        _load_optimizer(engine.optimizer, engine.lr_scheduler, state)
+        for name, adversary in engine.adversaries.items():  # no key in checkpoints of methods without any
+            _load_optimizer(adversary.optimizer, adversary.lr_scheduler, state["adversaries"][name])
         engine.grad_scaler.load_state_dict(state["grad_scaler"])
         engine.state.iteration = state["iteration"]
         engine.state.epoch = state["iteration"] // engine.state.epoch_length
@@ -137,15 +134,32 @@ class RunCheckpoint:
             "iteration": method.iteration,
             "identity": run_identity(engine, self.identity),
             "method": method.state_dict(),
-            "optimizer": engine.optimizer.state_dict(),
-            "lr_scheduler": _plain_state(engine.lr_scheduler),
+            **_optimizer_state(engine.optimizer, engine.lr_scheduler),
             "grad_scaler": engine.grad_scaler.state_dict(),
         }
+        if engine.adversaries:
+            content["adversaries"] = {
+                name: _optimizer_state(a.optimizer, a.lr_scheduler) for name, a in engine.adversaries.items()
+            }
         save(content, self.run.checkpoint)
         save(
             {key: value.detach().cpu().contiguous() for key, value in method.network.state_dict().items()},
             self.run.model,
         )
+
+
+def _optimizer_state(optimizer: Any, lr_scheduler: Any) -> dict[str, Any]:
+    return {"optimizer": optimizer.state_dict(), "lr_scheduler": _plain_state(lr_scheduler)}
+
+
+def _load_optimizer(optimizer: Any, lr_scheduler: Any, state: dict[str, Any]) -> None:
+    optimizer.load_state_dict(state["optimizer"])
+    if lr_scheduler is not None:
+        lr_scheduler.load_state_dict(state["lr_scheduler"])
+        if isinstance(lr_scheduler, LambdaLR):  # a prolonged run follows its own schedule from here on
+            schedule = zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)
+            for group, (rate, factor) in zip(optimizer.param_groups, schedule, strict=True):
+                group["lr"] = rate * factor(lr_scheduler.last_epoch)
 
 
 def _plain_state(scheduler: Any) -> dict[str, Any] | None:

@@ -25,6 +25,9 @@ TRAINING, VALIDATION = "training.csv", "validation.csv"
 class TrainingLog:
     """``training.csv`` (one row per iteration: loss, every term, learning rate, gradient norm), TensorBoard beside it.
 
+    Terms and gradient norms of adversaries follow as ``name/term``. A term that a method leaves out in some iterations
+    has an empty cell there; one that first comes later adds its column then.
+
     A resumed run first drops the rows behind its starting point, so the file reads as if nothing had happened.
 
     Args:
@@ -46,19 +49,21 @@ class TrainingLog:
         engine.add_event_handler(Events.COMPLETED, self.close)
 
     def _open(self, fields: list[str], iteration: int) -> None:
-        truncate(self.path, iteration, fields)
-        self._fields = fields
+        if self._file is not None:
+            self._file.close()
+        self._fields = truncate(self.path, iteration, fields)
         self._file = open(self.path, "a", newline="", encoding="utf-8", buffering=1)  # noqa: SIM115
-        self._writer = csv.DictWriter(self._file, fields)
-        if self.tensorboard is not None:
+        self._writer = csv.DictWriter(self._file, self._fields, restval="")
+        if self.tensorboard is not None and self._board is None:
             self._board = SummaryWriter(str(self.tensorboard), purge_step=iteration)
 
     def write(self, engine: Any) -> None:
         if engine.state.rank != 0 or not engine.state.output:
             return
         output, iteration = engine.state.output[0], engine.state.iteration
-        row = {"loss": output["loss"], **output["terms"], "lr": output["lr"], "grad_norm": output["grad_norm"]}
-        if self._file is None:
+        row = {"loss": output["loss"], **output["terms"], "lr": output["lr"], "grad_norm": output["grad_norm"],
+               **output.get("adversaries", {})}  # fmt: skip
+        if self._file is None or not row.keys() <= set(self._fields):
             self._open(["iteration", *row], iteration)
         self._writer.writerow({"iteration": iteration, **{key: repr(float(value)) for key, value in row.items()}})
         if self._board is not None and iteration % self.interval == 0:
@@ -74,17 +79,24 @@ class TrainingLog:
             self._board = None
 
 
-def truncate(path: Path, iteration: int, fields: list[str]) -> None:
-    """Keep the rows of a log before ``iteration``; a last line cut short by a kill is dropped as well."""
+def truncate(path: Path, iteration: int, fields: list[str]) -> list[str]:
+    """Keep the rows of a log before ``iteration``; a last line cut short by a kill is dropped as well.
+
+    Returns:
+        the columns of the log from here on: those of its rows, then what is new in ``fields``.
+    """
     rows: list[dict[str, str]] = []
     if path.is_file() and iteration > 1:
         with open(path, newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
-                complete = set(row) == set(fields) and None not in row.values()
-                if complete and row["iteration"].isdigit() and int(row["iteration"]) < iteration:
+                complete = None not in row and None not in row.values()
+                if complete and row.get("iteration", "").isdigit() and int(row["iteration"]) < iteration:
                     rows.append(row)
-    lines = [",".join(fields), *(",".join(row[field] for field in fields) for row in rows)]
+    if rows:
+        fields = [*rows[0], *(field for field in fields if field not in rows[0])]
+    lines = [",".join(fields), *(",".join(row.get(field, "") for field in fields) for row in rows)]
     write_text(path, "\r\n".join(lines) + "\r\n")
+    return fields
 
 
 class ValidationLog:
@@ -105,10 +117,11 @@ class ValidationLog:
         metrics = {key: value for key, value in evaluator.state.metrics.items() if isinstance(value, (int, float))}
         if trainer.state.rank != 0 or not metrics:
             return
-        iteration, fields = trainer.state.iteration, ["iteration", *metrics]
-        truncate(self.path, iteration, fields)
+        iteration = trainer.state.iteration
+        fields = truncate(self.path, iteration, ["iteration", *metrics])
+        row = {"iteration": iteration, **{key: repr(float(value)) for key, value in metrics.items()}}
         with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerow([iteration, *(repr(float(value)) for value in metrics.values())])
+            csv.DictWriter(file, fields, restval="").writerow(row)
         logger.info("iteration %d: %s", iteration, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
 
 

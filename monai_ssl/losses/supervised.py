@@ -1,9 +1,61 @@
-"""Supervision: Dice and cross-entropy as the V-Net code bases use them."""
+"""Supervision: Dice and cross-entropy as the V-Net code bases use them.
+
+Voxels labeled :data:`IGNORE_LABEL` take no part in any of these losses: value and gradient are those of the loss over
+the other voxels. Where every voxel is ignored, a loss is 0 and has no gradient. Labels without such voxels give the
+same bits as if the value did not exist.
+"""
 
 from __future__ import annotations
 
+import torch
 from monai.networks import one_hot
 from torch import Tensor, nn
+
+from monai_ssl.labels import IGNORE_LABEL, ignored_voxels
+
+
+def supervised_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy, mean over the voxels that are not ignored.
+
+    Args:
+        logits: ``(B, C, *spatial)``.
+        label: ``(B, 1, *spatial)`` integer-valued in [0, C), or :data:`IGNORE_LABEL`.
+
+    Returns:
+        scalar float32.
+
+    Example:
+        >>> logits = torch.tensor([[[0.0, 9.0], [0.0, 0.0]]])
+        >>> round(supervised_cross_entropy(logits, torch.tensor([[[1, IGNORE_LABEL]]])).item(), 4)  # ln 2
+        0.6931
+    """
+    loss = nn.functional.cross_entropy(logits.float(), label[:, 0].long(), ignore_index=IGNORE_LABEL)
+    ignored = ignored_voxels(label)
+    # the mean over no voxel is NaN
+    return loss if ignored is None else torch.where(ignored.all(), torch.zeros_like(loss), loss)
+
+
+def supervised_mse(prediction: Tensor, target: Tensor, label: Tensor) -> Tensor:
+    """Squared error, mean over the channels and the voxels that are not ignored.
+
+    Args:
+        prediction: ``(B, C, *spatial)`` float32, for example signed distances.
+        target: same shape; its values at ignored voxels do not matter.
+        label: ``(B, 1, *spatial)``, which tells the ignored voxels.
+
+    Returns:
+        scalar float32.
+
+    Example:
+        >>> d, label = torch.tensor([[[1.0, 5.0]]]), torch.tensor([[[1, IGNORE_LABEL]]])
+        >>> supervised_mse(d, torch.zeros(1, 1, 2), label).item()
+        1.0
+    """
+    ignored = ignored_voxels(label)
+    if ignored is None:
+        return nn.functional.mse_loss(prediction, target)
+    share = ignored.numel() / (~ignored).sum().clamp(min=1)  # exactly 1 where nothing is ignored
+    return share * nn.functional.mse_loss(prediction.masked_fill(ignored, 0.0), target.masked_fill(ignored, 0.0))
 
 
 class ForegroundDiceLoss(nn.Module):
@@ -24,9 +76,10 @@ class ForegroundDiceLoss(nn.Module):
         smooth: :math:`\epsilon > 0`; the MC-Net family uses :math:`10^{-8}`.
 
     Shapes:
-        logits ``(B, C, *spatial)`` float, label ``(B, 1, *spatial)`` integer-valued in [0, C) -> scalar float32 in
-        [0, 1] (with ``"sum"``: up to the number of classes). :meth:`of_probabilities` takes the probabilities of the
-        classes that are averaged instead of logits.
+        logits ``(B, C, *spatial)`` float, label ``(B, 1, *spatial)`` integer-valued in [0, C), or
+        :data:`~monai_ssl.losses.IGNORE_LABEL` for a voxel that enters no sum -> scalar float32 in [0, 1] (with
+        ``"sum"``: up to the number of classes). :meth:`of_probabilities` takes the probabilities of the classes that
+        are averaged instead of logits.
 
     Raises:
         ValueError: for an unknown option, or ``smooth`` that is not positive.
@@ -64,7 +117,12 @@ class ForegroundDiceLoss(nn.Module):
 
     def of_probabilities(self, p: Tensor, label: Tensor) -> Tensor:
         """The loss of probabilities ``(B, C - 1, *spatial)``, or ``(B, C, *spatial)`` with background."""
+        ignored = ignored_voxels(label)
+        if ignored is not None:
+            p, label = p.masked_fill(ignored, 0.0), label.masked_fill(ignored, 0)
         y = one_hot(label, p.shape[1] + self.first, dtype=p.dtype)[:, self.first :]
+        if ignored is not None:  # with background, its channel has just been set there
+            y = y.masked_fill(ignored, 0.0)
         axes = [0] * self.pooled + list(range(2, p.dim()))
         size = (p * p if self.squared else p).sum(axes) + y.sum(axes)
         dice = (2.0 * (p * y).sum(axes) + self.smooth) / (size + self.smooth)
@@ -89,7 +147,8 @@ class HalfDiceCELoss(nn.Module):
         include_background: of the Dice term.
 
     Shapes:
-        logits ``(B, C, *spatial)`` float, label ``(B, 1, *spatial)`` integer-valued in [0, C) -> scalar float32.
+        logits ``(B, C, *spatial)`` float, label ``(B, 1, *spatial)`` integer-valued in [0, C), or
+        :data:`~monai_ssl.losses.IGNORE_LABEL` -> scalar float32.
 
     Example:
         >>> import torch
@@ -103,5 +162,4 @@ class HalfDiceCELoss(nn.Module):
         self.dice = ForegroundDiceLoss(include_background=include_background)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
-        cross_entropy = nn.functional.cross_entropy(logits.float(), label[:, 0].long())
-        return 0.5 * (cross_entropy + self.dice(logits, label))
+        return 0.5 * (supervised_cross_entropy(logits, label) + self.dice(logits, label))

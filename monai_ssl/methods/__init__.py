@@ -1,6 +1,6 @@
 """Methods: one file each. A method turns a labeled and an unlabeled batch into named loss terms."""
 
-from .base import SemiSupervisedMethod, joint_images
+from .base import Batch, SemiSupervisedMethod, joint_images
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
 from .dual_task_consistency import DualTaskConsistency
 from .smoothness_separation import SmoothnessSeparation
@@ -9,6 +9,7 @@ from .task_affinity_consistency import TaskAffinityConsistency
 from .uncertainty_guided_mutual_consistency import UncertaintyGuidedMutualConsistency
 
 __all__ = [
+    "Batch",
     "CorrelationAwareMutualLearning",
     "DualTaskConsistency",
     "SemiSupervisedMethod",

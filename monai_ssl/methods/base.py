@@ -3,12 +3,42 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypedDict
 
 import torch
+from monai.transforms import Transform
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-Batch = dict[str, Any]
+
+class Batch(TypedDict, total=False):
+    """One stream's half of a training batch, as :class:`monai_ssl.data.TwoStreamLoader` makes it.
+
+    Keys:
+        image: ``(B, C_in, *spatial)`` float32, after the preset's random transforms. Of the unlabeled stream this is
+            the *weak* view.
+        label: ``(B, 1, *spatial)`` int64, labeled stream only; a class index, or
+            :data:`monai_ssl.losses.IGNORE_LABEL` (255) where nobody knows the class.
+        index: ``(B,)`` int64, number of the case in its list: stable over the run.
+        name: list of B case names, for messages.
+        strong: ``(B, C_in, *spatial)`` float32, unlabeled stream only, where the method asks for it with
+            ``strong_view``: the weak view after intensity transforms of its own, voxel for voxel on the same place.
+            Mixing images (CutMix, mixup) is the business of a method.
+        signed_distance: ``(B, n_classes - 1, *spatial)`` float32, labeled stream, from the ``loader_transforms`` of
+            methods with a distance task. Other transforms may add further tensors.
+
+    Spatial axes are (x, y) in 2D, where a patch is one slice of a volume, and (x, y, z) in 3D; all tensors of a stream
+    have the same ones.
+    """
+
+    image: Tensor
+    label: Tensor
+    index: Tensor
+    name: list[str]
+    strong: Tensor
+    signed_distance: Tensor
 
 
 class SemiSupervisedMethod(nn.Module, ABC):
@@ -17,7 +47,12 @@ class SemiSupervisedMethod(nn.Module, ABC):
     A subclass implements :meth:`forward`; the trainer does the rest. Everything a step computes (teacher passes,
     adversarial directions, reads of a memory) happens inside ``forward``, so wrapping a method in
     ``DistributedDataParallel`` just works. Whatever happens after the optimizer's step goes into :meth:`after_step`.
-    All state that changes belongs into ``state_dict()``: then resuming is exact by construction.
+    Keep all mutable state in ``state_dict()``: resuming is then exact by construction.
+
+    An *adversary* (the discriminator of DAN or SASSNet) learns against the method, with an optimizer of its own:
+    register it with :meth:`add_adversary`, and say in :meth:`adversary_optimizers` and :meth:`adversary_terms` how it
+    learns. The trainer makes its step after the method's own and before ``after_step``, under the same precision,
+    accumulation, clipping and guard against NaN; a checkpoint holds its optimizer.
 
     Args:
         network: the module that is deployed: image ``(B, C_in, *spatial)`` -> logits ``(B, n_classes, *spatial)``,
@@ -29,6 +64,13 @@ class SemiSupervisedMethod(nn.Module, ABC):
     Attributes:
         network: the deployed network.
         iteration: optimizer steps made so far (ramp-ups and warm-ups depend on it).
+        adversaries: name -> module, see above; empty for most methods.
+        uses_unlabeled: False for a method that learns from labels alone: unlabeled images are then neither read nor
+            cached, and ``unlabeled`` is always None.
+        strong_view: True asks the loader for ``unlabeled["strong"]``, see :class:`Batch`.
+        honors_ignore_label: True promises that voxels labeled :data:`monai_ssl.losses.IGNORE_LABEL` change no
+            supervised term and no gradient, which all losses of :mod:`monai_ssl.losses` keep. Otherwise the trainer
+            refuses a batch with such voxels instead of training on a class 255.
 
     Raises:
         ValueError: when ``unsupervised_weight`` is negative.
@@ -44,6 +86,10 @@ class SemiSupervisedMethod(nn.Module, ABC):
         ...         return {"supervised": supervised, "entropy": self.unsupervised_weight * 0.1 * entropy}
     """
 
+    uses_unlabeled: ClassVar[bool] = True
+    strong_view: bool = False
+    honors_ignore_label: bool = False
+
     def __init__(self, network: nn.Module, unsupervised_weight: float = 1.0) -> None:
         super().__init__()
         if not unsupervised_weight >= 0:
@@ -51,23 +97,72 @@ class SemiSupervisedMethod(nn.Module, ABC):
         self.network = network
         self.unsupervised_weight = float(unsupervised_weight)
         self.iteration = 0
+        self.adversaries = nn.ModuleDict()
 
     @abstractmethod
     def forward(self, labeled: Batch, unlabeled: Batch | None) -> dict[str, Tensor]:
         """Named, already weighted loss terms; the trainer sums and logs them.
 
         Args:
-            labeled: ``image`` (B_l, C_in, *spatial) float32, ``label`` (B_l, 1, *spatial) int64, ``index`` (B_l,)
-                int64 stable case index, ``name`` list of case names, and what the config's transforms added.
-            unlabeled: ``image`` (B_u, C_in, *spatial) float32, ``name``; None when there are no unlabeled cases.
+            labeled: see :class:`Batch`.
+            unlabeled: see :class:`Batch`; None when there are no unlabeled cases.
 
         Returns:
-            scalar tensors; their sum is minimized.
+            scalar tensors; their sum is minimized. An unsupervised term may be absent when there is nothing unlabeled;
+            the log leaves its cell empty. Under ``DistributedDataParallel`` every trainable parameter needs a gradient
+            in every step: there, a term that alone reaches some parameters stays in place as ``0 * parameter.sum()``.
         """
+
+    def loader_transforms(self) -> list[Transform]:
+        """Transforms that the loader's workers run on every labeled item after the random ones; by default none.
+
+        For targets that are a function of the label patch, such as distance maps: computed there, they do not block
+        the step. What they add to the item, stacked, is in ``labeled``.
+        """
+        return []
 
     def after_step(self) -> None:
         """Called once after every optimizer step: EMA and memory updates. Overrides call ``super().after_step()``."""
         self.iteration += 1
+
+    # ------------------------------------------------------------------------------------------- adversaries
+
+    def add_adversary(self, name: str, module: nn.Module) -> None:
+        """Register a module that learns against the method.
+
+        It is frozen whenever the method itself learns: gradients pass through it to what it judges, and none reaches
+        its parameters. ``parameters()`` may therefore go to the main optimizer as a whole, which skips frozen ones.
+
+        Args:
+            name: key in :attr:`adversaries`, and prefix of its terms in the log.
+            module: for example a discriminator.
+        """
+        self.adversaries[name] = module.requires_grad_(False)
+
+    def adversary_optimizers(self) -> dict[str, Optimizer]:
+        """A new optimizer for each of :attr:`adversaries`, by name. Called once, when training is set up.
+
+        Example:
+            >>> # return {"critic": torch.optim.Adam(self.adversaries["critic"].parameters(), 1e-4)}
+        """
+        return {}
+
+    def adversary_schedules(self, optimizers: Mapping[str, Optimizer]) -> dict[str, LRScheduler]:
+        """Learning-rate schedules of those optimizers, stepped once per iteration; by default none: constant rates."""
+        return {}
+
+    def adversary_terms(self, name: str, labeled: Batch, unlabeled: Batch | None) -> dict[str, Tensor]:
+        """Named, weighted loss terms of the adversary ``name``, whose sum ITS optimizer minimizes.
+
+        Called after the method's own step with the same batch, all modules in training mode; run the networks under
+        ``torch.no_grad()``. Only the adversary's parameters receive gradients, whatever the graph reaches.
+
+        Returns:
+            scalar tensors; an empty dict (nothing to compare with, for example) leaves the step out.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has the adversary {name!r} and must define adversary_terms")
+
+    # ------------------------------------------------------------------------------------------- deployment
 
     def second_opinion(self, image: Tensor) -> Tensor | None:
         """What the method knows of an image beside its deployed network: another head, a teacher, a second network.

@@ -87,6 +87,9 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
     Under ``DistributedDataParallel`` attention stays inside each process's batch, and the memory holds the labeled
     cases of all processes.
 
+    Voxels labeled ``IGNORE_LABEL`` take no part in Dice and never enter the memory; the unsupervised terms, which need
+    no label, act on them too.
+
     Loss terms: ``dice``, ``cross_supervision``, ``correlation``. A class of which the memory holds fewer than
     ``prototypes_per_class`` vectors has no prototypes; a warning says so when that lasts.
 
@@ -109,6 +112,8 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         >>> method.bank.cases
         [0, 4]
     """
+
+    honors_ignore_label = True
 
     def __init__(
         self,

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from monai.transforms import Transform
+from torch import Tensor
 
-from monai_ssl.losses import DualTaskConsistencyLoss, ForegroundDiceLoss, SigmoidRampUp
+from monai_ssl.losses import DualTaskConsistencyLoss, ForegroundDiceLoss, SigmoidRampUp, supervised_mse
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
 from monai_ssl.networks import DualTaskNetwork
-from monai_ssl.transforms import SignedDistanceMap
+from monai_ssl.transforms import SignedDistanceMap, SignedDistanceMapd
 
 VARIANTS = ("released", "paper")
 
@@ -51,6 +52,9 @@ class DualTaskConsistency(SemiSupervisedMethod):
     SDF target                    of the crop, normalized         of the crop, normalized
     ============================  ==============================  ================================
 
+    Voxels labeled ``IGNORE_LABEL`` take no part in Dice and distance supervision, and are neither inside nor outside in
+    the distance maps of their neighbors; the consistency, which needs no label, acts on them too.
+
     Loss terms: ``dice``, ``signed_distance``, ``consistency``.
 
     Raises:
@@ -67,6 +71,8 @@ class DualTaskConsistency(SemiSupervisedMethod):
         >>> sorted(method(labeled, {"image": torch.rand(2, 1, 16, 16)}))
         ['consistency', 'dice', 'signed_distance']
     """
+
+    honors_ignore_label = True
 
     def __init__(
         self,
@@ -102,6 +108,9 @@ class DualTaskConsistency(SemiSupervisedMethod):
         self.consistency = DualTaskConsistencyLoss(slope)
         self.signed_distance_map = SignedDistanceMap(network.n_classes, degenerate)
 
+    def loader_transforms(self) -> list[Transform]:
+        return [SignedDistanceMapd("label", self.signed_distance_map.n_classes, self.signed_distance_map.degenerate)]
+
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         logits, raw_distance = self.network.tasks(joint_images(labeled, unlabeled))  # type: ignore[operator]
         return self.terms(logits, raw_distance, labeled)
@@ -131,6 +140,6 @@ class DualTaskConsistency(SemiSupervisedMethod):
         weight = self.unsupervised_weight * self.ramp_up(self.iteration)
         return {
             "dice": self.dice(logits[:rows], label),
-            "signed_distance": self.distance_weight * nn.functional.mse_loss(distance[:rows], target.to(distance)),
+            "signed_distance": self.distance_weight * supervised_mse(distance[:rows], target.to(distance), label),
             "consistency": weight * self.consistency(distance, logits.softmax(1)[:, 1:]),
         }

@@ -8,7 +8,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from monai_ssl.losses import ForegroundDiceLoss, PrototypeSeparationLoss, SigmoidRampUp, VirtualAdversarialLoss
+from monai_ssl.losses import (
+    ForegroundDiceLoss,
+    PrototypeSeparationLoss,
+    SigmoidRampUp,
+    VirtualAdversarialLoss,
+    ignored_voxels,
+)
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
 from monai_ssl.networks import PointwiseHead, PrototypeMemory, VoxelHeads
 
@@ -73,6 +79,9 @@ class SmoothnessSeparation(SemiSupervisedMethod):
     Under ``DistributedDataParallel`` all processes hold the same prototypes; ranking and batch statistics are those of
     each process's part of the batch.
 
+    Voxels labeled ``IGNORE_LABEL`` take no part in Dice, offer no prototype and are pulled to none; the smoothness,
+    which needs no label, acts on them too.
+
     Loss terms: ``dice``, ``smoothness``, ``separation``. While the memory of a class is empty, the separation leaves
     that class out; a warning says so when that lasts.
 
@@ -90,6 +99,8 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         >>> sorted(method(labeled, {"image": torch.rand(2, 1, 16, 16)}))
         ['dice', 'separation', 'smoothness']
     """
+
+    honors_ignore_label = True
 
     def __init__(
         self,
@@ -184,6 +195,8 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         """
         rows = len(label)
         label = label.to(predicted)
+        if (ignored := ignored_voxels(label)) is not None:
+            label = label.masked_fill(ignored, 0)  # like the background, which is left out of all that follows
         parts = [features] if rows == len(features) else features.split([rows, len(features) - rows])
         correct = (predicted[:rows] == label) & (label > 0)
         self.renew(parts[0].detach(), correct, label)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from monai_ssl.losses import HalfDiceCELoss
+from monai_ssl.losses import ForegroundDiceLoss, HalfDiceCELoss
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod
 
 
@@ -14,7 +14,8 @@ class Supervised(SemiSupervisedMethod):
     Args:
         network: image -> logits with background.
         loss: logits ``(B, n_classes, *spatial)``, label ``(B, 1, *spatial)`` -> scalar. Default:
-            :class:`monai_ssl.losses.HalfDiceCELoss`, the supervised loss of the UA-MT family.
+            :class:`monai_ssl.losses.HalfDiceCELoss`, the supervised loss of the UA-MT family. With a loss that is not
+            of this package, a label with ``IGNORE_LABEL`` is refused: nobody knows what that loss does with it.
         unsupervised_weight: accepted for uniformity, without effect.
 
     Loss terms: ``supervised``.
@@ -28,9 +29,12 @@ class Supervised(SemiSupervisedMethod):
         ['supervised']
     """
 
+    uses_unlabeled = False
+
     def __init__(self, network: nn.Module, loss: nn.Module | None = None, unsupervised_weight: float = 1.0) -> None:
         super().__init__(network, unsupervised_weight)
         self.loss = HalfDiceCELoss() if loss is None else loss
+        self.honors_ignore_label = isinstance(self.loss, (HalfDiceCELoss, ForegroundDiceLoss))
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         return {"supervised": self.loss(self.network(labeled["image"]).float(), labeled["label"])}

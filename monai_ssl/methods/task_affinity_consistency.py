@@ -8,7 +8,7 @@ import torch
 from monai.networks import one_hot
 from torch import Tensor, nn
 
-from monai_ssl.losses import ForegroundDiceLoss, RepresentationConsistencyLoss
+from monai_ssl.losses import ForegroundDiceLoss, RepresentationConsistencyLoss, ignored_voxels
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
 
 MASKS = ("soft", "hard")
@@ -66,6 +66,8 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
     class that is not there    not discussed                     zero vector; here skipped, ``empty="zero"``
     =========================  ================================  ==============================================
 
+    Voxels labeled ``IGNORE_LABEL`` take no part in Dice and in no class vector of a labeled image.
+
     Loss terms: ``dice``, ``contextual``, ``structural``.
 
     Raises:
@@ -83,6 +85,8 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
         >>> sorted(method(labeled, {"image": torch.rand(2, 1, 16, 16)}))
         ['contextual', 'dice', 'structural']
     """
+
+    honors_ignore_label = True
 
     def __init__(
         self,
@@ -149,13 +153,20 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
         }
         if len(logits) == rows:  # no unlabeled image
             return terms | {kind: logits.new_zeros(()) for kind in kinds}
-        masks = torch.cat([one_hot(label, n_classes, dtype=torch.float32), self._masks(logits[rows:])])
+        masks = torch.cat([self._labeled_masks(label, n_classes), self._masks(logits[rows:])])
         for kind, (weight, maps) in kinds.items():
             used = maps if self.unsupervised_weight * weight > 0 else []
             losses = [self.consistency(x, masks, rows) for x in used]
             total = torch.stack(losses).sum() if losses else 0.0 * logits.sum()
             terms[kind] = self.unsupervised_weight * weight * total
         return terms
+
+    @staticmethod
+    def _labeled_masks(label: Tensor, n_classes: int) -> Tensor:
+        ignored = ignored_voxels(label)
+        if ignored is None:
+            return one_hot(label, n_classes, dtype=torch.float32)
+        return one_hot(label.masked_fill(ignored, 0), n_classes, dtype=torch.float32).masked_fill(ignored, 0.0)
 
     def _masks(self, logits: Tensor) -> Tensor:
         if self.masks == "hard":

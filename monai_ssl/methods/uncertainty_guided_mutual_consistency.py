@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from monai.transforms import Transform
 from torch import Tensor, nn
 
 from monai_ssl.losses import (
@@ -17,10 +18,12 @@ from monai_ssl.losses import (
     add_noise,
     monte_carlo_probabilities,
     predictive_entropy,
+    supervised_cross_entropy,
+    supervised_mse,
 )
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
 from monai_ssl.networks import DualTaskNetwork, EMATeacher
-from monai_ssl.transforms import SignedDistanceMap
+from monai_ssl.transforms import SignedDistanceMap, SignedDistanceMapd
 
 VARIANTS = ("paper", "released")
 SUPERVISION = ("mse", "dice")
@@ -86,6 +89,9 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
     rises to ln C and means run over C channels (the code has ln 2 and 2). With ``shared_logits``, cross-entropy
     and :math:`\sigma(-k \tanh z)` want opposite signs of the same logits; it is here to reproduce that code.
 
+    Voxels labeled ``IGNORE_LABEL`` take no part in the three supervised terms, and are neither inside nor outside in
+    the distance maps of their neighbors; both consistency terms, which need no label, act on them too.
+
     Loss terms: ``dice``, ``cross_entropy``, ``signed_distance``, ``intra_task``, ``cross_task``.
 
     Raises:
@@ -103,6 +109,8 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         >>> sorted(method(labeled, {"image": torch.rand(2, 1, 16, 16)}))
         ['cross_entropy', 'cross_task', 'dice', 'intra_task', 'signed_distance']
     """
+
+    honors_ignore_label = True
 
     def __init__(
         self,
@@ -170,6 +178,11 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
             network.distance_head.requires_grad_(False)
         self.teacher = EMATeacher(network, decay, warm_up=decay_warm_up)
 
+    def loader_transforms(self) -> list[Transform]:
+        if self.distance_supervision == "dice":  # of the label itself
+            return []
+        return [SignedDistanceMapd("label", self.n_classes, self.signed_distance_map.degenerate)]
+
     def tasks(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B, C, *spatial)`` and signed distance in (-1, 1), both float32."""
         if self.shared_logits:
@@ -230,7 +243,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         weight = self.unsupervised_weight * self.ramp_up(self.iteration)
         return {
             "dice": supervised * self.dice(logits[:rows], label),
-            "cross_entropy": supervised * nn.functional.cross_entropy(logits[:rows], label[:, 0].long()),
+            "cross_entropy": supervised * supervised_cross_entropy(logits[:rows], label),
             "signed_distance": supervised * self.weights["distance_weight"] * self._supervise(distance[:rows], labeled),
             "intra_task": weight * self.weights["intra_weight"] * intra,
             "cross_task": weight * self.weights["cross_weight"] * cross,
@@ -244,7 +257,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         target = labeled.get("signed_distance")
         if target is None:
             target = torch.stack([self.signed_distance_map(item) for item in labeled["label"]])
-        return nn.functional.mse_loss(distance, target.to(distance))
+        return supervised_mse(distance, target.to(distance), labeled["label"])
 
     def after_step(self) -> None:
         self.teacher.update(self.network, self.iteration)

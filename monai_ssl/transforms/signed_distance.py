@@ -11,10 +11,12 @@ from monai.config import KeysCollection, NdarrayOrTensor
 from monai.transforms import MapTransform, Transform
 from monai.transforms.utils import distance_transform_edt
 
+from monai_ssl.labels import IGNORE_LABEL
+
 DEGENERATE = ("safe", "official")
 
 
-def signed_distance_map(mask: np.ndarray, degenerate: str = "safe") -> np.ndarray:
+def signed_distance_map(mask: np.ndarray, degenerate: str = "safe", known: np.ndarray | None = None) -> np.ndarray:
     r"""Signed distance of one binary mask, normalized inside and outside separately.
 
     Outside in (0, 1], inside in [-1, 0), 0 on the inner boundary (foreground voxels that share a face with the
@@ -30,6 +32,9 @@ def signed_distance_map(mask: np.ndarray, degenerate: str = "safe") -> np.ndarra
         degenerate: masks without a contour. ``"safe"``: empty -> +1 everywhere (all outside), full -> -1 everywhere.
             ``"official"``: what the released code gives, empty -> 0 everywhere (a contradictory target: a soft mask
             of 0.5), full -> NaN everywhere.
+        known: where somebody knows what is inside and what is outside, bool ``(*spatial)``; None: everywhere. The
+            other voxels are neither: distances lead from a known voxel to the nearest known one of the other side,
+            and their own value, 0, means nothing.
 
     Returns:
         float32 array ``(*spatial)`` in [-1, 1].
@@ -49,10 +54,15 @@ def signed_distance_map(mask: np.ndarray, degenerate: str = "safe") -> np.ndarra
     from scipy.ndimage import distance_transform_edt as edt
 
     foreground = np.asarray(mask) != 0
-    constant = _degenerate_value(bool(foreground.any()), bool(foreground.all()), degenerate)
+    if known is not None:
+        foreground = foreground & known
+    background = ~foreground if known is None else ~foreground & known
+    constant = _degenerate_value(bool(foreground.any()), not background.any(), degenerate)
     if constant is not None:
         return np.full(foreground.shape, constant, dtype=np.float32)
-    inside, outside = edt(foreground), edt(~foreground)
+    inside, outside = edt(~background), edt(~foreground)
+    if known is not None:  # distances from unknown voxels do not scale the map
+        inside, outside = inside * foreground, outside * background
     distance = outside / outside.max() - inside / inside.max()
     distance[foreground & (inside == 1.0)] = 0.0
     return distance.astype(np.float32)
@@ -76,7 +86,9 @@ class SignedDistanceMap(Transform):
 
     Shapes:
         label ``(1, *spatial)``, 2D or 3D, array or tensor -> float32 tensor ``(n_classes - 1, *spatial)`` on the same
-        device. CUDA tensors go through MONAI's ``distance_transform_edt`` (cuCIM where installed).
+        device. CUDA tensors go through MONAI's ``distance_transform_edt`` (cuCIM where installed). Voxels labeled
+        :data:`~monai_ssl.losses.IGNORE_LABEL` are neither inside nor outside, see ``known`` of
+        :func:`signed_distance_map`; leave them out of the loss.
 
     Raises:
         ValueError: when ``n_classes < 2``, ``degenerate`` is unknown or the label has not exactly one channel.
@@ -99,18 +111,28 @@ class SignedDistanceMap(Transform):
             raise ValueError(f"label must have one channel (1, *spatial), got shape {tuple(label.shape)}")
         label = label[0]
         masks = [label != 0] if self.n_classes == 2 else [label == c for c in range(1, self.n_classes)]
-        maps = [self._cuda(m) if m.is_cuda else torch.from_numpy(signed_distance_map(m.numpy(), self.degenerate))
-                for m in masks]  # fmt: skip
-        return torch.stack(maps)
+        ignored = label == IGNORE_LABEL
+        known = ~ignored if ignored.any() else None
+        return torch.stack([self._cuda(m, known) if m.is_cuda else self._cpu(m, known) for m in masks])
 
-    def _cuda(self, mask: torch.Tensor) -> torch.Tensor:
-        constant = _degenerate_value(bool(mask.any()), bool(mask.all()), self.degenerate)
+    def _cpu(self, mask: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+        of = None if known is None else known.numpy()
+        return torch.from_numpy(signed_distance_map(mask.numpy(), self.degenerate, of))
+
+    def _cuda(self, mask: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+        if known is not None:
+            mask = mask & known
+        background = ~mask if known is None else ~mask & known
+        constant = _degenerate_value(bool(mask.any()), not bool(background.any()), self.degenerate)
         if constant is not None:
             return torch.full(mask.shape, constant, device=mask.device)
         sides = (1, 1, -1) if mask.dim() == 1 else (1, *mask.shape)  # MONAI takes no lines
         inside, outside = (
-            torch.as_tensor(distance_transform_edt(m.float().reshape(sides))).reshape(mask.shape) for m in (mask, ~mask)
+            torch.as_tensor(distance_transform_edt(m.float().reshape(sides))).reshape(mask.shape)
+            for m in (~background, ~mask)
         )
+        if known is not None:
+            inside, outside = inside * mask, outside * background
         distance = outside / outside.max() - inside / inside.max()
         distance[mask & (inside == 1.0)] = 0.0
         return distance.float()

@@ -451,7 +451,7 @@ class TestTraining:
         run.run()
         run.finalize()
         assert run.parser.get_parsed_content("train#dataloader").n_unlabeled == (
-            n_unlabeled if run.parser.get_parsed_content("unlabeled_batch_size") else 0
+            n_unlabeled if run.parser.get_parsed_content("method").uses_unlabeled else 0
         )
         assert (tmp_path / "model.pt").is_file()
         with open(tmp_path / "training.csv", newline="", encoding="utf-8") as file:

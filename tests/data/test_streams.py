@@ -15,7 +15,7 @@ import torch
 from monai.transforms import Compose, RandGaussianNoised, RandSpatialCropd, Transform
 
 from monai_ssl.data import CaseDataset, DataError, TwoStreamLoader, load_datalist, load_preset, position_seed
-from monai_ssl.data.pipelines import random_transforms, training_preprocessing
+from monai_ssl.data.pipelines import random_transforms, strong_transforms, training_preprocessing
 from monai_ssl.data.streams import _TwoStreamDataset
 from monai_ssl.transforms import SignedDistanceMapd
 
@@ -55,7 +55,7 @@ def loader(n_labeled=3, n_unlabeled=5, **options):
 
 
 def take(stream, n, start=0):
-    stream.start = start
+    stream.start_at(start)
     return list(itertools.islice(iter(stream), n))
 
 
@@ -171,6 +171,98 @@ def test_the_labeled_and_the_unlabeled_stream_differ():
     same_cases = TwoStreamLoader(cases(8), cases(8), [], [], seed=3)
     batches = take(same_cases, 8)
     assert [b["labeled"]["name"] for b in batches] != [b["unlabeled"]["name"] for b in batches]
+
+
+def test_both_streams_draw_differently():
+    # one case in both, so that the order cannot tell them apart: what differs is what the transforms draw
+    noise = [RandGaussianNoised("image", prob=1.0)]
+    same_case = TwoStreamLoader(cases(1), cases(1), noise, noise, labeled_batch_size=1, unlabeled_batch_size=1, seed=3)
+    for batch in take(same_case, 4):
+        assert not torch.equal(batch["labeled"]["image"], batch["unlabeled"]["image"])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("flavor", ["literature", "practical"])
+def test_the_strong_view_lies_on_the_weak_one(flavor, dims, num_workers):
+    preset = tiny_preset(dims, flavor)
+    sides = (20, 19, 18)
+
+    def build(strong):
+        unlabeled = CaseDataset([{"image": f"case_{i}.nii.gz"} for i in range(5, 8)], Compose([Synthetic(sides)]), 1)
+        weak = random_transforms(preset, label=False)
+        loader = TwoStreamLoader(cases(2), unlabeled, [], weak, strong, num_workers=num_workers, seed=2)
+        return take(loader, 4)
+
+    without, with_strong = build(None), build(strong_transforms(preset))
+    again = build(strong_transforms(preset))
+    for plain, both, same in zip(without, with_strong, again, strict=True):
+        assert "strong" not in plain["unlabeled"]
+        strong = both["unlabeled"].pop("strong")
+        assert torch.equal(strong, same["unlabeled"].pop("strong"))
+        assert_same([plain], [both])  # everything else has the bits of before
+        weak = both["unlabeled"]["image"]
+        assert strong.shape == weak.shape == (2, 1, *preset.patch_size)
+        assert strong.dtype == torch.float32
+        assert type(strong) is torch.Tensor
+        assert torch.isfinite(strong).all()
+        assert not torch.equal(strong, weak)
+        for axis in range(2, weak.dim()):  # the images are white noise: moved by a voxel, they would not correlate
+            inner, moved = (weak.narrow(axis, first, weak.shape[axis] - 1) for first in (0, 1))
+            there = strong.narrow(axis, 0, weak.shape[axis] - 1)
+            for same_place, next_place, view in zip(inner, moved, there, strict=True):
+                assert correlation(same_place, view) > 0.1 + abs(correlation(next_place, view))
+
+
+def correlation(a, b):
+    return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("flavor", ["literature", "practical"])
+def test_workers_and_the_main_process_give_the_same_bits(flavor, dims):
+    # in the main process the transforms track their history, in workers they do not
+    preset = tiny_preset(dims, flavor)
+    entries = [{"image": f"case_{i}.nii.gz", "label": "x"} for i in range(3)]
+
+    def build(num_workers):
+        labeled = CaseDataset(entries, Compose([Synthetic((20, 19, 18))]), num_workers=1)
+        transforms = [*random_transforms(preset), SignedDistanceMapd("label")]
+        return take(TwoStreamLoader(labeled, None, transforms, num_workers=num_workers, seed=4), 6)
+
+    here, there = build(0), build(1)
+    assert_same(here, there)
+    assert all(type(v) is torch.Tensor for b in here for v in b["labeled"].values() if isinstance(v, torch.Tensor))
+
+
+def test_loading_leaves_the_switch_of_monai_alone():
+    from monai.data import get_track_meta
+
+    seen = []
+
+    class Look(Transform):
+        def __call__(self, item):
+            seen.append(get_track_meta())
+            return item
+
+    take(TwoStreamLoader(cases(2), None, [Look()]), 2)
+    assert seen == [True] * 4  # another thread that loads in the meantime finds what it expects
+
+
+def test_a_label_to_be_ignored_survives():
+    class Unknown(Transform):
+        def __call__(self, item):
+            item["label"] = item["label"].clone()
+            item["label"][:, :10] = 255
+            return item
+
+    entries = [{"image": "case_1.nii.gz", "label": "x"}]
+    labeled = CaseDataset(entries, Compose([Synthetic((24, 24, 20)), Unknown()]), num_workers=1)
+    preset = tiny_preset(3, "practical")
+    for batch in take(TwoStreamLoader(labeled, None, random_transforms(preset), seed=1), 5):
+        assert batch["labeled"]["label"].dtype == torch.int64
+        assert set(batch["labeled"]["label"].unique().tolist()) <= {0, 1, 255}
+        assert (batch["labeled"]["label"] == 255).any()
 
 
 def test_neighboring_slots_and_iterations_draw_differently():

@@ -239,6 +239,16 @@ def test_what_a_checkpoint_holds(uninterrupted):
     assert_equal(model, {k.removeprefix("network."): v for k, v in state["method"].items() if k.startswith("network.")})
 
 
+def test_a_checkpoint_holds_the_optimizers_of_adversaries(tmp_path, uninterrupted):
+    state = content(uninterrupted["toy_adversary"])["checkpoint"]
+    assert state["adversaries"].keys() == {"critic"}
+    assert state["adversaries"]["critic"]["optimizer"]["state"][0]["step"] == 11
+    # one of before there were adversaries cannot continue such a method, and says so
+    torch.save({key: value for key, value in state.items() if key != "adversaries"}, tmp_path / CHECKPOINT)
+    with pytest.raises(DataError, match=r"does not fit this method and network \('adversaries'\)"):
+        build(tmp_path, **OPTIONS["toy_adversary"]).run()
+
+
 def test_interval():
     with pytest.raises(ValueError, match="interval must be >= 1 iteration, got 0"):
         RunCheckpoint("x", interval=0)
@@ -281,7 +291,7 @@ def test_loader_starts_where_the_run_stopped(tmp_path):
     )
     trainer.run()
     loader = make_loader(epoch_length=4, seed=0)
-    loader.start = 6
+    loader.start_at(6)
     batches = iter(loader)
     assert seen == [next(batches)["labeled"]["name"] for _ in range(2)]
 

@@ -7,12 +7,14 @@ import torch
 from builders import names, tiny
 from ignite.engine import Events
 from monai.engines.utils import IterationEvents
+from monai.transforms import Compose, Transform
 from tiny_training import assert_equal, build, content, make_loader, rows
 from torch import nn
 
-from monai_ssl.data import position_seed
+from monai_ssl.data import DataError, position_seed
 from monai_ssl.engines import SemiSupervisedTrainer, TrainingDivergedError
 from monai_ssl.engines.precision import shield_bfloat16_convolutions
+from monai_ssl.losses import IGNORE_LABEL
 from monai_ssl.methods import SemiSupervisedMethod
 
 # no random transform, no dropout, instance norm: a gradient is then a mean over images
@@ -248,7 +250,7 @@ def test_divergence_is_named_and_leaves_the_last_good_checkpoint(tmp_path, where
         assert torch.equal(parameter, saved["model"][name]), name
 
 
-@pytest.mark.parametrize("method", [name for name in names() if name != "supervised"])
+@pytest.mark.parametrize("method", [name for name in names() if tiny(name).uses_unlabeled])
 def test_an_image_with_nan_stops_training(tmp_path, method):
     trainer = build(tmp_path, method, bad=101, max_iterations=20, interval=1)
     with pytest.raises(TrainingDivergedError, match=r"case_101"):
@@ -335,3 +337,256 @@ def test_the_trainer_is_a_monai_trainer():
     from monai.engines import Trainer
 
     assert issubclass(SemiSupervisedTrainer, Trainer)
+
+
+# ------------------------------------------------------------------------------------------------- the batch
+
+
+def test_ranks_draw_different_noise():
+    def first_step(rank):
+        trainer = build(max_iterations=1)
+        drawn = []
+        trainer.state.rank = rank
+        trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, lambda e: drawn.append(torch.rand(3).tolist()))
+        trainer.run()
+        return drawn, trainer.state.output[0]["terms"]
+
+    (noise, terms), (other_noise, other_terms) = first_step(0), first_step(1)
+    assert noise != other_noise
+    assert terms != other_terms  # the images are the same: dropout is not
+    assert first_step(1) == (other_noise, other_terms)
+
+
+class Ignoring(Transform):
+    """A corner of every label is unknown."""
+
+    def __call__(self, item):
+        item["label"][..., :4, :4] = IGNORE_LABEL
+        return item
+
+
+@pytest.mark.parametrize("method", names())
+def test_labels_to_be_ignored_train(method):
+    trainer = build(method=method, max_iterations=2)
+    stream = trainer.data_loader.streams["labeled"][0]
+    stream.transform = Compose([*stream.transform.transforms[:1], Ignoring(), *stream.transform.transforms[1:]])
+    seen = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: seen.append(e.state.output[0]["label"].max()))
+    trainer.run()
+    assert IGNORE_LABEL in seen
+
+
+def test_a_method_that_does_not_honor_ignored_labels_refuses_them():
+    method = tiny("supervised", loss=nn.CrossEntropyLoss())
+    trainer = build(max_iterations=2, wrap=lambda _: method)
+    stream = trainer.data_loader.streams["labeled"][0]
+    stream.transform = Compose([*stream.transform.transforms[:-1], Ignoring()])
+    with pytest.raises(DataError, match=r"iteration 0: case case_\d, case_\d: the label holds 255, .* Supervised does"):
+        trainer.run()
+
+
+class LateTerm(SemiSupervisedMethod):
+    """Its second term is there from its third step on, and never without unlabeled images."""
+
+    def forward(self, labeled, unlabeled):
+        terms = {"first": self.network(labeled["image"]).square().mean()}
+        if unlabeled is not None and self.iteration >= 2:
+            terms["second"] = self.network(unlabeled["image"]).abs().mean()
+        return terms
+
+
+def late(folder, **options):
+    method = LateTerm(tiny("supervised").network)
+    trainer = build(folder, wrap=lambda _: method, **options)
+    trainer.optimizer, trainer.lr_scheduler = torch.optim.SGD(method.parameters(), lr=0.01), None
+    trainer.parameters = list(method.parameters())
+    return trainer
+
+
+def test_absent_terms_leave_empty_cells(tmp_path):
+    late(tmp_path / "a", max_iterations=5).run()
+    found = rows(tmp_path / "a")
+    assert list(found[0]) == ["iteration", "loss", "first", "lr", "grad_norm", "second"]
+    assert [bool(row["second"]) for row in found] == [False, False, True, True, True]
+    assert all(float(row["loss"]) == pytest.approx(float(row["first"]) + float(row["second"] or 0)) for row in found)
+    # the same file for a run that was prolonged across the first appearance
+    late(tmp_path / "b", max_iterations=2).run()
+    late(tmp_path / "b", max_iterations=5).run()
+    assert (tmp_path / "b" / "training.csv").read_bytes() == (tmp_path / "a" / "training.csv").read_bytes()
+    late(tmp_path / "c", max_iterations=4, n_unlabeled=0).run()
+    assert list(rows(tmp_path / "c")[0]) == ["iteration", "loss", "first", "lr", "grad_norm"]
+
+
+def test_a_method_without_any_term_is_named():
+    class Empty(SemiSupervisedMethod):
+        def forward(self, labeled, unlabeled):
+            return {}
+
+    with pytest.raises(ValueError, match="forward of Empty must return at least one loss term, got none"):
+        build(wrap=lambda _: Empty(tiny("supervised").network)).run()
+
+
+def test_the_host_waits_once_per_step(monkeypatch):
+    waits = []
+    original = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: (waits.append(self.shape), original(self))[1])
+    build(max_iterations=3, trainer={"accumulation_steps": 2}).run()
+    assert waits == [torch.Size([7])] * 3  # three terms of two parts, and the norm
+
+
+# ------------------------------------------------------------------------------------------------- adversaries
+
+TOY = {"method": "toy_adversary"}
+
+
+def without_dropout(trainer):
+    for module in trainer.plain_method.modules():
+        if isinstance(module, nn.modules.dropout._DropoutNd):
+            module.p = 0.0
+    return trainer
+
+
+def test_an_adversarial_step_equals_a_loop_by_hand():
+    # in another layout the critic's dropout draws for the same places in another order
+    trainer = build(**TOY, max_iterations=4, network={"decay": 0.9}, trainer={"channels_last_weights": False})
+    outputs = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda e: outputs.append(dict(e.state.output[0])))
+    trainer.run()
+
+    learner = tiny("toy_adversary", max_iterations=4)
+    critic = learner.adversaries["critic"]
+    optimizer = torch.optim.SGD(learner.network.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4)
+    other = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.9, 0.99))
+    batches = iter(make_loader(seed=0, added=[]))
+    for i in range(4):
+        batch = next(batches)
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 - i / 4) ** 0.9
+        other.param_groups[0]["lr"] = 1e-3 * 0.9**i
+        torch.manual_seed(position_seed(0, 2, i, 0))
+        terms = learner.train()(batch["labeled"], batch["unlabeled"])
+        optimizer.zero_grad()
+        sum(terms.values()).backward()
+        optimizer.step()
+        critic.requires_grad_(True)
+        torch.manual_seed(position_seed(0, 3, i, 0, 0))
+        loss = learner.train().adversary_terms("critic", batch["labeled"], batch["unlabeled"])["cross_entropy"]
+        other.zero_grad()
+        loss.backward()
+        norm = torch.stack([p.grad.norm() for p in critic.parameters()]).norm().item()
+        other.step()
+        critic.requires_grad_(False)
+        learner.after_step()
+        assert outputs[i]["terms"].keys() == {"supervised", "adversarial"}
+        assert outputs[i]["terms"]["adversarial"] == pytest.approx(terms["adversarial"].item(), rel=1e-4)
+        assert outputs[i]["loss"] == pytest.approx(sum(t.item() for t in terms.values()), rel=1e-4)
+        logged = outputs[i]["adversaries"]
+        assert logged == pytest.approx({"critic/cross_entropy": loss.item(), "critic/grad_norm": norm}, rel=1e-3)
+    for (name, a), b in zip(learner.named_parameters(), trainer.plain_method.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_neither_side_leaves_a_gradient_in_the_other():
+    trainer, seen = build(**TOY, max_iterations=3), []
+
+    class Leaky(type(trainer.plain_method)):
+        """Its adversary's graph reaches the network."""
+
+        def adversary_terms(self, name, labeled, unlabeled):
+            verdict = self.adversaries[name](labeled["image"], self.network(labeled["image"]).softmax(1))
+            return {"sum": verdict.sum()}
+
+    trainer.plain_method.__class__ = Leaky
+
+    def after_the_backward_pass(engine):
+        critic = engine.plain_method.adversaries["critic"]
+        assert all(p.grad is None and not p.requires_grad for p in critic.parameters())
+        seen.append([p.grad.clone() for p in engine.plain_method.network.parameters()])
+
+    def at_the_end(engine):
+        assert all(p.grad is None and not p.requires_grad for p in engine.plain_method.adversaries.parameters())
+        for a, b in zip(seen[-1], engine.plain_method.network.parameters(), strict=True):
+            assert torch.equal(a, b.grad)
+
+    trainer.add_event_handler(IterationEvents.BACKWARD_COMPLETED, after_the_backward_pass)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, at_the_end)
+    before = [p.clone() for p in trainer.plain_method.adversaries.parameters()]
+    trainer.run()
+    assert len(seen) == 3
+    assert all(
+        not torch.equal(a, b) for a, b in zip(before, trainer.plain_method.adversaries.parameters(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("limit", [None, 0.01])
+def test_an_adversary_accumulates_and_is_clipped(limit):
+    options = TOY | PLAIN | {"labeled_batch_size": 4, "unlabeled_batch_size": 4, "max_iterations": 1}
+    found = []
+    for steps in (1, 2):
+        trainer = without_dropout(build(**options, trainer={"accumulation_steps": steps, "clip_gradient_norm": limit}))
+        adversary = trainer.adversaries["critic"].optimizer
+        adversary.register_step_pre_hook(
+            lambda o, *_: found.append(torch.cat([p.grad.flatten() for p in o.param_groups[0]["params"]]))
+        )
+        trainer.run()
+        assert trainer.state.output[0]["adversaries"]["critic/grad_norm"] > 0.01  # before clipping
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-6)
+    assert limit is None or found[0].norm().item() == pytest.approx(limit, rel=1e-3)
+
+
+def test_an_adversary_in_bfloat16():
+    trainer = build(**TOY, max_iterations=3, amp="bf16")
+    trainer.run()
+    assert all(p.dtype == torch.float32 for p in trainer.plain_method.adversaries.parameters())
+    exact = build(**TOY, max_iterations=3)
+    exact.run()
+    near, value = (t.state.output[0]["adversaries"]["critic/cross_entropy"] for t in (trainer, exact))
+    assert near == pytest.approx(value, rel=0.05)
+    assert near != value
+
+
+def test_an_adversary_without_anything_to_compare_makes_no_step(tmp_path):
+    trainer = build(tmp_path, **TOY, max_iterations=2, n_unlabeled=0)
+    before = [p.clone() for p in trainer.plain_method.adversaries.parameters()]
+    trainer.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.plain_method.adversaries.parameters(), strict=True))
+    assert list(rows(tmp_path)[0]) == ["iteration", "loss", "supervised", "lr", "grad_norm"]
+
+
+def test_an_adversary_is_logged(tmp_path):
+    build(tmp_path, **TOY, max_iterations=2).run()
+    fields = ["iteration", "loss", "supervised", "adversarial", "lr", "grad_norm"]
+    assert list(rows(tmp_path)[0]) == [*fields, "critic/cross_entropy", "critic/grad_norm"]
+
+
+@pytest.mark.parametrize(
+    ("where", "named"), [("term", "loss term 'critic/cross_entropy'"), ("gradient", "gradient of")]
+)
+def test_an_adversary_that_diverges_is_named(tmp_path, where, named):
+    trainer = build(tmp_path, **TOY, max_iterations=5, interval=1)
+    method = trainer.plain_method
+    terms = method.adversary_terms
+
+    def failing(name, labeled, unlabeled):
+        found = terms(name, labeled, unlabeled)
+        if method.iteration == 2 and where == "gradient":
+            found["cross_entropy"].register_hook(lambda gradient: gradient * float("nan"))
+        return {
+            "cross_entropy": found["cross_entropy"] * (float("inf") if method.iteration == 2 and where == "term" else 1)
+        }
+
+    method.adversary_terms = failing
+    with pytest.raises(TrainingDivergedError, match=f"iteration 2: .*{named}"):
+        trainer.run()
+    saved = content(tmp_path)["checkpoint"]
+    assert saved["iteration"] == 2
+    assert all(torch.isfinite(v).all() for v in saved["method"].values() if isinstance(v, torch.Tensor))
+
+
+def test_adversaries_need_optimizers_of_their_own():
+    method = tiny("toy_adversary")
+    method.adversary_optimizers = dict
+    with pytest.raises(ValueError, match=r"adversary_optimizers of ToyAdversarial must name .*\['critic'\], got \[\]"):
+        build(wrap=lambda _: method)
+    method.adversary_optimizers = lambda: {"critic": torch.optim.SGD(method.parameters(), 0.1)}
+    with pytest.raises(ValueError, match="the optimizer of the adversary 'critic' must hold parameters of"):
+        build(wrap=lambda _: method)

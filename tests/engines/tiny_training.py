@@ -40,7 +40,7 @@ def entries(numbers, label):
     return [{"image": f"case_{i}.nii.gz"} | ({"label": f"case_{i}_seg.nii.gz"} if label else {}) for i in numbers]
 
 
-def make_loader(dims=2, n_labeled=3, n_unlabeled=4, bad=None, deterministic=False, **options):
+def make_loader(dims=2, n_labeled=3, n_unlabeled=4, bad=None, deterministic=False, added=None, **options):
     def dataset(numbers, label):
         return CaseDataset(entries(numbers, label), Compose([FromName((18,) * dims, bad)]), num_workers=1)
 
@@ -51,7 +51,7 @@ def make_loader(dims=2, n_labeled=3, n_unlabeled=4, bad=None, deterministic=Fals
     return TwoStreamLoader(
         dataset(range(n_labeled), True),
         dataset(range(100, 100 + n_unlabeled), False) if n_unlabeled else None,
-        [*transforms("image", "label"), SignedDistanceMapd("label")],
+        [*transforms("image", "label"), *([SignedDistanceMapd("label")] if added is None else added)],
         transforms("image"),
         **options,
     )
@@ -78,8 +78,9 @@ def build(
     device="cpu",
     **data,
 ):
-    loader = make_loader(dims, epoch_length=epoch_length, seed=seed, **data)
     learner = tiny(method, dims, max_iterations=max_iterations, **(network or {}))
+    added = learner.loader_transforms()
+    loader = make_loader(dims, epoch_length=epoch_length, seed=seed, added=added, **data)
     optimizer = torch.optim.SGD(learner.parameters(), lr=learning_rate, momentum=0.9, weight_decay=1e-4)
     hooks = []
     if folder is not None:

@@ -83,12 +83,15 @@ def test_a_fresh_run_starts_an_empty_log(tmp_path):
     assert len(lines(tmp_path)) == 3
 
 
-def test_other_terms_start_a_new_table(tmp_path):
+def test_a_new_term_adds_its_column(tmp_path):
     trainer(3, log=TrainingLog(tmp_path, tensorboard=False))
+    before = lines(tmp_path)
     trainer(6, start=3, terms=("dice", "consistency"), log=TrainingLog(tmp_path, tensorboard=False))
     found = lines(tmp_path)
-    assert found[0] == "iteration,loss,dice,consistency,lr,grad_norm"
-    assert [line.split(",")[0] for line in found[1:]] == ["4", "5", "6"]
+    assert found[0] == "iteration,loss,dice,lr,grad_norm,consistency"
+    assert [line.split(",")[0] for line in found[1:]] == ["1", "2", "3", "4", "5", "6"]
+    assert found[1:4] == [line + "," for line in before[1:]]
+    assert all(line.split(",")[-1] for line in found[4:])
 
 
 def test_only_the_first_process_writes(tmp_path):

@@ -7,6 +7,8 @@ import pytest
 import torch
 from monai.networks.nets import BasicUNet
 
+from monai_ssl.losses import IGNORE_LABEL
+
 SIDES = {2: (32, 32), 3: (32, 32, 16)}
 
 
@@ -29,6 +31,18 @@ def batches(spatial_dims=2, n_classes=2, n_labeled=2, n_unlabeled=2, seed=0):
 
 def total(terms):
     return torch.stack([term.float() for term in terms.values()]).sum()
+
+
+class Pointwise(torch.nn.Module):
+    """A backbone of 8 channels without neighborhood; its modules are named as those of ``BasicUNet``."""
+
+    def __init__(self, spatial_dims):
+        super().__init__()
+        conv = torch.nn.Conv2d if spatial_dims == 2 else torch.nn.Conv3d
+        self.conv_0, self.down_1, self.upcat_1 = conv(1, 8, 1), conv(8, 8, 1), conv(8, 8, 1)
+
+    def forward(self, x):
+        return self.upcat_1(self.down_1(self.conv_0(x).tanh()).tanh())
 
 
 class MethodTester:
@@ -57,8 +71,10 @@ class MethodTester:
         torch.manual_seed(seed)
         return self.method(self.network(spatial_dims, n_classes), **options)
 
-    def check_terms(self, terms):
-        assert set(terms) == {*self.supervised_terms, *self.unsupervised_terms}
+    def check_terms(self, terms, unlabeled=True):
+        """Unsupervised terms may be absent where there is nothing unlabeled."""
+        needed = {*self.supervised_terms, *(self.unsupervised_terms if unlabeled else ())}
+        assert needed <= set(terms) <= {*self.supervised_terms, *self.unsupervised_terms}
         for name, term in terms.items():
             assert term.shape == (), name
             assert term.dtype == torch.float32, name
@@ -86,7 +102,7 @@ class MethodTester:
     def test_any_mixture_of_images(self, n_labeled, n_unlabeled):
         method = self.build()
         terms = method(*batches(n_labeled=n_labeled, n_unlabeled=n_unlabeled))
-        self.check_terms(terms)
+        self.check_terms(terms, unlabeled=n_unlabeled > 0)
         total(terms).backward()
         self.check_training(method)
 
@@ -104,7 +120,7 @@ class MethodTester:
         method = self.build()
         labeled, unlabeled = batches()
         labeled["label"] = (labeled["image"] > 0).long()
-        optimizer = torch.optim.Adam(method.parameters(), lr=0.02)
+        optimizer = torch.optim.Adam(method.parameters(), lr=0.02)  # adversaries are frozen: skipped
         losses = []
         for _ in range(15):
             terms = method(labeled, unlabeled)
@@ -143,13 +159,13 @@ class MethodTester:
                     module.p = 0.0
             torch.manual_seed(1)
             terms = method(*batches())
-            self.check_terms(terms)
+            self.check_terms(terms, unlabeled=weight > 0)
             states[weight] = dict(method.network.named_buffers())
             for name in self.unsupervised_terms:
-                assert (terms[name] == 0) == (weight == 0), name
+                assert (terms.get(name, 0.0) == 0) == (weight == 0), name
             # the unsupervised terms alone
             wanted = [p for p in method.parameters() if p.requires_grad]
-            alone = [terms[name] for name in self.unsupervised_terms]
+            alone = [terms[name] for name in self.unsupervised_terms if name in terms]
             if alone:
                 g = torch.autograd.grad(sum(alone), wanted, retain_graph=True, allow_unused=True)
                 size = sum(x.abs().sum().item() for x in g if x is not None)
@@ -246,6 +262,71 @@ class MethodTester:
             assert opinion.shape == shape
             torch.testing.assert_close(opinion.sum(1), torch.ones_like(opinion[:, 0]))
             assert opinion.min() >= 0
+
+    @pytest.mark.parametrize("n_classes", [2, 3])
+    def test_ignored_voxels_change_no_supervised_term(self, n_classes):
+        torch.manual_seed(0)
+        backbone = Pointwise(2)  # what it says of a voxel depends on the image at this voxel alone
+        method = self.method(self.wrap(backbone, 2, n_classes), unsupervised_weight=0.0)
+        if not method.honors_ignore_label:
+            pytest.skip("the trainer refuses such labels")
+        labeled, unlabeled = batches(n_classes=n_classes)
+        ignored = torch.rand(labeled["label"].shape, generator=torch.Generator().manual_seed(3)) < 0.4
+        labeled["label"].masked_fill_(ignored, IGNORE_LABEL)
+        found = []
+        for other in (0.0, 5.0):
+            image = (labeled["image"] + other * ignored).requires_grad_()
+            terms = method({**labeled, "image": image}, unlabeled)
+            method.zero_grad()
+            sum(terms[name] for name in self.supervised_terms).backward()
+            assert not image.grad[ignored].any()
+            assert image.grad[~ignored].all()
+            found.append({n: p.grad for n, p in method.named_parameters() if p.grad is not None})
+            found[-1] |= {f"term {name}": terms[name].detach() for name in self.supervised_terms}
+        assert found[0].keys() == found[1].keys()
+        for name, value in found[0].items():
+            assert torch.equal(found[1][name], value), name
+
+    @pytest.mark.parametrize("share", [0.3, 1.0])
+    def test_ignored_voxels_in_a_whole_step(self, share):
+        method = self.build(n_classes=3)
+        if not method.honors_ignore_label:
+            pytest.skip("the trainer refuses such labels")
+        labeled, unlabeled = batches(n_classes=3)
+        ignored = torch.rand(labeled["label"].shape, generator=torch.Generator().manual_seed(3)) < share
+        labeled["label"].masked_fill_(ignored, IGNORE_LABEL)
+        terms = method(labeled, unlabeled)
+        self.check_terms(terms)
+        if share == 1.0:
+            assert all(terms[name] == 0 for name in self.supervised_terms)
+        total(terms).backward()
+        for name, parameter in method.named_parameters():
+            assert parameter.grad is None or torch.isfinite(parameter.grad).all(), name
+
+    def test_adversaries_learn_their_own_parameters_only(self):
+        method, given = self.build(), batches()
+        optimizers = method.adversary_optimizers()
+        assert set(optimizers) == set(method.adversaries)
+        total(method(*given)).backward()
+        for name, adversary in method.adversaries.items():
+            assert not any(p.requires_grad or p.grad is not None for p in adversary.parameters()), name
+            terms = method.train().adversary_terms(name, *given)
+            assert all(term.shape == () and torch.isfinite(term) for term in terms.values()), name
+
+    def test_loader_transforms_add_to_a_labeled_item(self):
+        labeled, unlabeled = batches()
+        method, other = self.build(), self.build()
+        items = [
+            {"image": image, "label": label} for image, label in zip(labeled["image"], labeled["label"], strict=True)
+        ]
+        for transform in method.loader_transforms():
+            items = [transform(item) for item in items]
+        added = {key: torch.stack([item[key] for item in items]) for key in items[0].keys() - {"image", "label"}}
+        torch.manual_seed(0)
+        here = method(labeled, unlabeled)
+        torch.manual_seed(0)
+        from_the_loader = other(labeled | added, unlabeled)
+        assert {k: v.item() for k, v in here.items()} == {k: v.item() for k, v in from_the_loader.items()}
 
     def test_every_parameter_that_trains_is_in_the_state(self):
         method = self.build()
