@@ -165,8 +165,8 @@ def _without(shared: str, own: str) -> str:
 
 def main(*own: str) -> None:
     """Render every bundle of a clone, and the table of methods in its README; or the folders that are named."""
-    for folder in own:
-        write_bundle(folder, head=OWN_HEAD)
+    for name in own:
+        write_bundle(name, head=OWN_HEAD)
     if own:
         return
     root = Path(monai_ssl.__file__).parents[1] / "bundles"
