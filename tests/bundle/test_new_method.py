@@ -70,6 +70,19 @@ class TestInAClone:
             done = subprocess.run([ruff, *words, "--no-cache", *files], cwd=clone, capture_output=True, text=True)
             assert done.returncode == 0, done.stdout
 
+    def test_its_own_tests_pass(self, clone):
+        words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:randomly"]
+        out = python(clone, clone, *words, "tests/methods/test_my_method.py", "--doctest-modules",
+                     "monai_ssl/methods/my_method.py")  # fmt: skip
+        assert " passed" in out
+
+    @pytest.mark.slow
+    def test_the_tests_of_every_bundle_pass(self, clone):
+        words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "my_method and not new_method"]
+        out = python(clone, clone, *words, "tests/bundle", "tests/bundles", "tests/data/test_protocol.py",
+                     "tests/engines/test_trainer.py", "tests/engines/test_distributed.py")  # fmt: skip
+        assert " passed" in out
+
     def test_taken_name_is_refused_and_nothing_written(self, clone):
         code = "import monai_ssl.bundle.new_method as m; m.new_method('my_method')"
         with pytest.raises(AssertionError, match="exists already; choose another name"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 import yaml
@@ -41,6 +42,10 @@ class TestShipped:
         for file, text in render_bundle(bundles_root() / name).items():
             if Path(file).suffix in COMMENTS:
                 assert HEAD in text.splitlines()[0], file
+
+    def test_says_what_its_class_says_of_unlabeled_images(self, name):
+        target = yaml.safe_load((bundles_root() / name / SPEC).read_text())["method"]["_target_"]
+        assert read_spec(bundles_root() / name).unlabeled == locate(target).uses_unlabeled
 
     def test_comments_survive(self, name):
         source = (bundles_root() / name / SPEC).read_text().splitlines()
