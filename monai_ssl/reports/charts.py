@@ -137,7 +137,7 @@ def case_figure(runs: Sequence[LoadedRun]) -> Figure:
         axes.set_xticks(positions, [wrapped(plain_text(run.name)) for run in runs], color=INK)
         axes.set_xlim(-0.4, len(runs) - 0.5)
         if metric == "dice":
-            axes.axhline(FAILURE_DICE * 100, color="#b44", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
+            axes.axhline(FAILURE_DICE * 100, color="#b44", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.6)
             axes.set_ylim(max(0.0, min(45.0, float(lines.min()) - 3)), min(100.0, float(lines.max()) + 4))
         elif lines.min() > 0 and lines.max() > 20 * np.median(lines):
             # one penalty distance would press all other cases into a line

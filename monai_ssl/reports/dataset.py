@@ -420,7 +420,11 @@ def _class_figure(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) ->
 
 def _picture_figure(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> Figure:
     rows = -(-len(cases) // ROW)
-    figure = new_figure(2.05 * ROW, 2.3 * rows + 0.35)
+    ratio = max(
+        gray.shape[1] * aspect[1] / (gray.shape[0] * aspect[0])
+        for gray, _, aspect, _ in (case.picture for case in cases if case.picture is not None)
+    )
+    figure = new_figure(2.05 * ROW, min(3.0, 2.0 * ratio + 0.25) * rows + 0.35)
     grid = figure.subplots(rows, ROW, squeeze=False).ravel()
     values: set[int] = set()
     for axes, case in zip(grid, cases, strict=False):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from monai_ssl.metrics.cases import OVERLAP_METRICS
 
@@ -38,7 +37,8 @@ def interval_text(low: float | None, high: float | None, digits: int = 1, scale:
 
 
 def p_value_text(value: float) -> str:
-    """
+    """A p-value, more exactly where it decides.
+
     Example:
         >>> p_value_text(0.0002), p_value_text(0.0316)
         ('p < 0.001', 'p = 0.032')
@@ -58,8 +58,9 @@ def metric_unit(metric: str) -> tuple[float, int, str]:
     return 1.0, 2, "mm" if metric.endswith("_mm") else "voxels"
 
 
-def plural(n: Any, word: str) -> str:
-    """
+def plural(n: int, word: str) -> str:
+    """A number and what it counts.
+
     Example:
         >>> plural(1, "case"), plural(2, "case")
         ('1 case', '2 cases')
