@@ -148,7 +148,7 @@ def upright(array: np.ndarray, affine: np.ndarray | None) -> tuple[np.ndarray, l
         >>> mask = np.zeros((4, 3, 2))
         >>> mask[0] = 1
         >>> turned, spacing, directions = upright(mask, np.diag([-1.0, 1.0, 2.5, 1.0]))
-        >>> turned[3].all(), spacing, directions
+        >>> bool(turned[3].all()), spacing, directions
         (True, [1.0, 1.0, 2.5], ('LR', 'PA', 'IS'))
     """
     if affine is None:
