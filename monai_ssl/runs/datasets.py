@@ -343,7 +343,7 @@ def copy_preset(name: str | Path, output: str | Path, flavor: str | None = None)
     if target.exists():
         raise DataError(f"output: {target} exists already; choose another name")
     content = yaml.safe_load(dump_preset(chosen))
-    del content["name"]  # the file's own name counts
+    del content["name"], content["published"]  # the file's own name counts, and the numbers that it states
     content["labels"] = {int(value): label for value, label in content["labels"].items()}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, default_flow_style=None)
     write_text(target, f"# A copy of {chosen.name} ({chosen.flavor}); see docs/datasets.md for the keys.\n{text}")

@@ -15,6 +15,7 @@ from monai_ssl.bundle.spec import read_spec
 from monai_ssl.data import available_presets, load_preset, training_protocol
 from monai_ssl.data.preset import Training
 from monai_ssl.errors import DataError
+from monai_ssl.runs.datasets import copy_preset
 
 PAIRS = [(name, dataset) for name in available_bundles() for dataset in read_spec(find_bundle(name)).literature]
 
@@ -118,6 +119,12 @@ def test_own_preset_of_the_same_name_keeps_its_training(tmp_path):
     file = tmp_path / "left_atrium.yaml"
     file.write_text(yaml.safe_dump({"labels": {0: "a", 1: "b"}, "patch_size": [16] * 3, "flavor": "literature",
                                     "training": {"max_iterations": 7}}))  # fmt: skip
+    assert config("caml", str(file), "literature").get_parsed_content("max_iterations") == 7
+
+
+def test_copied_preset_states_its_own_numbers(tmp_path):
+    file = copy_preset("left_atrium", tmp_path / "left_atrium.yaml", "literature")
+    file.write_text(file.read_text().replace("max_iterations: 6000", "max_iterations: 7"))
     assert config("caml", str(file), "literature").get_parsed_content("max_iterations") == 7
 
 
