@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from monai_ssl.methods import Supervised
 from monai_ssl.metrics import add_meta, case_metrics, read_results, write_results
 from monai_ssl.reports import ReportRun, Training, report_run, summary_lines
 from monai_ssl.reports.comparison import headline_table
@@ -144,10 +143,6 @@ class TestWarnings:
 
 
 class TestRoles:
-    @pytest.fixture(autouse=True)
-    def labels_alone(self, monkeypatch):
-        monkeypatch.setattr(Supervised, "uses_unlabeled", False, raising=False)
-
     @pytest.mark.parametrize(
         ("other", "role"),
         [
