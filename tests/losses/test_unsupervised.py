@@ -9,12 +9,13 @@ from torch import nn
 from monai_ssl.losses import (
     ForegroundDiceLoss,
     MaskedMSELoss,
+    PrototypeSeparationLoss,
     UncertaintyThreshold,
     VirtualAdversarialLoss,
     monte_carlo_probabilities,
     predictive_entropy,
 )
-from monai_ssl.losses.virtual_adversarial import kl_divergence
+from monai_ssl.losses.virtual_adversarial import kl_divergence, literature_epsilon, unit_norm
 from monai_ssl.networks import VNet
 
 
@@ -93,3 +94,82 @@ def test_dice_of_probabilities(include_background):
     logits, label = torch.randn(2, 3, 6, 5), torch.randint(0, 3, (2, 1, 6, 5))
     p = logits.softmax(1) if include_background else logits.softmax(1)[:, 1:]
     assert loss.of_probabilities(p, label) == loss(logits, label)
+
+
+# ------------------------------------------------------------------------------------------------- several channels
+
+
+def test_epsilon_of_the_papers_grows_with_every_channel():
+    one, four = (literature_epsilon(torch.zeros(2, c, 32, 32, 16)) for c in (1, 4))
+    assert one == pytest.approx(10 * math.sqrt(32 * 32 * 16 / (112 * 112 * 80)))
+    assert four == pytest.approx(2 * one)  # the change per value is the same
+    assert literature_epsilon(torch.zeros(1, 3, 64, 32)) == pytest.approx(6 * math.sqrt(3 * 64 * 32 / 256**2))
+
+
+class OneSequence(nn.Module):
+    """Logits from the second channel alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 2, 3, padding=1)
+
+    def forward(self, x):
+        return self.layer(x[:, 1:2])
+
+
+@pytest.mark.parametrize("distance", ["flat", "classwise", "kl"])
+def test_an_attack_on_two_different_channels(distance):
+    torch.manual_seed(0)
+    image = torch.stack([torch.rand(2, 12, 10), 50 * torch.rand(2, 12, 10) ** 4], 1)
+    loss, network = VirtualAdversarialLoss(distance), OneSequence()
+    perturbed, reference = loss.attack(network, image)
+    r = perturbed - image
+    assert reference.shape == (2, 2, 12, 10)
+    # what the network does not look at is left alone, and all of epsilon goes into the rest
+    assert r[:, 0].abs().max() < 1e-6
+    expected = 6 * math.sqrt(2 * 12 * 10 / 256**2)
+    assert r[:, 1].flatten(1).norm(dim=1).tolist() == pytest.approx([expected] * 2, rel=1e-3)
+    assert loss.compare(network, perturbed, reference) > loss.compare(network, image, reference)
+
+
+def test_noise_of_one_norm_over_all_channels():
+    d = unit_norm(torch.rand(3, 4, 5, 6) * torch.tensor([1.0, 10.0, 100.0, 0.0]).reshape(1, 4, 1, 1))
+    assert d.flatten(1).norm(dim=1).tolist() == pytest.approx([1.0] * 3, abs=1e-5)
+    assert d[:, 2].norm() > 5 * d[:, 1].norm() > 25 * d[:, 0].norm()  # one factor per image, not per channel
+
+
+# ------------------------------------------------------------------------------------------------- separation
+
+
+def test_prototypes_are_targets_without_a_gradient():
+    generator = torch.Generator().manual_seed(0)
+    features, prototypes = (torch.randn(n, 4, generator=generator).requires_grad_() for n in (7, 5))
+    scores = torch.rand(5, generator=generator).add(0.1).requires_grad_()
+    loss = PrototypeSeparationLoss()(features, prototypes, prototype_scores=scores)
+    f, z, v = features.detach(), prototypes.detach(), scores.detach() / scores.detach().mean()
+    cosine = nn.functional.normalize(f, dim=1) @ nn.functional.normalize(z, dim=1).T
+    assert loss.item() == pytest.approx((v * (1 - cosine)).mean().item(), rel=1e-5)
+    loss.backward()
+    assert features.grad.abs().sum() > 0
+    assert scores.grad.abs().sum() > 0
+    assert prototypes.grad is None
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_dice_sums_over_classes_never_over_images(pooled, reduction):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 6, 5, generator=generator, dtype=torch.float64)
+    label = torch.randint(0, 4, (3, 1, 6, 5), generator=generator)
+    p, y = logits.softmax(1), nn.functional.one_hot(label[:, 0], 4).movedim(-1, 1)
+    per_class = []
+    for c in (1, 2, 3):
+        groups = [range(3)] if pooled else [[0], [1], [2]]
+        losses = []
+        for rows in groups:
+            q, t = p[list(rows), c], y[list(rows), c]
+            losses.append(1 - (2 * (q * t).sum() + 1e-5) / (q.square().sum() + t.sum() + 1e-5))
+        per_class.append(sum(losses) / len(losses))
+    expected = sum(per_class) / (3 if reduction == "mean" else 1)
+    loss = ForegroundDiceLoss(pooled=pooled, reduction=reduction)(logits, label)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)

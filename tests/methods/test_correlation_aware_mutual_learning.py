@@ -141,6 +141,14 @@ class TestCorrelationAwareMutualLearning(MethodTester):
         single = torch.cat([method.network(x[None]) for x in image])
         torch.testing.assert_close(method.network(image), single, rtol=1e-4, atol=1e-5)
 
+    def test_second_opinion_is_the_auxiliary_networks(self):
+        method, image = self.build(n_classes=3).eval(), batches()[1]["image"]
+        with torch.no_grad():
+            opinion, vanilla = method.second_opinion(image), method.network(image).softmax(1)
+            torch.testing.assert_close(opinion, method.auxiliary(image).softmax(1))
+            torch.testing.assert_close(method.second_opinion(image[:1]), opinion[:1], rtol=1e-4, atol=1e-5)
+        assert (opinion - vanilla).abs().max() > 0.01
+
     def test_images_attend_to_each_other_in_training(self):
         auxiliary, (labeled, unlabeled) = self.build().auxiliary, batches()
         image = joint_images(labeled, unlabeled).requires_grad_()

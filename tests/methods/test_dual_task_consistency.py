@@ -139,6 +139,16 @@ class TestDualTaskConsistency(MethodTester):
         # not float32 numbers that were rounded to bfloat16 before
         assert not torch.equal(seen["raw"], seen["raw"].bfloat16().float())
 
+    def test_second_opinion_is_what_the_distance_says(self):
+        method = self.build(n_classes=3, slope=10.0).eval()
+        inside = torch.tensor([[0.8, 0.1], [0.1, 0.3], [0.02, 0.05]])  # of both classes, at three voxels
+        raw = torch.atanh(-torch.logit(inside) / 10.0).T.reshape(1, 2, 3, 1)
+        method.network.tasks = lambda image: (torch.full((1, 3, 3, 1), float("nan")), raw)
+        opinion = method.second_opinion(torch.zeros(1, 1, 3, 1))
+        expected = torch.tensor([[0.2, 0.8, 0.1], [0.7, 0.1, 0.3], [0.95, 0.02, 0.05]])
+        expected /= expected.sum(1, keepdim=True)
+        torch.testing.assert_close(opinion[0, :, :, 0].T, expected)
+
     @pytest.mark.parametrize(
         ("options", "message"),
         [

@@ -36,6 +36,9 @@ class TestSmoothnessSeparation(MethodTester):
     def method(self, network, **options):
         return SmoothnessSeparation(network, **options)
 
+    def test_has_no_second_opinion(self):
+        assert self.build().eval().second_opinion(batches()[1]["image"]) is None
+
     @staticmethod
     def plain_separation(method, features, label, predicted):
         """As the released code goes about it: every voxel through both heads, M x N matrices."""

@@ -34,6 +34,9 @@ class TestSupervised(MethodTester):
     def method(self, network, **options):
         return Supervised(network, **options)
 
+    def test_has_no_second_opinion(self):
+        assert self.build().eval().second_opinion(batches()[1]["image"]) is None
+
     def test_unlabeled_images_have_no_influence(self):
         labeled, unlabeled = batches()
         first, second = self.build(), self.build()

@@ -37,6 +37,9 @@ class TestTaskAffinityConsistency(MethodTester):
     def method(self, network, **options):
         return TaskAffinityConsistency(network, **options)
 
+    def test_has_no_second_opinion(self):
+        assert self.build().eval().second_opinion(batches()[1]["image"]) is None
+
     @staticmethod
     def outputs(n_labeled=2, n_unlabeled=2, n_classes=3, seed=0):
         """Logits, three contextual and two structural maps, label."""

@@ -169,6 +169,15 @@ class TestUncertaintyGuidedMutualConsistency(MethodTester):
         )
         assert not torch.equal(teacher, student)  # its statistics are those of its own passes
 
+    def test_second_opinion_is_the_teachers(self):
+        method, image = self.build(n_classes=3).eval(), batches()[1]["image"]
+        for parameter in method.teacher.parameters():
+            parameter.data.mul_(1.5)
+        with torch.no_grad():
+            opinion, student = method.second_opinion(image), method.network(image).softmax(1)
+            torch.testing.assert_close(opinion, method.teacher.network(image).softmax(1))
+        assert (opinion - student).abs().max() > 0.01
+
     def test_released_variant_leaves_a_distance_head_out(self):
         method = self.build(variant="released")
         total(method(*batches())).backward()

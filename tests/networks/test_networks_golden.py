@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from monai_ssl.networks import DualTaskVNet, UNet, VNet
+from monai_ssl.networks import CrossSampleAttention, DualTaskVNet, EMATeacher, UNet, VNet, literature_network
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -264,3 +265,18 @@ def test_parameter_counts_of_parts():
     unet = UNet.literature_2d()
     assert n_parameters(unet.stages) == 1180464
     assert not list(UNet.literature_3d().buffers())
+
+
+def test_published_dropout():
+    """Goldens are computed without dropout: the rates of the papers are pinned here."""
+    for spatial_dims, kind in ((2, nn.Dropout2d), (3, nn.Dropout3d)):
+        assert [m.p for m in VNet(spatial_dims).modules() if isinstance(m, kind)] == [0.5, 0.5]
+        network = literature_network(spatial_dims)
+        rates = {2: [0.05, 0.1, 0.2, 0.3, 0.5], 3: [0.5, 0.5]}[spatial_dims]
+        assert [m.p for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd)] == rates
+    assert [m.p for m in UNet.literature_2d().modules() if isinstance(m, nn.Dropout)] == [0.05, 0.1, 0.2, 0.3, 0.5]
+    assert [m.p for m in UNet.literature_3d().modules() if isinstance(m, nn.Dropout)] == [0.3, 0.3]
+    attention = CrossSampleAttention(8)
+    assert {m.p for m in attention.modules() if isinstance(m, nn.Dropout)} == {0.5}
+    assert {m.dropout for m in attention.modules() if isinstance(m, nn.MultiheadAttention)} == {0.5}
+    assert EMATeacher(nn.Linear(1, 1)).decay == 0.99
