@@ -62,7 +62,7 @@ class CrossSampleAttention(nn.Module):
 
 
 class CrossSampleNetwork(nn.Module):
-    """A V-Net or U-Net whose encoder has :class:`CrossSampleAttention` behind one stage.
+    """A V-Net or U-Net whose encoder has :class:`CrossSampleAttention` behind its second coarsest stage.
 
     What the attention returns replaces that stage's features: it feeds both the next stage and the skip connection.
     CAML's auxiliary network; a training aid. In evaluation it runs without attention and is thus another function than
@@ -70,12 +70,8 @@ class CrossSampleNetwork(nn.Module):
 
     Args:
         network: the network, its decoder 0 is used.
-        stage: behind which encoder stage, counted as Python does. -2: the second coarsest, as published.
         attention: False leaves the attention out: the ablation without cross-sample attention.
         heads, dropout: of the attention.
-
-    Raises:
-        ValueError: when the stage does not exist.
 
     Example:
         >>> import torch
@@ -87,15 +83,10 @@ class CrossSampleNetwork(nn.Module):
     Source: Gao et al., CAML, MICCAI 2023, figure 1.
     """
 
-    def __init__(
-        self, network: EncoderDecoder, stage: int = -2, attention: bool = True, heads: int = 4, dropout: float = 0.5
-    ) -> None:
+    def __init__(self, network: EncoderDecoder, attention: bool = True, heads: int = 4, dropout: float = 0.5) -> None:
         super().__init__()
-        n = len(network.stages)
-        if not -n <= stage < n:
-            raise ValueError(f"stage must name one of the {n} stages, got {stage}")
         self.network = network
-        self.stage = stage % n
+        self.stage = len(network.stages) - 2
         convolution = Conv[Conv.CONV, network.spatial_dims]
         channels = [m.out_channels for m in network.stages[self.stage].modules() if isinstance(m, convolution)][-1]
         self.attention = CrossSampleAttention(channels, heads, dropout=dropout) if attention else nn.Identity()

@@ -90,11 +90,6 @@ class MemoryBank(nn.Module):
         """What the slot holds, ``(k, D)``."""
         return self._slots[case][0][of_class]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the stored vectors."""
-        return sum(f.numel() * f.element_size() for features, _ in self._slots.values() for f in features)
-
     def choose(self, n: int, device: torch.device | str = "cpu") -> Tensor:
         """Which of ``n`` vectors of a class to store: indices ``(min(n, capacity),)``."""
         return random_subset(n, n if self.capacity is None else self.capacity, device)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +83,9 @@ def test_golden_dtc_largest_component(golden):
     [((20, 17), (1.0, 1.0)), ((20, 17), (0.7, 2.5)), ((14, 12, 9), (1.25, 1.25, 1.25)), ((14, 12, 9), (0.7, 0.8, 3.0))],
 )
 def test_equals_medpy_on_random_masks(shape, spacing, seed):
-    binary = pytest.importorskip("medpy.metric.binary")
+    # part of the extra "test", which leaves it out where it does not build
+    load = importlib.import_module if sys.platform == "linux" else pytest.importorskip
+    binary = load("medpy.metric.binary")
     rng = np.random.default_rng(seed)
     # sparse, dense and border-touching masks
     prediction, reference = rng.random(shape) < (0.02, 0.3, 0.8, 0.5)[seed], rng.random(shape) < 0.4
