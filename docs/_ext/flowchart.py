@@ -11,7 +11,9 @@ import re
 from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
@@ -264,4 +266,5 @@ class Flowchart(Directive):
 
 def setup(app: Any) -> dict[str, Any]:
     app.add_directive("mermaid", Flowchart)
-    return {"version": "1", "parallel_read_safe": True}
+    # pages hold the drawn pictures: they are drawn again when this file changes
+    return {"version": "1", "env_version": crc32(Path(__file__).read_bytes()), "parallel_read_safe": True}
