@@ -51,7 +51,12 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
-napoleon_custom_sections = [("Call", "notes_style"), ("Loss terms", "notes_style"), ("Source", "notes_style")]
+napoleon_custom_sections = [
+    ("Keys", "params_style"),
+    ("Call", "notes_style"),
+    ("Loss terms", "notes_style"),
+    ("Source", "notes_style"),
+]
 
 html_theme = "furo"
 html_title = f"monai_ssl {release}"

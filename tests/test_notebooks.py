@@ -57,4 +57,3 @@ def test_pages_hold_all_cells(generate, script, tmp_path):
     generate.notebooks(tmp_path)
     book = json.loads((tmp_path / f"{script.stem}.ipynb").read_text(encoding="utf-8"))
     assert [cell["cell_type"] for cell in book["cells"]] == [kind for kind, _ in cells]
-

@@ -1,8 +1,9 @@
 # %% [markdown]
 # # A phantom in five minutes
 #
-# Synthetic scans of a heart-like organ: four with labels, twenty without. We train the same network twice, from labels only
-# and with dual-task consistency on the unlabeled scans as well, and score both on scans that neither has seen.
+# Synthetic scans of a heart-like organ: four with labels, twenty without. We train the same network twice, from
+# labels only and with dual-task consistency on the unlabeled scans as well, and score both on scans that neither has
+# seen.
 
 # %%
 import os
@@ -17,8 +18,8 @@ folder = Path("notebook-phantom")
 # %% [markdown]
 # ## The data
 #
-# `write_phantom` writes NIfTI files and a `datalist.json`, as you would have them: the unlabeled scans have no label file at
-# all. The same seed gives the same bytes.
+# `write_phantom` writes NIfTI files and a `datalist.json`, as you would have them: the unlabeled scans have no label
+# file at all. The same seed gives the same bytes.
 
 # %%
 from monai_ssl.curation.phantom import write_phantom
@@ -51,8 +52,8 @@ figure.savefig(folder / "look.png")
 # `train` returns a `Run`: the folder with weights, logs and everything needed to resume. Run this cell again after an
 # interruption, and it continues where it was.
 #
-# The preset `phantom` holds what belongs to the data. Everything else is an option of the bundle; names that Python's syntax
-# does not allow go into a dictionary.
+# The preset `phantom` holds what belongs to the data. Everything else is an option of the bundle; names that Python's
+# syntax does not allow go into a dictionary.
 
 # %%
 settings = {"dataset": "phantom", "flavor": "practical", "num_workers": 0, "max_iterations": 400}
@@ -66,8 +67,8 @@ matched = monai_ssl.train(
 print(dtc.complete, dtc.iteration)
 
 # %% [markdown]
-# The second training is the *matched floor*: the same network and the same batches, with the weight of the unsupervised term
-# at 0. What DTC gains over it is due to the consistency between its two tasks, and to nothing else.
+# The second training is the *matched floor*: the same network and the same batches, with the weight of the
+# unsupervised term at 0. What DTC gains over it is due to the consistency between its two tasks, and to nothing else.
 #
 # ## Scores
 #

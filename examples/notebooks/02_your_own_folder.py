@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Your own folder
 #
-# From a folder of NIfTI files to a model: split, describe, check, train, predict. Point `folder` at your own data; as it
-# stands, the notebook makes some up.
+# From a folder of NIfTI files to a model: split, describe, check, train, predict. Point `folder` at your own data; as
+# it stands, the notebook makes some up.
 
 # %%
 import os
@@ -15,8 +15,8 @@ work = Path("notebook-own")
 folder = work / "scans"
 
 # %% [markdown]
-# A folder `images` with all scans and a folder `labels` with the annotations of some, named alike. That is all that is
-# asked for.
+# A folder `images` with all scans and a folder `labels` with the annotations of some, named alike. That is all that
+# is asked for.
 
 # %%
 import shutil
@@ -32,8 +32,8 @@ print(len(list((folder / "images").iterdir())), "images,", len(list((folder / "l
 # %% [markdown]
 # ## Split
 #
-# Decided once, by a seed: which cases are labeled, for validation, for testing. Images without a label are the unlabeled
-# pool. With several scans per patient, `patient_pattern` keeps a patient on one side.
+# Decided once, by a seed: which cases are labeled, for validation, for testing. Images without a label are the
+# unlabeled pool. With several scans per patient, `patient_pattern` keeps a patient on one side.
 #
 # `split` also proposes a preset, with a reason for every value.
 
@@ -76,8 +76,8 @@ victim.write_bytes(intact)
 #
 # ## Adapt the preset, train
 #
-# Give classes their names, say along which axes a mirrored scan is plausible, choose a patch that holds the organ with some
-# surroundings. All keys are explained in [data sets](../../docs/datasets.md).
+# Give classes their names, say along which axes a mirrored scan is plausible, choose a patch that holds the organ
+# with some surroundings. All keys are explained in [data sets](../../docs/datasets.md).
 
 # %%
 import yaml

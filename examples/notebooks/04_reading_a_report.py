@@ -15,8 +15,8 @@ work = Path("notebook-report")
 # %% [markdown]
 # ## Floor, matched floor, method
 #
-# All with the same labels, the same number of iterations and the last iterate. (The ceiling, with all labels, is a fourth; see
-# `monai-ssl demo`.)
+# All with the same labels, the same number of iterations and the last iterate. (The ceiling, with all labels, is a
+# fourth; see `monai-ssl demo`.)
 
 # %%
 from monai_ssl.curation.phantom import write_phantom
@@ -41,8 +41,8 @@ print(page)
 # %% [markdown]
 # ## Look at cases before means
 #
-# One failed case can move a mean by several points. A table of cases shows whether a difference is a shift of all or the luck
-# of one.
+# One failed case can move a mean by several points. A table of cases shows whether a difference is a shift of all or
+# the luck of one.
 
 # %%
 for case in scores["method"].dice:
@@ -51,8 +51,8 @@ for case in scores["method"].dice:
 # %% [markdown]
 # ## Which difference is the method's?
 #
-# Method minus *floor* answers "what would I have without all this?". It contains a larger batch and batch norm that has seen
-# the unlabeled images. Method minus *matched floor* is what the unsupervised terms did.
+# Method minus *floor* answers "what would I have without all this?". It contains a larger batch and batch norm that
+# has seen the unlabeled images. Method minus *matched floor* is what the unsupervised terms did.
 
 # %%
 from monai_ssl.metrics import compare
@@ -64,17 +64,17 @@ for reference in ("floor", "matched_floor"):
           f"p = {result.p_value:.2g}")  # fmt: skip
 
 # %% [markdown]
-# - The **interval** is of the mean difference over *these cases* and this one pair of trainings. Another seed gives other
-#   networks; its spread is not inside.
-# - The **p-value** is of the paired Wilcoxon test. With 5 cases it cannot fall below 0.06, however large the difference:
-#   "too few cases to tell" is an answer.
+# - The **interval** is of the mean difference over *these cases* and this one pair of trainings. Another seed gives
+#   other networks; its spread is not inside.
+# - The **p-value** is of the paired Wilcoxon test. With 5 cases it cannot fall below 0.06, however large the
+#   difference: "too few cases to tell" is an answer.
 # - Wins and losses tell what means hide.
 #
 # ## How far do seeds move it?
 #
-# On the left atrium at a quarter of the resolution, one method with three seeds ranges over seven points of Dice, as much as
-# most differences that papers report ([table](../../docs/results/la_quarter/README.md)). So: several seeds, one row for each,
-# and if you can, several splits.
+# On the left atrium at a quarter of the resolution, one method with three seeds ranges over seven points of Dice, as
+# much as most differences that papers report ([table](../../docs/results/la_quarter/README.md)). So: several seeds,
+# one row for each, and if you can, several splits.
 
 # %%
 import numpy as np
@@ -85,13 +85,14 @@ halves = [np.abs(np.diff([part.mean() for part in np.array_split(rng.permutation
 print(f"two halves of the same test cases differ by {np.median(halves):.3f} Dice (median)")
 
 # %% [markdown]
-# If the difference between two methods is not larger than that between two halves of the test set, do not write a paper about
-# it.
+# If the difference between two methods is not larger than that between two halves of the test set, do not write a
+# paper about it.
 #
 # ## Distances
 #
-# Overlap forgives far-off specks; the 95 % Hausdorff distance does not. Both conventions are in the results: millimeters, and
-# the literature's voxels under its own name. An empty prediction is scored with the diagonal of the image, never with 0.
+# Overlap forgives far-off specks; the 95 % Hausdorff distance does not. Both conventions are in the results:
+# millimeters, and the literature's voxels under its own name. An empty prediction is scored with the diagonal of the
+# image, never with 0.
 
 # %%
 row = scores["method"].results.rows[0]

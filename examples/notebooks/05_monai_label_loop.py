@@ -1,9 +1,9 @@
 # %% [markdown]
 # # Annotate, train, ask again
 #
-# Active learning: train on what is annotated *and* on the pool, ask which scan would teach most, annotate it, repeat. The first
-# part runs the loop in Python, with labels that we pretend to draw. The second writes the app that does the same inside MONAI
-# Label, and drives it through its Python objects where MONAI Label is installed.
+# Active learning: train on what is annotated *and* on the pool, ask which scan would teach most, annotate it, repeat.
+# The first part runs the loop in Python, with labels that we pretend to draw. The second writes the app that does the
+# same inside MONAI Label, and drives it through its Python objects where MONAI Label is installed.
 
 # %%
 import importlib.util
@@ -31,8 +31,8 @@ print(len(state["training"]), "annotated,", len(state["unlabeled"]), "in the poo
 # %% [markdown]
 # ## The loop
 #
-# DTC has two opinions of every scan: its segmentation, and the one that its distance map implies. Where they contradict each
-# other, a label teaches most. `DisagreementScorer` computes one minus their soft Dice.
+# DTC has two opinions of every scan: its segmentation, and the one that its distance map implies. Where they
+# contradict each other, a label teaches most. `DisagreementScorer` computes one minus their soft Dice.
 
 # %%
 from monai_ssl.bundle.library import find_bundle
@@ -59,8 +59,8 @@ for turn in range(2):
     state["training"].append({"image": chosen, "label": f"labels/{Path(chosen).name}"})
 
 # %% [markdown]
-# Most of a rise from turn to turn is training, not the one label. To see what a *choice* of scans is worth, compare with random
-# choices, over several seeds, with trainings of the same length.
+# Most of a rise from turn to turn is training, not the one label. To see what a *choice* of scans is worth, compare
+# with random choices, over several seeds, with trainings of the same length.
 #
 # ## In MONAI Label
 #
@@ -92,5 +92,5 @@ else:
     print(app.next_sample({"strategy": "disagreement"})["id"])
 
 # %% [markdown]
-# With a server: `monailabel start_server --app app --studies scans`, then *Next Sample*, *Submit Label* and *Train* in 3D Slicer.
-# [The walkthrough](../../docs/monai_label.md).
+# With a server: `monailabel start_server --app app --studies scans`, then *Next Sample*, *Submit Label* and *Train*
+# in 3D Slicer. [The walkthrough](../../docs/monai_label.md).
