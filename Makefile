@@ -83,6 +83,7 @@ format: $(DEV)  ## Let ruff rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: export THP_MEM_ALLOC_ENABLE ?= 1
 bench: $(DEV)  ## Training steps and inference against plain readings of the published code; waiting for data
 	for method in $(BENCH_METHODS); do $(BIN)/python benchmarks/step.py --method $$method || exit; done
 	$(BIN)/python benchmarks/inference.py

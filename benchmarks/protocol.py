@@ -3,7 +3,7 @@
     python benchmarks/protocol.py run la_quarter --data DIR/la_quarter --output runs/la_quarter --jobs 2
     python benchmarks/protocol.py collect la_quarter --output runs/la_quarter --results docs/results/la_quarter
 
-Every run goes through the command line (`monai-ssl train`, `monai-ssl evaluate`), one thread each; a run that is killed
+Every run is `monai_ssl.train` and `monai_ssl.evaluate` in a process of its own, one thread each; a run that is killed
 continues where it was, a finished one is skipped. The last iterate is evaluated, on the validation cases.
 """
 
@@ -11,27 +11,30 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import fire
 import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 
+import monai_ssl
 from monai_ssl.files import write_text
 from monai_ssl.metrics import case_values, environment, read_results
 
 HERE = Path(__file__).parent
 
 
-def jobs(protocol: str) -> tuple[dict, list[tuple[str, list[str]]]]:
-    """The protocol's YAML and its runs as (name, command-line arguments), seeds outermost."""
+def jobs(protocol: str) -> tuple[dict, list[tuple[str, dict[str, Any]]]]:
+    """The protocol's YAML and its runs as (name, arguments of `monai_ssl.train`), seeds outermost."""
     content = yaml.safe_load((HERE / "protocols" / f"{protocol}.yaml").read_text())
     found = []
     for seed in content["seeds"]:
@@ -39,10 +42,12 @@ def jobs(protocol: str) -> tuple[dict, list[tuple[str, list[str]]]]:
             if seed not in run.get("seeds", content["seeds"]):
                 continue
             options = {**content.get("options", {}), **run.get("options", {}), "seed": seed}
-            arguments = [run["bundle"], "--datalist", run.get("datalist", content["datalist"])]
-            for key, value in options.items():
-                arguments += [f"--{key}", str(value).replace("BENCHMARKS", str(HERE))]
-            found.append((f"{name}-seed{seed}", arguments))
+            options = {
+                key: value.replace("BENCHMARKS", str(HERE)) if isinstance(value, str) else value
+                for key, value in options.items()
+            }
+            datalist = run.get("datalist", content["datalist"])
+            found.append((f"{name}-seed{seed}", {"method": run["bundle"], "datalist": datalist, **options}))
     return content, found
 
 
@@ -51,30 +56,38 @@ def run(protocol: str, data: str, output: str, jobs_at_once: int = 1, only: str 
     _, todo = jobs(protocol)
     beginnings = tuple(str(only).split(",")) if isinstance(only, str) else tuple(only)  # fire makes tuples of a,b
     chosen = [job for job in todo if job[0].startswith(beginnings)]
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does: large tensors in large pages
     with ThreadPoolExecutor(jobs_at_once) as pool:
-        list(pool.map(lambda job: _one(job, Path(data).resolve(), Path(output).resolve()), chosen))
+        list(pool.map(lambda job: _one(*job, Path(data).resolve(), Path(output).resolve()), chosen))
 
 
-def _one(job: tuple[str, list[str]], data: Path, output: Path) -> None:
-    name, arguments = job
+def _one(name: str, arguments: dict[str, Any], data: Path, output: Path) -> None:
     folder = output / name
     if (folder / "evaluation-validation" / "summary.json").is_file():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    threads = os.environ.get("OMP_NUM_THREADS", "1")
-    environ = {**os.environ, "OMP_NUM_THREADS": threads}
-    command = [sys.executable, "-m", "monai_ssl"]
+    start = time.monotonic()
+    # one that fails, or is killed, takes no other with it
+    process = get_context("spawn").Process(target=train_and_score, args=(arguments, data, folder))
+    process.start()
+    process.join()
+    if process.exitcode:
+        print(f"{name}: failed with status {process.exitcode}; see {folder / 'log.txt'}", flush=True)
+    else:
+        print(f"{name}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+
+
+def train_and_score(arguments: dict[str, Any], data: Path, folder: Path) -> None:
+    """One run; what it says goes to ``log.txt``."""
     with open(folder / "log.txt", "a") as log:
-        start = time.monotonic()
-        for step in (
-            ["train", *arguments, "--dataset_dir", str(data), "--output", str(folder), "--num_workers", "0"],
-            ["evaluate", str(folder), "--section", "validation"],
-        ):
-            done = subprocess.run([*command, *step], stdout=log, stderr=log, env=environ, check=False)
-            if done.returncode:
-                print(f"{name}: {step[0]} failed with status {done.returncode}; see {folder / 'log.txt'}", flush=True)
-                return
-    print(f"{name}: {(time.monotonic() - start) / 60:.1f} minutes", flush=True)
+        os.dup2(log.fileno(), sys.stdout.fileno())
+        os.dup2(log.fileno(), sys.stderr.fileno())
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("monai_ssl").setLevel(logging.INFO)
+    trained = monai_ssl.train(dataset_dir=data, output=folder, num_workers=0, **arguments)
+    for line in monai_ssl.evaluate(trained, "validation").lines():
+        print(line)
 
 
 def collect(protocol: str, output: str, results: str) -> None:
@@ -148,7 +161,7 @@ def curves(groups: dict[str, list[Path]], path: Path, smooth: int = 5) -> None:
     for panel in panels.flat[len(groups) :]:
         panel.axis("off")
     for panel, (group, folders) in zip(panels.flat, groups.items(), strict=False):
-        runs = [np.genfromtxt(folder / "training.csv", delimiter=",", names=True) for folder in folders]
+        runs = [np.atleast_1d(np.genfromtxt(folder / "training.csv", delimiter=",", names=True)) for folder in folders]
         for term in runs[0].dtype.names:
             if term not in {"iteration", "lr", "grad_norm"}:
                 values = np.mean([run[term] for run in runs], axis=0)

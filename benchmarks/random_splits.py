@@ -11,8 +11,7 @@ test sets overlap), so nothing is pooled over them. Finished runs are skipped, k
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ import fire
 import numpy as np
 from scipy.stats import wilcoxon
 
+import monai_ssl
+from monai_ssl.cli.parsing import config_value
 from monai_ssl.files import write_text
 from monai_ssl.metrics import case_values, read_results
 
@@ -49,13 +50,13 @@ def main(
     names = list(runs) if isinstance(runs, (tuple, list)) else str(runs).split(",")
     if len(set(names)) < len(names):
         raise SystemExit(f"runs must differ, got {', '.join(names)}")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the command line does: large tensors in large pages
     root = Path(output).resolve()
     means: dict[str, dict[str, list[float]]] = {name: {metric: [] for metric in METRICS} for name in names}
     for split in range(splits):
         datalist = root / f"split-{split}.json"
         if not datalist.is_file():
-            sizes = ["--n_labeled", n_labeled, "--n_testing", n_testing, "--n_validation", 0]
-            call("split", data, "--output", datalist, "--seed", split, *sizes)
+            monai_ssl.split(data, datalist, n_labeled=n_labeled, n_testing=n_testing, n_validation=0, seed=split)
         for name in names:
             rows = read_results(one(name, split, datalist, Path(data).resolve(), root, options)).rows
             for metric in METRICS:
@@ -70,15 +71,10 @@ def one(name: str, split: int, datalist: Path, data: Path, root: Path, options: 
     folder = root / f"{name.replace(':', '-').replace('=', '-')}-split-{split}"
     results = folder / "evaluation-testing"
     if not (results / "summary.json").is_file():
-        given = [word for key, value in options.items() for word in (f"--{key}", value)]
-        given += [word for s in settings for word in (f"--method#{s.split('=')[0]}", s.split("=")[1])]
-        call("train", bundle, data, "--datalist", datalist, "--output", folder, "--seed", split, *given)
-        call("evaluate", folder)
+        pairs = (setting.split("=", 1) for setting in settings)
+        given = {**options, **{f"method#{key}": config_value(value) for key, value in pairs}}
+        monai_ssl.evaluate(monai_ssl.train(bundle, data, datalist, output=folder, seed=split, **given))
     return results
-
-
-def call(*words: Any) -> None:
-    subprocess.run([sys.executable, "-m", "monai_ssl", *map(str, words)], check=True)
 
 
 def table(means: dict[str, dict[str, list[float]]]) -> list[str]:

@@ -147,7 +147,13 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+            # large pages, as the command line asks for them
+            env={
+                "THP_MEM_ALLOC_ENABLE": "1",
+                **os.environ,
+                "OMP_NUM_THREADS": str(threads),
+                "MKL_NUM_THREADS": str(threads),
+            },
         )
         self.before = self._ask("memory") / GB
 

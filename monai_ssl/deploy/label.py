@@ -46,6 +46,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
 
 import monai_ssl  # noqa: E402
 from monai_ssl.deploy.disagreement import DisagreementScorer  # noqa: E402
+from monai_ssl.runs.folder import Run  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -95,15 +96,14 @@ class TrainTask(BundleTrainTask):
         unlabeled = datastore.get_unlabeled_images()
         self._request = request
         self._unlabeled = [{"image": datastore.get_image_uri(image)} for image in unlabeled]
-        folder = Path(self.bundle_path) / TRAINING
-        for former in folder.glob("previous-*"):
-            shutil.rmtree(former, ignore_errors=True)
+        run = Run(Path(self.bundle_path) / TRAINING)
+        for folder in run.previous():
+            shutil.rmtree(folder, ignore_errors=True)
         logger.info("monai_ssl: %d labeled and %d unlabeled images go into the training of %s",
                     len(datastore.get_labeled_images()), len(unlabeled), request.get("model"))  # fmt: skip
         super().__call__(request, datastore)
-        trained = folder / WEIGHTS.name
         published = Path(self.bundle_path) / WEIGHTS
-        shutil.copyfile(trained, published.with_suffix(".part"))
+        shutil.copyfile(run.model, published.with_suffix(".part"))
         os.replace(published.with_suffix(".part"), published)
         logger.info("monai_ssl: %s is the new model", published)
         return {"labeled": len(datastore.get_labeled_images()), "unlabeled_used": len(unlabeled)}
@@ -151,7 +151,7 @@ class DisagreementScoring(ScoringMethod):
         stale = [image for image in images if self.score(datastore, image) is None]
         limit = int(request.get("max_samples") or len(stale))
         if version and stale[:limit]:
-            scorer = DisagreementScorer(self.bundle, self.bundle / TRAINING / "checkpoint.pt")
+            scorer = DisagreementScorer(self.bundle, Run(self.bundle / TRAINING).checkpoint)
             for image in stale[:limit]:
                 score = scorer(datastore.get_image_uri(image))
                 scores = datastore.get_image_info(image).get(INFO_KEY, {})
