@@ -165,10 +165,11 @@ def curves(groups: dict[str, list[Path]], path: Path, smooth: int = 5) -> None:
         for term in runs[0].dtype.names:
             if term not in {"iteration", "lr", "grad_norm"}:
                 values = np.mean([run[term] for run in runs], axis=0)
-                rolling = np.convolve(values, np.ones(smooth) / smooth, "valid")
+                width = min(smooth, len(values))
+                rolling = np.convolve(values, np.ones(width) / width, "valid")
                 if (rolling > 0).any():
                     panel.semilogy(
-                        runs[0]["iteration"][smooth - 1 :], rolling, label=term, lw=2 if term == "loss" else 1
+                        runs[0]["iteration"][width - 1 :], rolling, label=term, lw=2 if term == "loss" else 1
                     )
         panel.set_title(group, fontsize=9)
         panel.legend(fontsize=6, loc="lower left", framealpha=0.4)

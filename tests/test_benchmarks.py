@@ -97,5 +97,6 @@ runs:
     assert "left atrium: Dice" in (tmp_path / "runs" / "floor-seed0" / "log.txt").read_text()
     module.collect("tiny", str(tmp_path / "runs"), str(tmp_path / "results"))
     assert "| floor | 1 |" in (tmp_path / "results" / "README.md").read_text()
+    capfd.readouterr()
     module.run("tiny", str(tiny_phantom), str(tmp_path / "runs"), only="floor")  # finished: nothing to do
     assert capfd.readouterr().out == ""
