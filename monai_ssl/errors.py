@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 PROGRAM = "monai-ssl"
@@ -28,9 +28,30 @@ class TrainingDivergedError(RuntimeError):
     """A loss term or the gradient became NaN or infinite; the message names step, term and cases."""
 
 
+def one_line(error: BaseException, limit: int = 160) -> str:
+    """What an exception says, without line breaks, cut to ``limit`` characters; its type where it says nothing.
+
+    Example:
+        >>> one_line(ValueError("two\\n  lines"))
+        'two lines'
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 def enumerated(items: Sequence[str], limit: int = 5) -> str:
     shown = ", ".join(str(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"
+
+
+def dimensions(values: Iterable[float]) -> str:
+    """Sizes as they are spoken.
+
+    Example:
+        >>> dimensions([112, 0.625])
+        '112 x 0.625'
+    """
+    return " x ".join(f"{value:.3g}" for value in values)
 
 
 def json_type(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import numpy as np
 import yaml
 
 from monai_ssl.data.cases import Entry, case_name, image_files
-from monai_ssl.data.reading import read_volume
-from monai_ssl.errors import DataError
+from monai_ssl.data.reading import read_label, read_volume
+from monai_ssl.errors import DataError, dimensions
 from monai_ssl.files import write_text
 
 # scans of which the voxels are read; headers are too few to tell CT from MR
@@ -98,7 +98,7 @@ def scan_statistics(entry: Entry) -> ScanStatistics:
     )
     if "label" in entry:
         try:
-            label = read_volume(entry["label"])[0][0]
+            label = read_label(entry["label"])[0][0]
         except DataError as error:
             raise DataError(f"{entry['label']}: {error}") from error
         if label.shape == values.shape and label.any():
@@ -193,10 +193,6 @@ def _spread(entries: Sequence[Entry], number: int) -> list[Entry]:
     return [entries[round(i * (len(entries) - 1) / (number - 1))] for i in range(number)]
 
 
-def _numbers(values: Iterable[float]) -> str:
-    return " x ".join(f"{value:.3g}" for value in values)
-
-
 def _dims(found: list[ScanStatistics], reasons: list[str]) -> int:
     if len(found[0].shape) == 2:
         reasons.append("spatial_dims 2: the files are 2D")
@@ -246,10 +242,10 @@ def _spacing(found: list[ScanStatistics], dims: int, reasons: list[str]) -> list
     median = np.median(known, axis=0)
     spread = float((known.max(axis=0) / known.min(axis=0)).max())
     if spread <= 1.1:
-        reasons.append(f"spacing null: all have voxels of about {_numbers(median)} mm, nothing needs resampling")
+        reasons.append(f"spacing null: all have voxels of about {dimensions(median)} mm, nothing needs resampling")
         return None
     target = [float(f"{value:.3g}") for value in median]
-    reasons.append(f"spacing {_numbers(target)} mm, the median: voxel sizes differ by up to a factor of {spread:.2f}")
+    reasons.append(f"spacing {dimensions(target)} mm, the median: voxel sizes differ by up to a factor of {spread:.2f}")
     return target
 
 
@@ -266,7 +262,7 @@ def _patch(found: list[ScanStatistics], dims: int, spacing: list[float] | None, 
     if extents:
         organ = np.percentile(extents, 90, axis=0)
         wish = [max(32, 16 * math.ceil(1.5 * size / 16)) for size in organ]
-        why = f"1.5 times the labeled structures (90th percentile {_numbers(organ)} voxels)"
+        why = f"1.5 times the labeled structures (90th percentile {dimensions(organ)} voxels)"
     else:
         wish, why = limit, "the image, as there is no label to tell the size of the structure"
     patch = [min(a, b) for a, b in zip(limit, wish, strict=True)]
@@ -274,7 +270,7 @@ def _patch(found: list[ScanStatistics], dims: int, spacing: list[float] | None, 
     while math.prod(patch) > BUDGET[dims] and max(patch) > 32:
         axis = max(range(dims), key=lambda i: (patch[i] / full[i], patch[i]))
         patch[axis] -= 16
-    text = f"patch_size {_numbers(patch)}: {why}, at most the median image ({_numbers(sides)})"
+    text = f"patch_size {dimensions(patch)}: {why}, at most the median image ({dimensions(sides)})"
     reasons.append(text + (", reduced to fit into memory" if patch != full else ""))
     return patch
 

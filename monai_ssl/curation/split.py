@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from monai_ssl.data.cases import IMAGE_SUFFIXES, Entry, case_name, image_files, split_suffix
-from monai_ssl.data.datalist import enumerated
 from monai_ssl.data.loading import load_datalist
-from monai_ssl.data.reading import read_volume
-from monai_ssl.errors import DataError
+from monai_ssl.data.reading import read_label
+from monai_ssl.errors import DataError, enumerated
 
 __all__ = ["infer_labels", "make_split", "split_folder", "split_msd"]
 
@@ -277,7 +276,7 @@ def infer_labels(label_files: Iterable[str | Path]) -> dict[int, str]:
     found: set[int] = {0}
     for file in label_files:
         try:
-            array, _ = read_volume(file)
+            array, _ = read_label(file)
         except DataError as error:
             raise DataError(f"{file}: {error}") from error
         values = np.unique(array)

@@ -12,16 +12,15 @@ import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
-from monai_ssl.data.cases import Entry, image_files
+from monai_ssl.data.cases import Entry, image_files, real_path
 from monai_ssl.data.datalist import SECTIONS, Datalist
-from monai_ssl.data.reading import _line, read_volume
-from monai_ssl.data.rules import PresetLike, Severity, _findings, case_problems
-from monai_ssl.errors import DataError
+from monai_ssl.data.preset import Preset
+from monai_ssl.data.reading import Scan, ScanMemory, grid_difference, read_scan, rounded
+from monai_ssl.data.rules import Severity, case_findings, valid_affine
+from monai_ssl.errors import DataError, dimensions, one_line
 
-__all__ = ["PresetLike", "Problem", "Severity", "case_problems", "read_volume", "verify"]
+__all__ = ["Problem", "verify"]
 
-
-AFFINE_TOLERANCE = 1e-3
 # equal warnings beyond this many become one line
 MAX_EQUAL_WARNINGS = 5
 
@@ -53,15 +52,6 @@ class Problem:
         return text.translate({10: " ", 13: " "})
 
 
-# ------------------------------------------------------------------------------------------------- reading one file
-
-
-# ------------------------------------------------------------------------------------------------- the rules, once
-
-
-# --------------------------------------------------------------------------------------------------- a whole dataset
-
-
 @dataclass
 class _Case:
     """What remains of a case after its voxels are let go."""
@@ -81,10 +71,11 @@ class _Case:
 
 def verify(
     datalist: Datalist,
-    preset: PresetLike,
+    preset: Preset,
     sections: Sequence[str] = SECTIONS,
     workers: int | None = None,
     progress: bool = True,
+    memory: ScanMemory | None = None,
 ) -> list[Problem]:
     """Read every scan of a datalist once and report all problems, never stopping at the first.
 
@@ -100,6 +91,7 @@ def verify(
         sections: lists to check.
         workers: threads; None takes up to 4.
         progress: show a progress bar (on a terminal only).
+        memory: keeps what was read for the training's cache, see :func:`monai_ssl.data.reading.handed_over`.
 
     Returns:
         The problems in the order of the lists, those of the whole dataset last. More than five equal warnings of a
@@ -109,9 +101,7 @@ def verify(
         ValueError: if a section is unknown or ``workers`` is below 1.
 
     Example:
-        >>> from types import SimpleNamespace
-        >>> preset = SimpleNamespace(spatial_dims=3, channels=["MR"], labels={0: "background", 1: "organ"},
-        ...                          patch_size=(16, 16, 16), orientation="RAS", spacing=None)
+        >>> preset = Preset(name="mine", labels={0: "background", 1: "organ"}, patch_size=(16, 16, 16))
         >>> print(verify(Datalist(), preset)[0])
         error: dataset: datalist: there must be at least one labeled training case, got 0: add cases to 'training'
     """
@@ -124,7 +114,7 @@ def verify(
     with ThreadPoolExecutor(workers) as pool:
         bar = tqdm(total=len(jobs), desc="verify", unit="case", disable=None if progress else True)
         cases = []
-        for case in pool.map(lambda job: _check_case(job[0], job[1], preset), jobs):
+        for case in pool.map(lambda job: _check_case(job[0], job[1], preset, memory), jobs):
             cases.append(case)
             bar.update()
         bar.close()
@@ -138,76 +128,66 @@ def verify(
     return problems
 
 
-def _check_case(section: str, entry: Entry, preset: PresetLike) -> _Case:
+def _check_case(section: str, entry: Entry, preset: Preset, memory: ScanMemory | None) -> _Case:
     files = image_files(entry)
     case = _Case(section, files[0])
     try:
-        _check_files(case, files, None if section == "unlabeled" else entry.get("label"), preset)
+        _check_files(case, files, None if section == "unlabeled" else entry.get("label"), preset, memory)
     except Exception as error:
         case.add(
-            "check", "error", f"case cannot be checked ({type(error).__name__}: {_line(error)}): look at its files"
+            "check", "error", f"case cannot be checked ({type(error).__name__}: {one_line(error)}): look at its files"
         )
     return case
 
 
-def _check_files(case: _Case, files: list[str], label_file: str | None, preset: PresetLike) -> None:
-    volumes: list[np.ndarray] = []
-    affine: np.ndarray | None = None
-    for file in files:
+def _check_files(
+    case: _Case, files: list[str], label_file: str | None, preset: Preset, memory: ScanMemory | None
+) -> None:
+    def read(file: str) -> Scan | None:
         try:
-            volume, volume_affine = read_volume(file)
+            scan = read_scan(file)
         except DataError as error:
             case.add("read", "error", str(error), file)
-            continue
-        if volumes and volume.shape[1:] != volumes[0].shape[1:]:
-            text = f"channels must have one shape, got {volume.shape[1:]} beside {volumes[0].shape[1:]} of {files[0]}"
-            case.add("shape", "error", f"{text}: resample them to one grid", file)
-        elif volumes and not _same_affine(volume_affine, affine):
-            text = f"channels must lie on one grid, got an affine that differs from {files[0]}"
-            case.add(
-                "affine", "error", f"{text} ({_difference(volume_affine, affine)}): resample them to one grid", file
-            )
-        if not volumes:
-            affine = volume_affine
-        volumes.append(volume)
-    label = label_affine = None
+            return None
+        if memory is not None:
+            memory.keep(file, scan)
+        return scan
+
+    # every file is read, whatever is wrong with the others: one round of mending should be enough
+    scans: list[Scan] = []
+    for file in files:
+        scan = read(file)
+        if scan is not None and scans and (text := grid_difference(scan, scans[0], files[0])):
+            case.add("shape" if "one shape" in text else "affine", "error", text, file)
+        if scan is not None:
+            scans.append(scan)
+    label = None
     if label_file is not None:
         case.labeled = True
-        try:
-            label, label_affine = read_volume(label_file)
-        except DataError as error:
-            case.add("read", "error", str(error), label_file)
+        label = read(label_file)
+        label = None if label is None else rounded(label)
     if any(problem.severity == "error" and problem.file != label_file for problem in case.problems):
         return
-    image = volumes[0] if len(volumes) == 1 else np.concatenate(volumes)
-    volumes.clear()
-    if affine is not None and (not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-12):
-        case.add(
-            "affine", "error", "header must state a valid affine, got one without volume or not finite: export it again"
-        )
-        affine = None
-    effective: tuple[float, ...] | None = None
-    if affine is not None:
+
+    # the rules that training applies, with the size that the network will see after reorientation and resampling
+    affine = scans[0].affine
+    image = scans[0].channel_first if len(scans) == 1 else np.concatenate([scan.channel_first for scan in scans])
+    scans.clear()
+    effective = None
+    if affine is not None and valid_affine(affine):
         effective = _geometry(case, affine, image.shape[1:], preset)
-    for finding in _findings(image, label, preset, effective):
-        about_label = finding.rule in ("shape", "label_channels", "integer", "values", "empty_label")
-        case.add(finding.rule, finding.severity, finding.message, label_file if about_label else None)
-    if label is not None:
-        if not _same_affine(label_affine, affine):
-            text = "label must lie on its image's grid, got an affine that differs"
-            advice = "resample the label to the image, or copy the image's header if only the header is wrong"
-            case.add("affine", "error", f"{text} ({_difference(label_affine, affine)}): {advice}", label_file)
-        if not any(problem.file == label_file and problem.severity == "error" for problem in case.problems):
-            case.classes = frozenset(int(value) for value in np.unique(label))
-    if not any(
-        problem.rule in ("constant", "empty_image") and problem.severity == "error" for problem in case.problems
-    ):
+    voxels, label_affine = (None, None) if label is None else (label.channel_first, label.affine)
+    for finding in case_findings(image, voxels, preset, effective, affine, label_affine):
+        case.add(finding.rule, finding.severity, finding.message, label_file if finding.about == "label" else None)
+
+    # what the comparison of all cases needs
+    if voxels is not None and not any(p.file == label_file and p.severity == "error" for p in case.problems):
+        case.classes = frozenset(int(value) for value in np.unique(voxels))
+    if not any(p.rule in ("constant", "empty_image") and p.severity == "error" for p in case.problems):
         case.digest = _digest(image)
 
 
-def _geometry(
-    case: _Case, affine: np.ndarray, spatial: tuple[int, ...], preset: PresetLike
-) -> tuple[float, ...] | None:
+def _geometry(case: _Case, affine: np.ndarray, spatial: tuple[int, ...], preset: Preset) -> tuple[float, ...] | None:
     """Note spacing and orientation; return the shape that the network will see, or None where it cannot be said."""
     dims = preset.spatial_dims
     if len(spatial) not in ((3,) if dims == 3 else (2, 3)):
@@ -226,24 +206,12 @@ def _geometry(
     if preset.spacing is not None:
         shape = shape * zooms / np.asarray(preset.spacing, dtype=float)
         zooms = np.asarray(preset.spacing, dtype=float)
-    for axis, size in enumerate((getattr(preset, "center_crop", None) or ())[:dims]):
+    for axis, size in enumerate((preset.center_crop or ())[:dims]):
         if size is not None:
             shape[axis] = min(shape[axis], size / zooms[axis])
-    if (resize := getattr(preset, "resize", None)) is not None:
-        shape = np.asarray(resize, dtype=float)
+    if preset.resize is not None:
+        shape = np.asarray(preset.resize, dtype=float)
     return tuple(float(size) for size in shape)
-
-
-def _same_affine(first: np.ndarray | None, second: np.ndarray | None) -> bool:
-    if first is None or second is None:
-        return True
-    return bool(np.allclose(first, second, rtol=0, atol=AFFINE_TOLERANCE))
-
-
-def _difference(first: np.ndarray | None, second: np.ndarray | None) -> str:
-    assert first is not None
-    assert second is not None
-    return f"by up to {np.abs(first - second).max():.4g}"
 
 
 def _digest(image: np.ndarray) -> str:
@@ -273,7 +241,7 @@ def _check_paths(jobs: Iterable[tuple[str, Entry]]) -> list[Problem]:
     places: dict[str, list[str]] = {}
     for section, entry in jobs:
         for file in image_files(entry):
-            places.setdefault(os.path.realpath(file), []).append(section)
+            places.setdefault(real_path(file), []).append(section)
     return [
         Problem(
             "error",
@@ -288,17 +256,19 @@ def _check_paths(jobs: Iterable[tuple[str, Entry]]) -> list[Problem]:
 
 
 def _check_contents(cases: Iterable[_Case]) -> list[Problem]:
+    """Scans with the same voxels under different names: a leak between lists, or a case that counts twice."""
     groups: dict[str, list[_Case]] = {}
     for case in cases:
         if case.digest is not None:
             groups.setdefault(case.digest, []).append(case)
+
     problems = []
     learned = ("training", "unlabeled")
     for group in groups.values():
         # the same file named twice is reported by its path
-        group = list({os.path.realpath(case.file): case for case in group}.values())
+        group = list({real_path(case.file): case for case in group}.values())
         for index, second in enumerate(group[1:], start=1):
-            # one line per copy, about the worst of its twins
+            # one line per copy, about the worst of its twins: one from a list that must not share scans with this one
             leaks = [
                 first
                 for first in group[:index]
@@ -306,16 +276,16 @@ def _check_contents(cases: Iterable[_Case]) -> list[Problem]:
             ]
             first = leaks[0] if leaks else group[0]
             pair = f"the same voxels as {first.file} ({first.section})"
-            text = f"image must be a scan of its own, got {pair}: it counts twice; remove one"
-            severity: Severity = "warning"
             if leaks:
                 text = f"a scan must not be in {first.section} and {second.section} (a leak), got {pair}: remove one"
-                severity = "error"
-            problems.append(Problem(severity, second.section, second.file, text, "duplicate"))
+                problems.append(Problem("error", second.section, second.file, text, "duplicate"))
+            else:
+                text = f"image must be a scan of its own, got {pair}: it counts twice; remove one"
+                problems.append(Problem("warning", second.section, second.file, text, "duplicate"))
     return problems
 
 
-def _check_spacing(cases: Iterable[_Case], preset: PresetLike) -> list[Problem]:
+def _check_spacing(cases: Iterable[_Case], preset: Preset) -> list[Problem]:
     known = [case for case in cases if case.spacing is not None]
     if len(known) < 3:
         return []
@@ -326,7 +296,7 @@ def _check_spacing(cases: Iterable[_Case], preset: PresetLike) -> list[Problem]:
     for case in known:
         ratio = np.asarray(case.spacing) / median
         if max(ratio.max(), 1 / ratio.min()) > limit + 1e-6:
-            text = f"voxel spacing {_numbers(case.spacing or ())} mm is far from the others' {_numbers(median)} mm"
+            text = f"voxel spacing {dimensions(case.spacing or ())} mm is far from the others' {dimensions(median)} mm"
             advice = (
                 "is the header right?" if preset.spacing else "is the header right? Else set 'spacing' in the preset"
             )
@@ -334,11 +304,7 @@ def _check_spacing(cases: Iterable[_Case], preset: PresetLike) -> list[Problem]:
     return _merge_equal(problems, len(known))
 
 
-def _numbers(values: Iterable[float]) -> str:
-    return " x ".join(f"{value:.3g}" for value in values)
-
-
-def _check_orientation(cases: Iterable[_Case], preset: PresetLike) -> list[Problem]:
+def _check_orientation(cases: Iterable[_Case], preset: Preset) -> list[Problem]:
     if preset.orientation is not None:
         return []
     groups: dict[str, list[_Case]] = {}
@@ -358,9 +324,7 @@ def _check_orientation(cases: Iterable[_Case], preset: PresetLike) -> list[Probl
     return problems
 
 
-def _check_lists(
-    datalist: Datalist, cases: Iterable[_Case], preset: PresetLike, sections: Sequence[str]
-) -> list[Problem]:
+def _check_lists(datalist: Datalist, cases: Iterable[_Case], preset: Preset, sections: Sequence[str]) -> list[Problem]:
     where = str(datalist.path) if datalist.path else "datalist"
     problems = []
 

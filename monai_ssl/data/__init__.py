@@ -59,7 +59,7 @@ _HOMES = {
 # configs name these by attribute: monai_ssl.data.cases.image_files
 _MODULES = (
     "cases", "datalist", "guard", "images", "loading", "pipelines", "pool", "preset", "protocol", "reading", "rules",
-    "streams", "writer",
+    "scan_reader", "streams", "writer",
 )  # fmt: skip
 
 __all__ = [

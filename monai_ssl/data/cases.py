@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def case_name(entry: Mapping[str, Any]) -> str:
     stems = [split_suffix(Path(file).name)[0] for file in files]
     if len(stems) == 1:
         return stems[0]
-    shared = _shared_start(stems)
+    shared = shared_start(stems)
     if any(len(stem) > len(shared) for stem in stems):
         shared = re.sub(r"[^_\-. ]*$", "", shared)
     return shared.rstrip("_-. ") or Path(files[0]).parent.name or stems[0]
@@ -89,13 +90,13 @@ def case_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     names = [case_name(entry) for entry in entries]
     base = list(names)
     for depth in range(1, max((len(parts) for parts in parents), default=0) + 1):
-        repeated = _repeated(names)
+        repeated = repeated_names(names)
         if not repeated:
             break
         for index, name in enumerate(names):
             if name in repeated:
                 names[index] = "_".join((*(part.strip("/\\:") for part in parents[index][-depth:]), base[index]))
-    while repeated := _repeated(names):
+    while repeated := repeated_names(names):
         seen: dict[str, int] = {}
         for index, name in enumerate(names):
             if name in repeated:
@@ -104,17 +105,24 @@ def case_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return names
 
 
-def _shared_start(names: Sequence[str]) -> str:
+def shared_start(names: Sequence[str]) -> str:
     """The longest start that all names share, character by character."""
     low, high = min(names), max(names)
     length = next((index for index, char in enumerate(low) if char != high[index]), len(low))
     return low[:length]
 
 
-def _repeated(names: Iterable[str]) -> set[str]:
+def repeated_names(names: Iterable[str]) -> set[str]:
+    """Names that stand more than once."""
     seen: set[str] = set()
     return {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
 
 
-def _identity(file: str) -> str:
+def real_path(file: str) -> str:
+    """One name per file on disk, whatever links lead to it."""
     return os.path.realpath(file)
+
+
+def name_order(name: str) -> str:
+    """Key by which names are sorted: macOS stores decomposed characters, the order must not depend on that."""
+    return unicodedata.normalize("NFC", name)

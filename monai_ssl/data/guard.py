@@ -6,9 +6,12 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from monai.transforms import Transform
+from monai.utils.enums import MetaKeys
 
-from monai_ssl.data.rules import PresetLike, case_problems
+from monai_ssl.data.preset import Preset
+from monai_ssl.data.rules import case_findings
 from monai_ssl.errors import DataError
 
 
@@ -16,7 +19,7 @@ class CheckCase(Transform):
     """Raise :class:`DataError` for a loaded case that does not fit its preset; pass everything else on unchanged.
 
     Part of every chain (training, validation, inference), right after loading: NaN or constant images, wrong number of
-    channels or axes, labels of another shape or with values outside the classes never reach a network.
+    channels or axes, labels of another shape or grid or with values outside the classes never reach a network.
 
     Args:
         preset: what the case must be.
@@ -25,14 +28,31 @@ class CheckCase(Transform):
         DataError: naming the file and every rule that is broken.
     """
 
-    def __init__(self, preset: PresetLike) -> None:
+    def __init__(self, preset: Preset) -> None:
         self.preset = preset
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         item = dict(data)
-        found = case_problems(item["image"], item.get("label"), self.preset)
-        errors = [message for severity, message in found if severity == "error"]
+        image, label = item["image"], item.get("label")
+        found = case_findings(
+            image, label, self.preset, affine=_stated_affine(image), label_affine=_stated_affine(label)
+        )
+        errors = [
+            f"{_name(label if finding.about == 'label' else image, finding.about)}: {finding.message}"
+            for finding in found
+            if finding.severity == "error"
+        ]
         if errors:
-            name = getattr(item["image"], "meta", {}).get("filename_or_obj", "image")
-            raise DataError(f"{Path(str(name)).name}: {'; '.join(errors)}")
+            raise DataError("; ".join(errors))
         return item
+
+
+def _name(volume: Any, otherwise: str) -> str:
+    return Path(str(getattr(volume, "meta", {}).get("filename_or_obj", otherwise))).name
+
+
+def _stated_affine(volume: Any) -> np.ndarray | None:
+    """The affine of a loaded tensor, None where its file stated none (MONAI then says identity)."""
+    if MetaKeys.ORIGINAL_AFFINE not in getattr(volume, "meta", {}):
+        return None
+    return np.asarray(volume.affine.cpu(), dtype=float)

@@ -11,9 +11,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from monai_ssl.data.cases import Entry, _identity, _repeated, case_name, image_files
+from monai_ssl.data.cases import Entry, case_name, image_files, real_path, repeated_names
 from monai_ssl.data.datalist import SECTIONS, Datalist
-from monai_ssl.data.pool import _find_pool
+from monai_ssl.data.pool import find_pool
 from monai_ssl.errors import DataError, enumerated, json_type, shortened
 
 DEFAULT_NAMES = ("datalist.json", "dataset.json")
@@ -92,7 +92,7 @@ def load_datalist(
         )
     _check_duplicates(result, path)
     if "unlabeled" not in lists:
-        result.unlabeled = _find_pool(result, folder)
+        result.unlabeled = find_pool(result, folder)
     return result
 
 
@@ -138,7 +138,7 @@ def _find_json(datalist: str | Path | None, folder: Path | None, strict: bool) -
 
 def _read_json(path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if repeated := _repeated(key for key, _ in pairs):
+        if repeated := repeated_names(key for key, _ in pairs):
             raise DataError(f"{path}: a key may stand once, got {enumerated(sorted(repeated))} twice: merge the two")
         return dict(pairs)
 
@@ -259,10 +259,10 @@ def _check_duplicates(datalist: Datalist, path: Path) -> None:
     for section in SECTIONS:
         for index, entry in enumerate(datalist.section(section)):
             for file in image_files(entry):
-                places.setdefault(_identity(file), []).append(f"{section}[{index}]")
-                image_places[_identity(file)] = f"{section}[{index}]"
+                places.setdefault(real_path(file), []).append(f"{section}[{index}]")
+                image_places[real_path(file)] = f"{section}[{index}]"
             if "label" in entry:
-                label_sections.setdefault(_identity(entry["label"]), []).append(section)
+                label_sections.setdefault(real_path(entry["label"]), []).append(section)
     if repeated := {file: found for file, found in places.items() if len(found) > 1}:
         cases = [f"{Path(file).name} in {' and '.join(found)}" for file, found in repeated.items()]
         raise DataError(

@@ -13,7 +13,6 @@ from monai.transforms import (
     EnsureTyped,
     Invertd,
     KeepLargestConnectedComponentd,
-    LoadImaged,
     NormalizeIntensityd,
     Orientation,
     Orientationd,
@@ -38,6 +37,7 @@ from monai.transforms import (
 
 from monai_ssl.data.guard import CheckCase
 from monai_ssl.data.preset import Preset
+from monai_ssl.data.scan_reader import LoadScand
 from monai_ssl.data.writer import AtomicNibabelWriter
 from monai_ssl.transforms import (
     CenterCropd,
@@ -64,7 +64,7 @@ def preprocessing(preset: Preset, label: bool = False) -> Compose:
 def _preprocessing(preset: Preset, keys: list[str]) -> list[Transform]:
     mode = ["bilinear", "nearest"][: len(keys)]
     steps: list[Transform] = [
-        LoadImaged(keys, image_only=True, dtype=None),
+        *(LoadScand(key, label=key == "label") for key in keys),
         EnsureChannelFirstd(keys),
         EnsureTyped("image", dtype="float32"),
         CheckCase(preset),
@@ -116,7 +116,7 @@ def validation_preprocessing(preset: Preset) -> Compose:
     """:func:`preprocessing` of the image, and the label as it lies on disk: scores are on the original grid."""
     return Compose(
         [
-            LoadImaged("label", image_only=True, dtype=None, allow_missing_keys=True),
+            LoadScand("label", label=True, allow_missing_keys=True),
             EnsureChannelFirstd("label", allow_missing_keys=True),
             *_preprocessing(preset, ["image"]),
         ]

@@ -4,37 +4,45 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
-from monai_ssl.data.cases import Entry, _identity, _shared_start, case_name, image_files, split_suffix
+from monai_ssl.data.cases import Entry, case_name, image_files, name_order, real_path, shared_start, split_suffix
 from monai_ssl.data.datalist import SECTIONS, Datalist
 from monai_ssl.errors import enumerated
 
 
-def _find_pool(datalist: Datalist, folder: Path) -> list[Entry]:
+def find_pool(datalist: Datalist, folder: Path) -> list[Entry]:
+    """Every image that lies beside the listed ones, in a folder below ``folder``, and is neither listed nor a label.
+
+    Args:
+        datalist: the lists.
+        folder: of the data set.
+
+    Returns:
+        entries ``{"image": ...}``, with the channels of a case together.
+    """
     entries = [entry for section in SECTIONS for entry in datalist.section(section)]
-    listed = {_identity(file) for entry in entries for file in image_files(entry)}
-    listed |= {_identity(entry["label"]) for entry in entries if "label" in entry}
+    listed = {real_path(file) for entry in entries for file in image_files(entry)}
+    listed |= {real_path(entry["label"]) for entry in entries if "label" in entry}
     suffixes = {_family(file) for entry in entries for file in image_files(entry)}
-    root = Path(_identity(str(folder)))
+    root = Path(real_path(str(folder)))
     folders = sorted({str(Path(file).parent) for entry in entries for file in image_files(entry)})
     patterns = _name_patterns(entries)
     pool: list[Entry] = []
     channels = _channel_patterns(entries)
     for directory in folders:
-        real = Path(_identity(directory))
+        real = Path(real_path(directory))
         if not real.is_dir() or not (real == root or root in real.parents):
             continue
         names = [
             name
-            for name in sorted(os.listdir(directory), key=_sort_key)
+            for name in sorted(os.listdir(directory), key=name_order)
             if not name.startswith(".")
             and _family(name) in suffixes
             and os.path.isfile(os.path.join(directory, name))
-            and _identity(os.path.join(directory, name)) not in listed
+            and real_path(os.path.join(directory, name)) not in listed
             and not _named_like_label(name, patterns.get(str(real), ()))
         ]
         if channels:
@@ -43,13 +51,8 @@ def _find_pool(datalist: Datalist, folder: Path) -> list[Entry]:
             pool += [{"image": os.path.join(directory, name)} for name in names]
     unique: dict[str, Entry] = {}
     for entry in pool:  # a folder may be reached by two names
-        unique.setdefault(_identity(image_files(entry)[0]), entry)
+        unique.setdefault(real_path(image_files(entry)[0]), entry)
     return list(unique.values())
-
-
-def _sort_key(name: str) -> str:
-    # macOS stores decomposed characters: the order must not depend on the file system
-    return unicodedata.normalize("NFC", name)
 
 
 def _family(file: str) -> str:
@@ -69,8 +72,8 @@ def _name_patterns(entries: Iterable[Entry]) -> dict[str, set[_Pattern]]:
             continue
         label = Path(entry["label"])
         for file in image_files(entry):
-            directory = _identity(str(Path(file).parent))
-            if directory == _identity(str(label.parent)):
+            directory = real_path(str(Path(file).parent))
+            if directory == real_path(str(label.parent)):
                 result.setdefault(directory, set()).update(_pair_patterns(Path(file).name, label.name))
     return result
 
@@ -79,13 +82,13 @@ def _pair_patterns(image: str, label: str) -> list[_Pattern]:
     """What tells an image's name from its label's: ``p1.nii.gz, p1_seg.nii.gz`` differ by the tail ``_seg``."""
     (a, a_suffix), (b, b_suffix) = split_suffix(image), split_suffix(label)
     delimiters = "_-. "
-    head = len(_shared_start([a, b]))
+    head = len(shared_start([a, b]))
     # a shared part ends at a delimiter: "vol_1" and "label_1" share "_1", not "l_1"
     while head and min(len(a), len(b)) > head and a[head - 1] not in delimiters:
         if a[head] in delimiters and b[head] in delimiters:
             break
         head -= 1
-    tail = len(_shared_start([a[head:][::-1], b[head:][::-1]]))
+    tail = len(shared_start([a[head:][::-1], b[head:][::-1]]))
     while tail and min(len(a), len(b)) - head > tail and a[-tail] not in delimiters and not a[-tail].isdigit():
         tail -= 1
     patterns = []

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
+
+from monai_ssl.data.preset import Intensity, Preset
+from monai_ssl.data.reading import affine_difference, same_affine
 
 Severity = Literal["error", "warning"]
 
 
-class PresetLike(Protocol):
-    """What a check needs to know of a dataset preset."""
-
-    @property
-    def spatial_dims(self) -> int: ...
-    @property
-    def channels(self) -> Sequence[str]: ...
-    @property
-    def labels(self) -> Mapping[int, str]: ...
-    @property
-    def patch_size(self) -> Sequence[int]: ...
-    @property
-    def orientation(self) -> str | None: ...
-    @property
-    def spacing(self) -> Sequence[float] | None: ...
-
-
 @dataclass(frozen=True)
-class _Finding:
+class Finding:
+    """What is wrong with a case, or worth knowing about it.
+
+    Attributes:
+        rule: short key, for programs.
+        severity: "error": the case cannot be used.
+        message: rule, value found, next step.
+        about: the file that it is about.
+    """
+
     rule: str
     severity: Severity
     message: str
+    about: Literal["image", "label"] = "image"
+
+
+_Add = Callable[[str, Severity, str], None]
 
 
 def _to_numpy(value: Any) -> np.ndarray:
@@ -44,13 +43,66 @@ def _to_numpy(value: Any) -> np.ndarray:
     return np.asarray(value)
 
 
-def _findings(image: Any, label: Any, preset: PresetLike, shape: Sequence[float] | None = None) -> list[_Finding]:
-    image = _to_numpy(image)
-    found: list[_Finding] = []
+def case_findings(
+    image: Any,
+    label: Any,
+    preset: Preset,
+    shape: Sequence[float] | None = None,
+    affine: np.ndarray | None = None,
+    label_affine: np.ndarray | None = None,
+) -> list[Finding]:
+    """What is wrong with one loaded case. The rules are here, once, for every command that reads scans.
+
+    Args:
+        image: array or tensor, channel first, (C, X, Y[, Z]).
+        label: label map, (1, X, Y[, Z]) or (X, Y[, Z]); None for an unlabeled case.
+        preset: the dataset preset.
+        shape: spatial shape after reorientation and resampling, where ``image`` is not there yet; compared with
+            ``preset.patch_size``. None takes the image's.
+        affine, label_affine: (4, 4) of the two files, None where they state none.
+
+    Returns:
+        the findings; empty where all is well.
+
+    Example:
+        >>> preset = Preset(name="x", spatial_dims=2, labels={0: "background", 1: "organ"}, patch_size=(16, 16))
+        >>> image = np.arange(256.0).reshape(1, 16, 16)
+        >>> case_findings(image, np.eye(16, dtype=int), preset)
+        []
+        >>> case_findings(image, 2 * np.eye(16, dtype=int), preset)[0].message[:66]
+        "label values must be among the preset's classes [0, 1], got 2: rem"
+    """
+    found: list[Finding] = []
 
     def add(rule: str, severity: Severity, message: str) -> None:
-        found.append(_Finding(rule, severity, message))
+        found.append(Finding(rule, severity, message))
 
+    def add_label(rule: str, severity: Severity, message: str) -> None:
+        found.append(Finding(rule, severity, message, "label"))
+
+    if affine is not None and not valid_affine(affine):
+        add("affine", "error",
+            "header must state a valid affine, got one without volume or not finite: export it again")  # fmt: skip
+        affine = None
+    image = _to_numpy(image)
+    if not _image_findings(image, preset, shape, add):
+        return found
+    if label is not None:
+        _label_findings(_to_numpy(label), image.shape[1:], preset, add_label)
+        if not same_affine(label_affine, affine):
+            text = "label must lie on its image's grid, got an affine that differs"
+            advice = "resample the label to the image, or copy the image's header if only the header is wrong"
+            add_label("affine", "error", f"{text} ({affine_difference(label_affine, affine)}): {advice}")
+    return found
+
+
+def valid_affine(affine: np.ndarray) -> bool:
+    """Whether an affine (4, 4) is finite and spans a volume."""
+    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-12)
+
+
+def _image_findings(image: np.ndarray, preset: Preset, shape: Sequence[float] | None, add: _Add) -> bool:
+    """Rules of the image; False where its axes make further ones meaningless."""
     dims, channels = preset.spatial_dims, list(preset.channels)
     spatial = image.shape[1:]
     # a 2D network goes through a volume slice by slice
@@ -58,7 +110,7 @@ def _findings(image: Any, label: Any, preset: PresetLike, shape: Sequence[float]
         allowed = "3" if dims == 3 else "2 or 3"
         text = f"image must have {allowed} spatial axes, got shape {spatial}"
         add("dims", "error", f"{text}: write one file per time frame and channel, or choose another preset")
-        return found
+        return False
     if image.shape[0] != len(channels):
         add(
             "channels",
@@ -68,7 +120,7 @@ def _findings(image: Any, label: Any, preset: PresetLike, shape: Sequence[float]
         )
     if 0 in image.shape:
         add("empty_image", "error", f"image must have voxels, got shape {spatial}: export it again")
-        return found
+        return False
     if image.dtype.kind == "f" and (bad := int(image.size - np.isfinite(image).sum())):
         add(
             "finite",
@@ -82,21 +134,19 @@ def _findings(image: Any, label: Any, preset: PresetLike, shape: Sequence[float]
             add("constant", "error", f"image must show something, got {value:g} in every voxel: leave the case out")
         elif constant:
             add("constant", "warning", f"channel {constant[0]} has {value:g} in every voxel: is the channel missing?")
-        _intensity_findings(image, getattr(preset, "intensity", None), add)
+        _intensity_findings(image, preset.intensity, add)
     effective = tuple(spatial if shape is None else shape)[:dims]
     if any(round(size) < patch for size, patch in zip(effective, preset.patch_size, strict=True)):
         sizes = tuple(round(size) for size in effective)
         what = "volume" if dims == 3 else "slice"
         text = f"{what} {sizes} is smaller than the patch {tuple(preset.patch_size)} and will be padded"
         add("patch", "warning", f"{text}: choose a smaller patch_size if most cases are so small")
-    if label is not None:
-        _label_findings(_to_numpy(label), spatial, preset, add)
-    return found
+    return True
 
 
-def _intensity_findings(image: np.ndarray, intensity: Any, add: Callable[[str, Severity, str], None]) -> None:
+def _intensity_findings(image: np.ndarray, intensity: Intensity, add: _Add) -> None:
     """Gray values that the preset's intensity policy cannot be meant for."""
-    policy, window = getattr(intensity, "policy", None), getattr(intensity, "window", None)
+    policy, window = intensity.policy, intensity.window
     low, high = float(image.min()), float(image.max())
     if window is not None and (high <= window[0] or low >= window[1]):
         text = f"image must have voxels within the window {list(window)}, got {low:g} to {high:g}"
@@ -107,9 +157,7 @@ def _intensity_findings(image: np.ndarray, intensity: Any, add: Callable[[str, S
         add("intensity", "warning", f"{text}: normalize the files, or choose another flavor or intensity policy")
 
 
-def _label_findings(
-    label: np.ndarray, spatial: tuple[int, ...], preset: PresetLike, add: Callable[[str, Severity, str], None]
-) -> None:
+def _label_findings(label: np.ndarray, spatial: tuple[int, ...], preset: Preset, add: _Add) -> None:
     if label.ndim == len(spatial) + 1:
         if label.shape[0] != 1:
             text = f"label must hold one value per voxel, got {label.shape[0]} channels"
@@ -135,31 +183,3 @@ def _label_findings(
         add("values", "error", f"{text}: remap the label or correct 'labels' in the preset")
     elif len(values) == 1 and int(values[0]) == 0:
         add("empty_label", "warning", "label is empty, background only: is the structure really absent?")
-
-
-def case_problems(
-    image: Any, label: Any, preset: PresetLike, shape: Sequence[float] | None = None
-) -> list[tuple[Severity, str]]:
-    """What is wrong with one loaded case. The rules live here once, for :func:`verify` and for the training cache.
-
-    Args:
-        image: array or tensor, channel first, (C, X, Y[, Z]).
-        label: label map, (1, X, Y[, Z]) or (X, Y[, Z]); None for an unlabeled case.
-        preset: the dataset preset.
-        shape: spatial shape after reorientation and resampling, where ``image`` is not there yet; compared with
-            ``preset.patch_size``. None takes the image's.
-
-    Returns:
-        (severity, message) pairs: rule, value found, next step. Empty where all is well.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> preset = SimpleNamespace(spatial_dims=2, channels=["MR"], labels={0: "background", 1: "organ"},
-        ...                          patch_size=(2, 2), orientation=None, spacing=None)
-        >>> image = np.arange(16.0).reshape(1, 4, 4)
-        >>> case_problems(image, np.eye(4, dtype=int), preset)
-        []
-        >>> case_problems(image, 2 * np.eye(4, dtype=int), preset)[0][1][:66]
-        "label values must be among the preset's classes [0, 1], got 2: rem"
-    """
-    return [(finding.severity, finding.message) for finding in _findings(image, label, preset, shape)]

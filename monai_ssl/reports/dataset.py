@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from monai_ssl.data.cases import Entry, case_names, image_files
 from monai_ssl.data.datalist import SECTIONS, Datalist
-from monai_ssl.data.reading import read_volume
+from monai_ssl.data.reading import read_label, read_volume
 from monai_ssl.errors import DataError
 from monai_ssl.files import write_text
 from monai_ssl.reports.figures import (
@@ -95,7 +95,7 @@ def case_statistics(section: str, name: str, entry: Entry, picture: bool = False
                 found.orientation = "".join(code or "?" for code in nib.aff2axcodes(affine))
         label = None
         if section != "unlabeled" and "label" in entry:
-            label = read_volume(entry["label"])[0][0]
+            label = read_label(entry["label"])[0][0]
             if label.shape != gray.shape:
                 raise DataError(f"label has the shape {label.shape}, the image {gray.shape}")
             values, counts = np.unique(label, return_counts=True)

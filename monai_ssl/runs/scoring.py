@@ -102,10 +102,10 @@ def _label_map(file: str | Path) -> tuple[Any, Any]:
     """Voxels (*spatial) and affine of a label file; errors name the file."""
     import numpy as np
 
-    from monai_ssl.data.reading import read_volume
+    from monai_ssl.data.reading import read_label
 
     try:
-        volume, affine = read_volume(file)
+        volume, affine = read_label(file)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
     if volume.shape[0] != 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -17,8 +16,9 @@ from PIL import Image
 from monai_ssl.curation.verify import Problem, verify
 from monai_ssl.data.datalist import Datalist
 from monai_ssl.data.loading import load_datalist
+from monai_ssl.data.preset import Intensity, Preset
 from monai_ssl.data.reading import read_volume
-from monai_ssl.data.rules import case_problems
+from monai_ssl.data.rules import case_findings
 
 SHAPE = (12, 10, 8)
 
@@ -29,12 +29,12 @@ def preset(**changes):
         "spatial_dims": 3,
         "channels": ["MR"],
         "labels": {0: "background", 1: "organ"},
-        "n_classes": 2,
         "patch_size": (8, 8, 8),
         "orientation": "RAS",
         "spacing": None,
     }
-    return SimpleNamespace(**{**values, **changes})
+    # patches this small are no valid preset: a volume of a few hundred voxels is enough here
+    return Preset.model_construct(**{**values, **changes})
 
 
 def voxels(seed: int, shape=SHAPE) -> np.ndarray:
@@ -160,7 +160,7 @@ def test_unreadable_format(dataset, tmp_path):
     file = tmp_path / "notes.docx"
     file.write_bytes(b"PK words")
     dataset.datalist.unlabeled[0] = {"image": str(file)}
-    assert "file must be an image that MONAI reads" in only(dataset.verify(), "error", file)
+    assert "file must be an image of a known format (.nii.gz, .nii" in only(dataset.verify(), "error", file)
 
 
 def test_simpleitk_files_read_like_nibabel_files(tmp_path):
@@ -258,7 +258,9 @@ def test_2d_images(tmp_path):
     assert check("a.png", "a_seg.png") == []
     assert check("rgb.png", "a_seg.png", "RGB") == []
     assert "1 channel(s) (gray), got 3" in only(check("rgb.png", "a_seg.png"), "error", tmp_path / "rgb.png")
-    assert "MONAI reads" in only(check("bad.png", "a_seg.png"), "error", tmp_path / "bad.png")
+    assert "file must be an image of a known format" in only(
+        check("bad.png", "a_seg.png"), "error", tmp_path / "bad.png"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- geometry
@@ -478,20 +480,21 @@ def test_one_line_even_for_odd_names():
 # ------------------------------------------------------------------------------------------------------ one loaded case
 
 
-def test_case_problems_takes_tensors():
+def test_case_findings_takes_tensors():
     image, label = torch.from_numpy(voxels(0))[None], torch.from_numpy(mask())[None]
-    assert case_problems(image, label, preset()) == []
-    assert case_problems(image.to(torch.bfloat16), label[0], preset()) == []
-    assert case_problems(image, None, preset()) == []
+    assert case_findings(image, label, preset()) == []
+    assert case_findings(image.to(torch.bfloat16), label[0], preset()) == []
+    assert case_findings(image, None, preset()) == []
     image[0, 0, 0, 0] = float("nan")
-    severity, message = case_problems(image, label * 4, preset())[0]
-    assert (severity, message.split(",")[0]) == ("error", "image must be finite")
-    assert len(case_problems(image, label * 4, preset())) == 2
+    first = case_findings(image, label * 4, preset())[0]
+    assert (first.severity, first.about, first.message.split(",")[0]) == ("error", "image", "image must be finite")
+    assert len(case_findings(image, label * 4, preset())) == 2
 
 
-def test_case_problems_refuses_one_hot_labels():
-    problems = case_problems(voxels(0)[None], np.stack([1 - mask(), mask()]), preset())
-    assert problems == [("error", "label must hold one value per voxel, got 2 channels: merge them into one label map")]
+def test_case_findings_refuses_one_hot_labels():
+    (found,) = case_findings(voxels(0)[None], np.stack([1 - mask(), mask()]), preset())
+    assert (found.severity, found.about) == ("error", "label")
+    assert found.message == "label must hold one value per voxel, got 2 channels: merge them into one label map"
 
 
 # ---------------------------------------------------------------------------------------------------------- real scans
@@ -510,7 +513,7 @@ def test_left_atrium_has_no_errors():
 
 def test_gray_values_that_the_preset_cannot_be_meant_for(dataset):
     def problems(policy, window=None):
-        found = dataset.verify(intensity=SimpleNamespace(policy=policy, window=window))
+        found = dataset.verify(intensity=Intensity.model_construct(policy=policy, window=window))
         return [problem for problem in found if problem.rule == "intensity"]
 
     assert not problems("as_stored")

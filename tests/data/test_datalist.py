@@ -252,7 +252,7 @@ def test_missing_places_are_named(tmp_path):
         ({"training": [{"image": ["a", None], "label": "b"}]}, "'image' must be a path.*got null"),
         ({"training": [{"image": "a", "label": ["b", "c"]}]}, "'label' must be one path, got"),
         ({"training": [{"image": "a", "label": ""}]}, "'label' must be one path"),
-        ({"training": [], "unlabeled": ["a.nii"]}, "unknown list 'unlabeled': did you mean 'unlabeled'"),
+        ({"training": [], "unlabelled": ["a.nii"]}, "unknown list 'unlabelled': did you mean 'unlabeled'"),
         ({"training": [], "labeled": []}, "unknown list 'labeled': did you mean 'training'"),
         ({"training": [], "val": []}, "unknown list 'val': did you mean 'validation'"),
         ({"training": [], "more": [{"image": "a"}]}, "unknown list 'more': the lists are"),

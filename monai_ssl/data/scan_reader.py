@@ -1,0 +1,72 @@
+"""The package's reader (:mod:`monai_ssl.data.reading`) behind MONAI's loading transform."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+from monai.data import ImageReader
+from monai.transforms import LoadImaged
+from monai.utils import ensure_tuple
+from monai.utils.enums import MetaKeys, SpaceKeys
+
+from monai_ssl.data.reading import Scan, read_channels, rounded
+
+
+class ScanReader(ImageReader):
+    """Reads every format of :mod:`monai_ssl.data.reading`. It has no state: threads may share it.
+
+    Args:
+        label: the files are labels, see :func:`monai_ssl.data.reading.read_label`.
+    """
+
+    def __init__(self, label: bool = False) -> None:
+        self.label = label
+
+    def verify_suffix(self, filename: Any) -> bool:
+        """Always true: no other reader of MONAI shall have a say, and errors come from this one."""
+        return True
+
+    def read(self, data: Any, **kwargs: Any) -> Scan:
+        """One file, or one per channel.
+
+        Raises:
+            DataError: naming the file.
+        """
+        scan = read_channels([str(file) for file in ensure_tuple(data)])
+        return rounded(scan) if self.label else scan
+
+    def get_data(self, img: Scan) -> tuple[np.ndarray, dict[str, Any]]:
+        """Voxels as stored and what MONAI's transforms need to know of them."""
+        meta: dict[str, Any] = {
+            MetaKeys.SPATIAL_SHAPE: np.asarray(img.spatial_shape),
+            MetaKeys.ORIGINAL_CHANNEL_DIM: float("nan") if img.channel_axis is None else img.channel_axis,
+        }
+        if img.affine is not None:
+            meta |= {
+                MetaKeys.AFFINE: img.affine.copy(),
+                MetaKeys.ORIGINAL_AFFINE: img.affine.copy(),
+                MetaKeys.SPACE: SpaceKeys.RAS,
+            }
+        return img.voxels, meta
+
+
+class LoadScand(LoadImaged):
+    """MONAI's ``LoadImaged`` with the reader of this package: file names -> tensors with affine, types as stored.
+
+    Args:
+        keys: of the file names.
+        label: they are labels: values within rounding of an integer become that integer.
+        allow_missing_keys: see MONAI.
+
+    Example:
+        >>> load = LoadScand("image")
+        >>> load({"image": "scan.mha"})  # doctest: +SKIP
+    """
+
+    def __init__(
+        self, keys: Hashable | Sequence[Hashable], label: bool = False, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, image_only=True, dtype=None, allow_missing_keys=allow_missing_keys)  # type: ignore[arg-type]
+        self.register(ScanReader(label))  # the last one registered is asked first
