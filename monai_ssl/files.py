@@ -1,62 +1,93 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and the files below a folder in an order that is the same everywhere."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+# deeper than any archive; links may run in circles
+MAX_DEPTH = 12
+
+
+@contextmanager
+def atomic_paths(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
+    """Yield a temporary path beside every target; on success all are synced and then renamed, on failure removed.
+
+    A target is never half-written: a kill or a full disk leaves the former file, or none.
+
+    Args:
+        paths: where the files shall be; their folders are created. A temporary name keeps the suffixes, since writers
+            of images choose the format by them.
+
+    Raises:
+        OSError: when a file cannot be written, naming the target.
+    """
+    targets = [Path(path) for path in paths]
+    temporary = [target.with_name(f".{os.getpid()}-{target.name}") for target in targets]
+    target = targets[0]
+    try:
+        for target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for target, file in zip(targets, temporary, strict=True):  # noqa: B007  # the message names the target
+            with open(file, "rb+") as written:  # Windows syncs only what is open for writing
+                os.fsync(written.fileno())
+        for target, file in zip(targets, temporary, strict=True):
+            os.replace(file, target)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"cannot write ({error.strerror or error}); the former file, if any, is intact", str(target)
+        ) from error
+    finally:
+        for file in temporary:
+            file.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is synced and renamed, on failure removed.
-
-    The target is never half-written: a kill or a full disk leaves the former file, or none.
-
-    Args:
-        path: where the file shall be; its folder is created. The temporary name keeps the suffixes, since writers
-            of images choose the format by them.
-
-    Raises:
-        OSError: when the file cannot be written, naming the target.
+    """:func:`atomic_paths` for one file.
 
     Example:
         >>> with atomic_path("/tmp/monai_ssl_example.txt") as temporary:
         ...     _ = temporary.write_text("whole")
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{os.getpid()}-{target.name}")
-    try:
+    with atomic_paths([path]) as (temporary,):
         yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise OSError(
-            error.errno, f"cannot write ({error.strerror}); the former file, if any, is intact", str(target)
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a file atomically, see :func:`atomic_paths`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write UTF-8 text atomically, see :func:`atomic_path`."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write UTF-8 text atomically, see :func:`atomic_paths`; line ends stay as they are."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_atomically(files: Mapping[Path, str | bytes]) -> None:
     """Write all files under temporary names, then put each in place: a reader never sees half a file."""
-    temporary: dict[Path, Path] = {}
-    try:
-        for target, content in files.items():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary[target] = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-            temporary[target].write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        for target, source in temporary.items():
-            os.replace(source, target)
-    finally:
-        for source in temporary.values():
-            source.unlink(missing_ok=True)
+    with atomic_paths(list(files)) as temporary:
+        for file, content in zip(temporary, files.values(), strict=True):
+            file.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+def files_below(root: str | Path) -> Iterator[Path]:
+    """Every file below a folder, sorted, folder by folder; links are followed.
+
+    Hidden files and folders are passed over (macOS writes a ``._name`` beside every file, and ``__MACOSX``).
+
+    Example:
+        >>> list(files_below("/does/not/exist"))
+        []
+    """
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
+        if len(Path(folder).relative_to(root).parts) >= MAX_DEPTH:
+            subfolders.clear()
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield Path(folder) / name

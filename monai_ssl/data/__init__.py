@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .datalist import Datalist
     from .images import images_to_segment
     from .loading import load_datalist
+    from .monai_io import AtomicNibabelWriter
     from .pipelines import (
         cleaning,
         postprocessing,
@@ -29,11 +30,10 @@ if TYPE_CHECKING:
     from .preset import Preset, available_presets, dump_preset, load_preset
     from .protocol import training_protocol
     from .streams import CaseDataset, TwoStreamLoader, position_seed
-    from .writer import AtomicNibabelWriter
 
 # public name -> the module that defines it
 _HOMES = {
-    "AtomicNibabelWriter": "monai_ssl.data.writer",
+    "AtomicNibabelWriter": "monai_ssl.data.monai_io",
     "CaseDataset": "monai_ssl.data.streams",
     "DataError": "monai_ssl.errors",
     "Datalist": "monai_ssl.data.datalist",
@@ -58,8 +58,8 @@ _HOMES = {
 }
 # configs name these by attribute: monai_ssl.data.cases.image_files
 _MODULES = (
-    "cases", "datalist", "guard", "images", "loading", "pipelines", "pool", "preset", "protocol", "reading", "rules",
-    "scan_reader", "streams", "writer",
+    "cases", "datalist", "dicom", "guard", "images", "loading", "monai_io", "pipelines", "pool", "preset", "protocol",
+    "reading", "rules", "streams", "writing",
 )  # fmt: skip
 
 __all__ = [

@@ -8,6 +8,7 @@ from typing import Any
 from monai_ssl.data.cases import IMAGE_SUFFIXES
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.errors import DataError
+from monai_ssl.files import files_below
 
 
 def images_to_segment(
@@ -39,5 +40,4 @@ def images_to_segment(
     path = Path(images).expanduser()
     if path.is_file():
         return [{"image": str(path)}]
-    files = (f for f in path.rglob("*") if f.is_file() and f.name.lower().endswith(IMAGE_SUFFIXES))
-    return [{"image": str(f)} for f in sorted(files) if not f.name.startswith(".")]
+    return [{"image": str(f)} for f in sorted(files_below(path)) if f.name.lower().endswith(IMAGE_SUFFIXES)]

@@ -36,9 +36,8 @@ from monai.transforms import (
 )
 
 from monai_ssl.data.guard import CheckCase
+from monai_ssl.data.monai_io import AtomicNibabelWriter, LoadScand
 from monai_ssl.data.preset import Preset
-from monai_ssl.data.scan_reader import LoadScand
-from monai_ssl.data.writer import AtomicNibabelWriter
 from monai_ssl.transforms import (
     CenterCropd,
     DispatchByDimensiond,

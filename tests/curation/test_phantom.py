@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from monai_ssl.curation.phantom import dataset as phantom
+from monai_ssl import files
 from monai_ssl.curation.phantom.acquisition import SCANNERS
-from monai_ssl.curation.phantom.dataset import CLASS_NAMES, phantom_case, write_phantom
+from monai_ssl.curation.phantom.case import phantom_case
+from monai_ssl.curation.phantom.dataset import CLASS_NAMES, write_phantom
 
 SPACING = 2.5
 SMALL = {"n_labeled": 2, "n_unlabeled": 2, "n_validation": 1, "n_testing": 1, "spacing": 5.0, "progress": False}
@@ -145,7 +146,7 @@ def test_same_call_same_bytes_whatever_the_order():
 
 def test_other_process_gives_the_same():
     code = (
-        "import hashlib; from monai_ssl.curation.phantom.dataset import phantom_case as p;"
+        "import hashlib; from monai_ssl.curation.phantom import phantom_case as p;"
         "a = p(5, spacing=5.0); print(hashlib.sha256(a[0].tobytes() + a[1].tobytes()).hexdigest())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
@@ -288,7 +289,7 @@ def test_reuse_and_resume(tmp_path, monkeypatch):
     before = digests(tmp_path)
     calls = []
     original = phantom_case
-    monkeypatch.setattr(phantom, "phantom_case", lambda *a: (calls.append(a), original(*a))[1])
+    monkeypatch.setattr("monai_ssl.curation.phantom.dataset.phantom_case", lambda *a: (calls.append(a), original(*a))[1])
     assert write_phantom(tmp_path, **SMALL) == path
     assert calls == []
     (tmp_path / "labels" / "labeled_0001.nii.gz").unlink()
@@ -323,7 +324,7 @@ def test_failed_write_leaves_nothing_half_written(tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(phantom.os, "replace", broken)
+        patch.setattr(files.os, "replace", broken)
         with pytest.raises(OSError, match="disk full"):
             write_phantom(tmp_path, **SMALL)
     assert [f for f in tmp_path.rglob("*") if f.is_file()] == []

@@ -16,9 +16,9 @@ from PIL import Image
 from monai_ssl.curation.verify import verify
 from monai_ssl.data import CaseDataset, DataError, load_preset, preprocessing, validation_preprocessing
 from monai_ssl.data.datalist import Datalist
+from monai_ssl.data.monai_io import LoadScand
 from monai_ssl.data.pipelines import training_preprocessing
 from monai_ssl.data.reading import handed_over, load_original, read_label, read_scan, read_volume
-from monai_ssl.data.scan_reader import LoadScand
 from monai_ssl.runs.evaluate import evaluate_predictions
 
 SHAPE = (17, 16, 18)

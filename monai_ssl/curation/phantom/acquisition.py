@@ -10,13 +10,13 @@ import numpy as np
 from scipy import ndimage
 
 from monai_ssl.curation.phantom.anatomy import (
-    _NATIVE_SPACING,
+    NATIVE_SPACING,
     Array,
     Range,
-    _distance,
-    _ellipsoid_distance,
-    _Scene,
-    _tube_distance,
+    Scene,
+    ellipsoid_distance,
+    tube_distance,
+    union_distance,
 )
 
 
@@ -94,9 +94,9 @@ def _waves(rng: np.random.Generator, p: list[Array], n: int, wavelength: Range) 
     return out * np.float32(math.sqrt(2.0 / n))
 
 
-def _acquire(
+def acquire(
     rng: np.random.Generator,
-    scene: _Scene,
+    scene: Scene,
     p: list[Array],
     grid: list[Array],
     lumen: Array,
@@ -138,16 +138,16 @@ def _acquire(
     tissue = _waves(rng, p, 8, (12.0, 45.0))
     image = np.float32(soft) * (np.float32(1) + np.float32(0.17) * tissue)
     for blob in scene.fat:
-        image = paint(image, _ellipsoid_distance(p, blob), fat * rng.uniform(0.85, 1.1))
-    image = paint(image, _ellipsoid_distance(p, scene.spine), rng.uniform(0.3, 0.65))
-    image = paint(image, _tube_distance(p, scene.oesophagus), rng.uniform(0.5, 0.95))
+        image = paint(image, ellipsoid_distance(p, blob), fat * rng.uniform(0.85, 1.1))
+    image = paint(image, ellipsoid_distance(p, scene.spine), rng.uniform(0.3, 0.65))
+    image = paint(image, tube_distance(p, scene.esophagus), rng.uniform(0.5, 0.95))
     lung = dark * (np.float32(1) + np.float32(0.35) * np.abs(_waves(rng, p, 6, (8.0, 25.0))))
-    image = paint(image, _distance(p, scene.dark), lung)
+    image = paint(image, union_distance(p, scene.dark), lung)
 
     muscle = {"left_ventricle": scene.muscle, "right_ventricle": 3.5, "right_atrium": 2.0, "aorta": 1.5}
     for key, thickness in muscle.items():
         image = paint(image, pools[key] - np.float32(thickness), myocardium)
-    rim = np.float32(rng.uniform(1.0, 3.0) * _NATIVE_SPACING)
+    rim = np.float32(rng.uniform(1.0, 3.0) * NATIVE_SPACING)
     image = paint(image, lumen - rim - np.float32(0.5), myocardium)
     for key, distance in pools.items():
         level = blood * rng.normal(1.0, 0.05) * (right_heart if key in _RIGHT_HEART else 1.0)
@@ -162,7 +162,7 @@ def _acquire(
     image = image + enhanced * (shell - image)
     image = paint(image, lumen, blood)
     for spot in scene.spots:  # bright spots (vessels, metal, flow) make the positive tail
-        distance = np.maximum(_ellipsoid_distance(p, spot), np.float32(5.0) - lumen)
+        distance = np.maximum(ellipsoid_distance(p, spot), np.float32(5.0) - lumen)
         image = paint(image, distance, rng.uniform(1.4, 2.6))
 
     image = image * (np.float32(1) + np.float32(texture) * _waves(rng, p, 10, (7.0, 22.0)))
@@ -185,11 +185,11 @@ def _erfinv(x: float) -> float:
     return math.copysign(math.sqrt(math.sqrt(part * part - log / a) - part), x)
 
 
-def _store(
+def store(
     rng: np.random.Generator, acquisition: np.random.Generator, image: Array, noise: float, spacing: float
 ) -> tuple[Array, int]:
     """Add correlated Rician noise, then shift, scale and quantize as the archive does."""
-    sigma = max(0.6, _NATIVE_SPACING / spacing)  # voxels; lag-1 autocorrelation 0.8 at 0.625 mm, 0.5 at 2.5 mm
+    sigma = max(0.6, NATIVE_SPACING / spacing)  # voxels; lag-1 autocorrelation 0.8 at 0.625 mm, 0.5 at 2.5 mm
     channels = []
     for _ in range(2):
         white = rng.standard_normal(image.shape, np.float32)

@@ -47,31 +47,19 @@ and whether a semi-supervised method closes it has not been measured here.
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
 from tqdm import tqdm
 
-from monai_ssl.curation.phantom.acquisition import SCANNERS, _acquire, _store
-from monai_ssl.curation.phantom.anatomy import (
-    Array,
-    _distance,
-    _draw_scene,
-    _ellipsoid_distance,
-    _Scene,
-    _smooth_union,
-    _truncated,
-    _tube_distance,
-)
+from monai_ssl.curation.phantom.case import check_case, check_count, phantom_case
+from monai_ssl.data.writing import write_nifti
+from monai_ssl.files import write_text
 
-__all__ = ["CLASS_NAMES", "SCANNERS", "phantom_case", "write_phantom"]
+__all__ = ["CLASS_NAMES", "write_phantom"]
 
 GENERATOR_VERSION = 1
 """Raised whenever the same arguments give other voxels; part of the manifest, so stale datasets are noticed."""
@@ -79,179 +67,14 @@ GENERATOR_VERSION = 1
 CLASS_NAMES = ("background", "left_atrium", "right_atrium", "aorta", "left_ventricle")
 """Names of the label values 0 to 4; a dataset of ``n_classes`` uses the first ``n_classes`` of them."""
 
-_FOV_STEP = 2.5  # mm; fields of view are multiples of it, so every supported spacing sees the same region
 _ROLE_OFFSET = {"labeled": 0, "unlabeled": 1_000_000, "validation": 2_000_000, "testing": 3_000_000}
 _MANIFEST = "phantom.json"
 _DATALIST = "datalist.json"
 _DATALIST_ALL = "datalist_all_labels.json"
 
 
-"""The acquisition classes; a few labeled cases cannot show them all, the unlabeled pool does."""
-
-
-def _check_case(spatial_dims: int, n_classes: int, spacing: float, seed: int) -> None:
-    if spatial_dims not in (2, 3):
-        raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims!r}")
-    if isinstance(n_classes, bool) or not isinstance(n_classes, (int, np.integer)) or not 2 <= n_classes <= 5:
-        raise ValueError(f"n_classes must be an integer from 2 to 5 (background included), got {n_classes!r}")
-    if isinstance(spacing, bool) or not isinstance(spacing, (int, float)) or not 0.4 <= spacing <= 5.0:
-        raise ValueError(f"spacing must be a number in [0.4, 5] (mm), got {spacing!r}")
-    _check_count("seed", seed)
-
-
-def _check_count(name: str, value: Any, minimum: int = 0) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
-
-
-def _field_of_view(
-    rng: np.random.Generator, scene: _Scene, spatial_dims: int, spacing: float, cropped: bool
-) -> tuple[list[int], Array]:
-    """Grid size in voxels and the position (mm) of the first corner of the field of view."""
-    margin_low, margin_high = rng.uniform(6.0, 12.0, 2)
-    start = np.empty(3)
-    size = np.empty(3)
-    start[0] = scene.bounds[0, 0] - margin_low
-    size[0] = np.clip(scene.bounds[1, 0] + margin_high - start[0], 92.5, 152.5)
-    size[1] = rng.uniform(82.5, 100.0)
-    size[2] = 55.0
-    size = np.round(size / _FOV_STEP) * _FOV_STEP
-    start[1] = -size[1] * _truncated(rng, 0.50, 0.065, 0.38, 0.62)  # the appendage moves the centroid forward
-    start[2] = -size[2] * _truncated(rng, 0.54, 0.08, 0.38, 0.70)
-    slice_z = float(rng.uniform(-5.0, 5.0))
-    offset = rng.uniform(0.0, 1.0, 3)
-    if not cropped:
-        large = np.maximum(np.array([200.0, 160.0, 90.0]), size)
-        start -= offset * (large - size)
-        size = large
-    shape = [max(8, round(s / spacing)) for s in size]
-    if spatial_dims == 2:
-        start[2], shape[2] = slice_z - spacing / 2, 1
-    return shape, start
-
-
-def phantom_case(
-    index: int,
-    seed: int = 0,
-    spatial_dims: int = 3,
-    n_classes: int = 2,
-    spacing: float = 2.5,
-    cropped: bool = True,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """Make one case: image, label, affine and what was drawn.
-
-    The anatomy is continuous, in millimeters, and depends on ``(seed, index)`` alone: other values of ``spacing``,
-    ``cropped``, ``n_classes`` and ``spatial_dims`` show the same heart on another grid. Noise is drawn per voxel, so
-    it does depend on the grid; its strength per voxel and (above 1 mm) its correlation in voxels do not.
-
-    Args:
-        index: number of the case, >= 0.
-        seed: seed of the whole data set, >= 0.
-        spatial_dims: 3 for a volume ``(X, Y, Z)``, 2 for an axial slice ``(X, Y)`` through the atrial body (use a finer
-            spacing there, for example 1.25).
-        n_classes: number of label values, 2 to 5, background included: atrium; right atrium; aorta; left ventricle.
-        spacing: isotropic voxel size in mm, in [0.4, 5]. 0.625 is the full size (about 192 x 144 x 88 voxels), 1.25
-            the half, 2.5 the size for a CPU (about 48 x 36 x 22).
-        cropped: True gives the region around the atrium that the real data show (92-152 x 82-100 x 55 mm); False gives
-            200 x 160 x 90 mm with the atrium anywhere in it.
-
-    Returns:
-        ``image``: float32, stored gray values in arbitrary units (quantized, positive tail, scale differs by scan).
-        ``label``: uint8 of the same shape, values 0 to ``n_classes - 1``.
-        ``affine``: float64 (4, 4), voxel to mm, RAS.
-        ``info``: ``scanner``, ``inverted``, ``volume_ml`` (the drawn target), ``n_veins``, ``detached``,
-        ``quantization_levels``.
-
-    Raises:
-        ValueError: an argument is out of its range.
-
-    Example:
-        >>> image, label, affine, info = phantom_case(0)
-        >>> image.ndim, image.shape == label.shape, int(label.max())
-        (3, True, 1)
-    """
-    _check_count("index", index)
-    _check_case(spatial_dims, n_classes, spacing, seed)
-    seed, index = int(seed), int(index)
-    scene = _draw_scene(np.random.default_rng([seed, index, 0]))
-    shape, start = _field_of_view(np.random.default_rng([seed, index, 1]), scene, spatial_dims, spacing, cropped)
-    acquisition = np.random.default_rng([seed, index, 2])
-
-    axes_mm = [(start[j] + (np.arange(shape[j]) + 0.5) * spacing).astype(np.float32) for j in range(3)]
-    grid = list(np.meshgrid(*axes_mm, indexing="ij", copy=True))
-    p = [a.copy() for a in grid]
-    for row in scene.warp.astype(np.float32):
-        wave = np.sin(row[0] * grid[0] + row[1] * grid[1] + row[2] * grid[2] + row[3])
-        for j in range(3):
-            p[j] += row[4 + j] * wave
-
-    # Distances: the label stops where the annotator cut the veins, the signal does not.
-    atrium = _smooth_union(_ellipsoid_distance(p, scene.body), _tube_distance(p, scene.appendage), 4.0)
-    beyond = np.full(atrium.shape, np.inf, np.float32)
-    pieces = np.full(atrium.shape, np.inf, np.float32)
-    for vein in scene.veins:
-        atrium = _smooth_union(atrium, _tube_distance(p, vein, 0.0, vein.cut), 4.0)
-        beyond = np.minimum(beyond, _tube_distance(p, vein, vein.cut, 1.0))
-        if vein.island is not None:
-            pieces = np.minimum(pieces, _tube_distance(p, vein, *vein.island))
-    lumen_offset = np.float32(acquisition.uniform(0.1, 0.7))  # annotators draw slightly inside the bright edge
-    lumen = np.minimum(atrium, beyond) - lumen_offset
-
-    pools: dict[str, Array] = {}
-    occupied = lumen
-    order = ("aorta", "pulmonary_artery", "right_atrium", "left_ventricle", "right_ventricle", "extra")
-    for name in filter(scene.pools.__contains__, order):  # each chamber gives way to those before it, a thin wall stays
-        distance = np.maximum(_distance(p, scene.pools[name]), np.float32(scene.gaps[name]) - occupied)
-        pools[name] = distance
-        occupied = np.minimum(occupied, distance)
-
-    label = np.zeros(atrium.shape, np.uint8)
-    for value, name in ((4, "left_ventricle"), (3, "aorta")):
-        if n_classes > value:
-            label[pools[name] < 0] = value
-    if n_classes > 2:  # without the superior vena cava
-        label[np.maximum(pools["right_atrium"], _distance(p, scene.pools["right_atrium"][:1])) < 0] = 2
-    label[np.minimum(atrium, pieces) < 0] = 1
-
-    image, info = _acquire(acquisition, scene, p, grid, lumen, pools, spacing)
-    image, levels = _store(np.random.default_rng([seed, index, 3]), acquisition, image, info.pop("noise"), spacing)
-
-    affine = np.diag([spacing, spacing, spacing, 1.0])
-    affine[:3, 3] = start + spacing / 2
-    info |= {
-        "index": index, "seed": seed, "volume_ml": scene.volume_ml, "n_veins": len(scene.veins),
-        "detached": scene.detached, "quantization_levels": levels,
-    }  # fmt: skip
-    if spatial_dims == 2:
-        image, label = image[..., 0], label[..., 0]
-    return np.ascontiguousarray(image, np.float32), np.ascontiguousarray(label), affine, info
-
-
-def _write_bytes(path: Path, payload: bytes) -> None:
-    """Write under a temporary name, then rename: readers see the whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(payload)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    _write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _write_nifti(path: Path, array: Array, affine: Array) -> None:
-    """Write ``.nii.gz`` with neither file name nor time in the gzip header: same content, same bytes."""
-    nifti = nib.Nifti1Image(array, affine)
-    nifti.header.set_xyzt_units("mm")
-    nifti.set_sform(affine, code=1)
-    nifti.set_qform(affine, code=1)
-    buffer = io.BytesIO()
-    with gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=buffer, mtime=0) as stream:
-        stream.write(nifti.to_bytes())
-    _write_bytes(path, buffer.getvalue())
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _claim(root: Path, parameters: dict[str, Any]) -> None:
@@ -328,10 +151,10 @@ def write_phantom(
     """
     counts = {"labeled": n_labeled, "unlabeled": n_unlabeled, "validation": n_validation, "testing": n_testing}
     for role, count in counts.items():
-        _check_count(f"n_{role}", count, minimum=1 if role == "labeled" else 0)
+        check_count(f"n_{role}", count, minimum=1 if role == "labeled" else 0)
         if count > 999_999:
             raise ValueError(f"n_{role} must be at most 999999, got {count!r}")
-    _check_case(spatial_dims, n_classes, spacing, seed)
+    check_case(spatial_dims, n_classes, spacing, seed)
     parameters: dict[str, Any] = {f"n_{role}": int(count) for role, count in counts.items()}
     parameters |= {
         "spatial_dims": int(spatial_dims), "n_classes": int(n_classes), "spacing": float(spacing),
@@ -363,9 +186,9 @@ def write_phantom(
     silent = not (progress and sys.stderr is not None and sys.stderr.isatty())
     for index, files in tqdm(jobs, desc="phantom", unit="case", disable=silent):
         image, label, affine, _ = phantom_case(index, seed, spatial_dims, n_classes, spacing, cropped)
-        _write_nifti(root / files["image"], image, affine)
+        write_nifti(root / files["image"], image, affine, compression=4)
         if "label" in files:
-            _write_nifti(root / files["label"], label, affine)
+            write_nifti(root / files["label"], label, affine, compression=4)
 
     datalist: dict[str, Any] = {
         "description": "Synthetic left atria in the style of late-enhancement MR (monai_ssl.curation.phantom.dataset)",

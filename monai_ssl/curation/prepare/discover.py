@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-
-def files_below(source: Path) -> Iterator[Path]:
-    """Every file below a folder, sorted, without hidden ones (macOS writes a ``._name`` beside every file)."""
-    for folder, subfolders, names in os.walk(source, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
-        if len(Path(folder).relative_to(source).parts) >= 12:  # links that run in circles
-            subfolders.clear()
-        for name in sorted(names):
-            if not name.startswith("."):
-                yield Path(folder) / name
+from monai_ssl.files import files_below
 
 
 def matching(source: Path, pattern: str) -> list[tuple[Path, re.Match[str]]]:

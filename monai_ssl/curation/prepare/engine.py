@@ -20,10 +20,11 @@ import numpy as np
 from tqdm import tqdm
 
 import monai_ssl
-from monai_ssl.curation.prepare.files import check_image, checksum, write_nifti
+from monai_ssl.curation.prepare.files import check_image, checksum
 from monai_ssl.curation.prepare.published_splits import Split, load_split, sections, seeded_split
 from monai_ssl.curation.verify import Problem, verify
 from monai_ssl.data.loading import load_datalist
+from monai_ssl.data.writing import write_nifti
 from monai_ssl.errors import DataError, enumerated
 from monai_ssl.files import write_text
 

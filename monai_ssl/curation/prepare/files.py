@@ -11,11 +11,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from monai_ssl.data.reading import read_volume
+from monai_ssl.data.reading import LPS_TO_RAS, from_sitk, read_scan
 from monai_ssl.errors import DataError
-from monai_ssl.files import atomic_path
-
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def checksum(path: str | Path) -> str:
@@ -34,28 +31,18 @@ def _sha256(file: Any) -> str:  # Python 3.10
 def read_image(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """One scalar volume: voxels ``(X, Y, Z)`` in the machine's byte order, affine (4, 4) to RAS millimeters.
 
-    NIfTI through nibabel (checksums of compressed files included), everything else (NRRD, MetaImage, ...) through
-    SimpleITK.
-
     Raises:
         DataError: when the file is missing, truncated, not readable, or holds several frames or channels.
     """
-    file = Path(path)
-    if file.name.lower().endswith((".nii", ".nii.gz")):
-        volume, affine = read_volume(file)
-        if volume.shape[0] != 1:
-            raise DataError(f"image must hold one volume, got {volume.shape[0]} (frames or channels); split the file")
-        array = volume[0]
-        assert affine is not None
-        if array.ndim != 3:
-            raise DataError(f"image must have 3 axes, got shape {array.shape}")
-        return native(array), affine
-    if not file.exists():
-        raise DataError("file must exist, but there is none")
-    image = _sitk().ReadImage(str(file)) if file.stat().st_size else None
-    if image is None:
-        raise DataError("file must not be empty, got 0 bytes: copy or download it again")
-    return from_sitk(image)
+    scan = read_scan(path)
+    array = scan.channel_first
+    if array.shape[0] != 1:
+        raise DataError(f"image must hold one volume, got {array.shape[0]} (frames or channels); split the file")
+    if array.ndim != 4:
+        raise DataError(f"image must have 3 axes, got shape {scan.spatial_shape}")
+    if scan.affine is None:
+        raise DataError("file must state its place in space, and its format has none: is it the right file?")
+    return array[0], scan.affine
 
 
 def _sitk() -> Any:
@@ -65,24 +52,9 @@ def _sitk() -> Any:
     return SimpleITK
 
 
-def from_sitk(image: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels ``(X, Y, Z)`` and affine to RAS of a SimpleITK image.
-
-    Raises:
-        DataError: when it is not one scalar volume.
-    """
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise DataError(f"image must hold one value per voxel, got {image.GetNumberOfComponentsPerPixel()}")
-    if image.GetDimension() != 3:
-        raise DataError(f"image must have 3 axes, got shape {image.GetSize()}")
-    affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
-    return _sitk().GetArrayFromImage(image).T, LPS_TO_RAS @ affine
-
-
 def to_sitk(array: np.ndarray, affine: np.ndarray) -> Any:
-    """SimpleITK image of voxels ``(X, Y, Z)`` with an affine to RAS; the inverse of :func:`from_sitk`."""
+    """SimpleITK image of voxels ``(X, Y, Z)`` with an affine to RAS; the inverse of
+    :func:`monai_ssl.data.reading.from_sitk`."""
     image = _sitk().GetImageFromArray(np.ascontiguousarray(array.T))
     lps = LPS_TO_RAS @ affine
     spacing = np.sqrt((lps[:3, :3] ** 2).sum(axis=0))
@@ -95,45 +67,16 @@ def to_sitk(array: np.ndarray, affine: np.ndarray) -> Any:
 def read_dicom(folder: str | Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The largest DICOM series of a folder: voxels ``(X, Y, Z)`` in its unit (rescaled), affine to RAS, remarks.
 
-    Slices are sorted by their position in space. Read through SimpleITK (GDCM).
-
     Raises:
         DataError: without a series, or when slices are missing or lie irregularly.
     """
-    sitk = _sitk()
-    series = {uid: sitk.ImageSeriesReader.GetGDCMSeriesFileNames(str(folder), uid)
-              for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder))}  # fmt: skip
-    if not series:
-        raise DataError("folder must hold a DICOM series, got none")
-    remarks = []
-    files = max(series.values(), key=len)
-    if len(series) > 1:
-        sizes = ", ".join(str(len(names)) for names in series.values())
-        remarks.append(f"{len(series)} DICOM series in one folder (of {sizes} files): the largest is used")
-    reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(files)
-    reader.MetaDataDictionaryArrayUpdateOn()
+    from monai_ssl.data.dicom import read_series
+
     try:
-        image = reader.Execute()
-    except RuntimeError as error:
-        raise DataError(f"DICOM series must be readable, got: {_last_line(error)}") from error
-    if len(files) > 1:
-        key = "0020|0032"
-        if not all(reader.HasMetaDataKey(i, key) for i in range(len(files))):
-            raise DataError("every DICOM slice must state its position (0020,0032), and some do not")
-        positions = np.array([[float(v) for v in reader.GetMetaData(i, key).split("\\")] for i in range(len(files))])
-        steps = np.linalg.norm(np.diff(positions, axis=0), axis=1)
-        step = float(np.median(steps))
-        if step <= 0 or abs(steps - step).max() > 0.02 * step:
-            worst = int(abs(steps - step).argmax())
-            raise DataError(
-                f"DICOM slices must be evenly spaced, got {steps[worst]:.3g} mm between {Path(files[worst]).name} and "
-                f"{Path(files[worst + 1]).name} where others have {step:.3g}: is a slice missing or doubled?"
-            )
-        if abs(image.GetSpacing()[2] - step) > 0.02 * step:  # GDCM guesses it from the first two slices or a tag
-            image.SetSpacing((*image.GetSpacing()[:2], step))
-    array, affine = from_sitk(image)
-    return array, affine, remarks
+        series = read_series(folder, largest=True, tolerance=0.02, fill=False)
+    except DataError as error:  # manifests do not depend on where the download lies
+        raise DataError(str(error).replace(str(Path(folder)), Path(folder).name)) from error
+    return series.voxels, series.affine, series.warnings
 
 
 def _last_line(error: BaseException) -> str:
@@ -272,7 +215,9 @@ def resampled(
     fill = 0.0 if label else float(array.min())
     result = sitk.Resample(image, size, sitk.Transform(), method, origin.tolist(), new.tolist(),
                            image.GetDirection(), fill, image.GetPixelID())  # fmt: skip
-    return from_sitk(result)
+    scan = from_sitk(result)
+    assert scan.affine is not None
+    return scan.voxels, scan.affine
 
 
 def cropped(array: np.ndarray, affine: np.ndarray, window: Sequence[slice]) -> tuple[np.ndarray, np.ndarray]:
@@ -280,19 +225,3 @@ def cropped(array: np.ndarray, affine: np.ndarray, window: Sequence[slice]) -> t
     moved = affine.copy()
     moved[:3, 3] = (affine @ [*(float(w.start or 0) for w in window), 1.0])[:3]
     return array[tuple(window)], moved
-
-
-def write_nifti(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
-    """``.nii.gz`` with the values as they are; the same input gives the same bytes."""
-    if array.dtype.kind == "b":
-        array = array.astype(np.uint8)
-    elif array.dtype == np.float64:
-        array = array.astype(np.float32)
-    elif array.dtype in (np.int64, np.uint64):  # many readers have none
-        array = array.astype(np.int32)
-    image = nib.Nifti1Image(native(array), affine)
-    image.header.set_xyzt_units("mm")
-    image.set_qform(affine, code=1)
-    image.set_sform(affine, code=1)
-    with atomic_path(path) as temporary:
-        nib.save(image, temporary)

@@ -9,10 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from monai_ssl.curation.prepare.discover import files_below
 from monai_ssl.curation.prepare.engine import RawCase, Recipe, Volume, choice
 from monai_ssl.curation.prepare.files import as_label, cropped, onto_grid, read_h5, read_image
 from monai_ssl.errors import DataError
+from monai_ssl.files import files_below
 from monai_ssl.transforms.center_crop import center_window
 
 # the central field of view of --crop label_free and of the preset's practical flavor

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from monai_ssl.curation.prepare.discover import files_below
 from monai_ssl.curation.prepare.engine import RawCase, Recipe, Volume, choice
 from monai_ssl.curation.prepare.files import as_label, cropped, read_dicom, read_image, resampled
 from monai_ssl.errors import DataError
+from monai_ssl.files import files_below
 
 # soft tissue with contrast medium; fat, air and bone lie outside
 SOFT_TISSUE = (-30.0, 250.0)

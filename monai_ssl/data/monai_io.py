@@ -1,4 +1,4 @@
-"""The package's reader (:mod:`monai_ssl.data.reading`) behind MONAI's loading transform."""
+"""The package's reader behind MONAI's loading transform, and MONAI's writer made atomic."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
-from monai.data import ImageReader
+from monai.data import ImageReader, NibabelWriter
 from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys, SpaceKeys
 
 from monai_ssl.data.reading import Scan, read_channels, rounded
+from monai_ssl.files import atomic_path
 
 
 class ScanReader(ImageReader):
@@ -70,3 +71,11 @@ class LoadScand(LoadImaged):
     ) -> None:
         super().__init__(keys, image_only=True, dtype=None, allow_missing_keys=allow_missing_keys)  # type: ignore[arg-type]
         self.register(ScanReader(label))  # the last one registered is asked first
+
+
+class AtomicNibabelWriter(NibabelWriter):
+    """MONAI's NIfTI writer; the file appears under its name only when it is complete."""
+
+    def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
+        with atomic_path(filename) as temporary:
+            super().write(temporary, verbose=verbose, **kwargs)

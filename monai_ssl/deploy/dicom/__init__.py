@@ -1,0 +1,29 @@
+"""A DICOM series in; DICOM SEG, NIfTI and a measurement report out.
+
+Nothing that identifies a patient reaches a message or a file name: attributes are named, their values are not, and
+files are counted. The DICOM objects themselves carry patient and study of the series, as they must.
+"""
+
+from monai_ssl.data.dicom import Series, read_series
+
+from .report import volumes_ml, write_measurements
+from .segmentation import ANATOMY, read_segmentation, segment_code, to_frames, write_segmentation
+from .workflow import NIFTI, REPORT, SEG, UNCERTAINTY, VOLUMES, predict_series
+
+__all__ = [
+    "ANATOMY",
+    "NIFTI",
+    "REPORT",
+    "SEG",
+    "UNCERTAINTY",
+    "VOLUMES",
+    "Series",
+    "predict_series",
+    "read_segmentation",
+    "read_series",
+    "segment_code",
+    "to_frames",
+    "volumes_ml",
+    "write_measurements",
+    "write_segmentation",
+]
