@@ -289,7 +289,9 @@ def test_reuse_and_resume(tmp_path, monkeypatch):
     before = digests(tmp_path)
     calls = []
     original = phantom_case
-    monkeypatch.setattr("monai_ssl.curation.phantom.dataset.phantom_case", lambda *a: (calls.append(a), original(*a))[1])
+    monkeypatch.setattr(
+        "monai_ssl.curation.phantom.dataset.phantom_case", lambda *a: (calls.append(a), original(*a))[1]
+    )
     assert write_phantom(tmp_path, **SMALL) == path
     assert calls == []
     (tmp_path / "labels" / "labeled_0001.nii.gz").unlink()
