@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from monai_ssl.curation.verify import Problem
     from monai_ssl.data.datalist import Datalist
     from monai_ssl.data.preset import Preset
+    from monai_ssl.data.reading import ScanMemory
 
 WARNINGS_SHOWN = 5
 console = logging.getLogger("monai_ssl.console")
@@ -66,6 +67,7 @@ def train(
 
     from monai_ssl.data.loading import load_datalist
     from monai_ssl.data.preset import load_preset
+    from monai_ssl.data.reading import handed_over
     from monai_ssl.runs.record import Record, training_command
 
     source = dataset if dataset is not None else own_dataset(bundle)
@@ -87,9 +89,10 @@ def train(
     run.refuse_foreign(folder)
     console.info("%s: %s (%s), %s, output %s", bundle.name, preset.name, preset.flavor, counted(cases.counts()),
                  run.folder)  # fmt: skip
-    with run.locked():
+    # a scan is read once: the cache takes over what the check has read, as far as that fits into memory
+    with run.locked(), handed_over() as memory:
         if check:
-            cases = verified(cases, preset)
+            cases = verified(cases, preset, memory)
         # what is loaded and checked is handed on, so that the configs need not load it again
         known = merged_config(bundle, ["train.yaml"])
         settings |= handed_on(known, preset=preset, cases=cases) | overrides
@@ -123,15 +126,15 @@ def american_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def verified(cases: Datalist, preset: Preset) -> Datalist:
-    """The cases, once every scan that training needs has been read and found fit.
+def verified(cases: Datalist, preset: Preset, memory: ScanMemory | None = None) -> Datalist:
+    """The cases, once every scan that training needs has been read and found fit; ``memory`` keeps what was read.
 
     Raises:
         DataError: when one is not; all errors are said before, a line each.
     """
     from monai_ssl.curation.verify import verify
 
-    problems = verify(cases, preset, sections=("training", "unlabeled", "validation"))
+    problems = verify(cases, preset, sections=("training", "unlabeled", "validation"), memory=memory)
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
         if problem.severity == "warning":
