@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from monai_ssl.curation.split import infer_labels, make_split, split_folder, split_msd
+from monai_ssl.curation.split import SplitRequest, infer_labels, make_split
 from monai_ssl.data.cases import case_name, image_files
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.errors import DataError
@@ -63,7 +64,7 @@ def test_counts_and_content(tmp_path):
     for section in ("training", "validation", "testing"):
         for entry in load_datalist(path).section(section):
             assert case_name(entry) == case_name({"image": entry["label"]})
-    assert not list(root.glob(".*.part"))
+    assert not list(root.glob(".*"))
 
 
 def test_the_same_seed_gives_the_same_split_wherever_the_data_lie(tmp_path):
@@ -228,14 +229,17 @@ def test_labels_without_image_are_left_out(tmp_path):
 
 def test_explicit_folders_and_absolute_paths(tmp_path):
     folder(tmp_path, CASES[:3], images="scans/mr", labels="manual/v2")
-    path = split_folder(tmp_path / "scans/mr", tmp_path / "manual/v2", n_labeled=2)
-    assert path == tmp_path / "datalist.json"
-    away = split_folder(tmp_path / "scans/mr", tmp_path / "manual/v2", tmp_path / "lists/new/s.json", n_labeled=2)
+    request = SplitRequest(tmp_path / "scans/mr", tmp_path / "manual/v2", n_labeled=2)
+    path = request.write()
+    assert path == tmp_path / "scans/mr/datalist.json"
+    away = replace(request, output=tmp_path / "lists/new/s.json").write()
     content = json.loads(away.read_text())
     assert content["training"][0]["image"].startswith(str(tmp_path / "scans/mr"))
     assert load_datalist(away).training == load_datalist(path).training
     assert load_datalist(away, tmp_path / "scans").training == load_datalist(path).training
-    assert names(make_split(tmp_path / "scans/mr", labels=tmp_path / "manual/v2", n_labeled=2)) == names(path)
+    # the folder around images without labels of their own
+    folder(tmp_path / "b", CASES[:3], images="images", labels="elsewhere")
+    assert names(make_split(tmp_path / "b", labels=tmp_path / "b/elsewhere", n_labeled=2)) == names(path)
 
 
 # ----------------------------------------------------------------------------------------------------------- patients
@@ -400,7 +404,7 @@ def test_sources_of_no_known_form(tmp_path):
     with pytest.raises(DataError, match=r"labels must be a folder with label files, got none in .*labels"):
         make_split(tmp_path)
     with pytest.raises(DataError, match="labels must be an existing folder, got 'nowhere'"):
-        split_folder(tmp_path / "images", "nowhere")
+        make_split(tmp_path / "images", labels="nowhere")
 
 
 # ------------------------------------------------------------------------------------------------------------- labels
@@ -459,7 +463,7 @@ def msd(root: Path, **changes) -> Path:
 
 
 def test_msd(tmp_path):
-    path = split_msd(msd(tmp_path), n_labeled=4, n_validation=2, n_testing=1)
+    path = make_split(msd(tmp_path), n_labeled=4, n_validation=2, n_testing=1)
     found = names(path)
     assert [len(found[section]) for section in found] == [4, 14, 2, 1]
     assert "unlisted" in found["unlabeled"]
@@ -475,9 +479,9 @@ def test_msd(tmp_path):
 def test_msd_mistakes(tmp_path):
     entry = {"image": "imagesTr/v.nii.gz", "label": "labelsTr/v.nii.gz"}
     with pytest.raises(DataError, match="must list all labeled cases in 'training', got 1 for validation"):
-        split_msd(msd(tmp_path, validation=[entry]))
+        make_split(msd(tmp_path, validation=[entry]))
     with pytest.raises(DataError, match="must hold labeled cases"):
-        split_msd(msd(tmp_path, training=[], unlabeled=["imagesTr/a.nii.gz"]))
+        make_split(msd(tmp_path, training=[], unlabeled=["imagesTr/a.nii.gz"]))
     with pytest.raises(DataError, match="labels must be left out with a JSON source"):
         make_split(tmp_path / "dataset.json", labels=tmp_path)
     (tmp_path / "dataset.json").write_text("{")

@@ -167,7 +167,7 @@ class TestSegmentation:
     def test_a_file_that_holds_something_else_is_not_left(self, series, tmp_path, monkeypatch):
         found = dicom.read_series(series)
         mask = np.ones(tuple(found.volume.shape), dtype=np.uint8)
-        monkeypatch.setattr(dicom, "read_segmentation", lambda *_: mask * 0)
+        monkeypatch.setattr("monai_ssl.deploy.dicom.segmentation.read_segmentation", lambda *_: mask * 0)
         with pytest.raises(ValueError, match="gave another mask"):
             dicom.write_segmentation(tmp_path / "seg.dcm", mask, found, load_preset("phantom"), "model")
         assert not (tmp_path / "seg.dcm").exists()

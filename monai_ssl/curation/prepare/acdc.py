@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import ClassVar
 
 from monai_ssl.curation.prepare.discover import matching
-from monai_ssl.curation.prepare.engine import RawCase, Recipe, Volume
+from monai_ssl.curation.prepare.engine import DatasetRecipe, RawCase, Volume
 from monai_ssl.curation.prepare.files import as_label, onto_grid, read_image
 
 
 @dataclass(frozen=True)
-class Acdc(Recipe):
+class Acdc(DatasetRecipe):
     """``patientNNN/patientNNN_frameMM.nii.gz`` with ``_gt.nii.gz``; voxels and spacing are kept.
 
     The frames are named ``ED`` and ``ES`` as ``Info.cfg`` says. The 4D cine files are passed over.

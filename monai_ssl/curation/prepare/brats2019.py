@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from monai_ssl.curation.prepare.discover import matching
-from monai_ssl.curation.prepare.engine import RawCase, Recipe, Volume, choice
+from monai_ssl.curation.prepare.engine import DatasetRecipe, RawCase, Volume, choice
 from monai_ssl.curation.prepare.files import as_label, cropped, onto_grid, read_image
 from monai_ssl.errors import DataError
 
@@ -21,7 +21,7 @@ VALUES = {
 
 
 @dataclass(frozen=True)
-class Brats2019(Recipe):
+class Brats2019(DatasetRecipe):
     """``HGG`` and ``LGG`` with ``NAME/NAME_{flair,t1,t1ce,t2,seg}.nii.gz``.
 
     Images are cut to the box of the brain (voxels that are not 0 in any sequence used: no label is needed) and keep

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from monai_ssl.curation.prepare.discover import matching
-from monai_ssl.curation.prepare.engine import RawCase, Recipe, Volume
+from monai_ssl.curation.prepare.engine import DatasetRecipe, RawCase, Volume
 from monai_ssl.curation.prepare.files import as_label, native, onto_grid
 from monai_ssl.curation.prepare.published_splits import Split, seeded_split
 from monai_ssl.data.cases import split_suffix
@@ -21,7 +21,7 @@ from monai_ssl.errors import DataError
 
 
 @dataclass(frozen=True)
-class Decathlon(Recipe):
+class Decathlon(DatasetRecipe):
     """Any data set with a Decathlon ``dataset.json``: ``training`` (image, label), ``labels``, ``modality``.
 
     Files of four axes hold one channel per entry of ``modality`` and become one file per channel. The ``test`` images,
@@ -55,7 +55,7 @@ class Decathlon(Recipe):
     def preset(self) -> tuple[str, str | None]:
         return "preset.yaml", None
 
-    def at(self, source: Path) -> Recipe:
+    def at(self, source: Path) -> DatasetRecipe:
         found = [path for path, _ in matching(source, r"dataset\.json")]
         if self.task:
             found = [path for path in found if self.task.lower() in (part.lower() for part in path.parts)]
@@ -185,7 +185,7 @@ class Hippocampus(Decathlon):
     def preset(self) -> tuple[str, str | None]:
         return "hippocampus", None
 
-    def at(self, source: Path) -> Recipe:
+    def at(self, source: Path) -> DatasetRecipe:
         # the folder may have any name, unless it holds several tasks
         several = len(matching(source, r"dataset\.json")) > 1
         found = Decathlon.at(self if several else replace(self, task=""), source)

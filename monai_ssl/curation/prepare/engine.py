@@ -79,7 +79,7 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Recipe(ABC):
+class DatasetRecipe(ABC):
     """How one data set is found and converted. A subclass's fields are the options of ``monai-ssl prepare``.
 
     Attributes:
@@ -125,7 +125,7 @@ class Recipe(ABC):
         """The options in use, as they stand in the manifest."""
         return {key: getattr(self, key) for key in option_names(type(self))}
 
-    def at(self, source: Path) -> Recipe:
+    def at(self, source: Path) -> DatasetRecipe:
         """The recipe with what a description inside ``source`` says (classes, channels); by default as it is."""
         return self
 
@@ -142,7 +142,7 @@ class Recipe(ABC):
         raise DataError(f"--download: {self.name} must be downloaded by hand (registration): {self.where}")
 
 
-def option_names(recipe: type[Recipe]) -> list[str]:
+def option_names(recipe: type[DatasetRecipe]) -> list[str]:
     """Options of ``monai-ssl prepare`` that belong to one data set."""
     return [entry.name for entry in fields(recipe) if not entry.metadata.get("internal")]
 
@@ -172,7 +172,7 @@ class Prepared:
     flavor: str | None
 
 
-def build_recipe(recipe: type[Recipe], options: Mapping[str, Any]) -> Recipe:
+def build_recipe(recipe: type[DatasetRecipe], options: Mapping[str, Any]) -> DatasetRecipe:
     """The recipe with its options.
 
     Raises:
@@ -193,7 +193,7 @@ def choice(option: str, value: Any, allowed: Iterable[str]) -> None:
 
 
 def prepare(
-    recipe: Recipe,
+    recipe: DatasetRecipe,
     source: str | Path,
     output: str | Path,
     n_labeled: int | None = None,
@@ -320,7 +320,7 @@ def prepare(
 # ------------------------------------------------------------------------------------------------ one case, anywhere
 
 
-def _convert(recipe: Recipe, case: RawCase, source: str, target: str) -> dict[str, Any]:
+def _convert(recipe: DatasetRecipe, case: RawCase, source: str, target: str) -> dict[str, Any]:
     """Convert one case; runs in a worker. A case that cannot be used gives its reason instead of an exception."""
     try:
         files = case.files
@@ -377,7 +377,7 @@ def _result(path: Path) -> dict[str, Any]:
 
 
 def _run(
-    recipe: Recipe, cases: list[RawCase], source: Path, target: Path, workers: int | None
+    recipe: DatasetRecipe, cases: list[RawCase], source: Path, target: Path, workers: int | None
 ) -> Iterator[dict[str, Any]]:
     workers = min(workers or min(8, os.cpu_count() or 1), max(1, len(cases)))
     if workers == 1:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from monai_ssl.curation.prepare.engine import RawCase, Recipe, Volume, choice
+from monai_ssl.curation.prepare.engine import DatasetRecipe, RawCase, Volume, choice
 from monai_ssl.curation.prepare.files import as_label, cropped, onto_grid, read_h5, read_image
 from monai_ssl.errors import DataError
 from monai_ssl.files import files_below
@@ -21,7 +21,7 @@ H5_SPACING_MM = 0.625
 
 
 @dataclass(frozen=True)
-class LeftAtrium(Recipe):
+class LeftAtrium(DatasetRecipe):
     """``lgemri.nrrd`` and ``laendo.nrrd`` per patient, or ``mri_norm2.h5``.
 
     NRRD: the scan is brought to zero mean and unit variance as a whole, then cropped. h5: image and label as they are

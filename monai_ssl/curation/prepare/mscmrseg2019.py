@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from monai_ssl.curation.prepare.acdc import read_pair
 from monai_ssl.curation.prepare.discover import matching
-from monai_ssl.curation.prepare.engine import RawCase, Recipe, Volume
+from monai_ssl.curation.prepare.engine import DatasetRecipe, RawCase, Volume
 from monai_ssl.curation.prepare.published_splits import Split, seeded_split
 from monai_ssl.errors import DataError
 
@@ -18,7 +18,7 @@ N_TRAINING, N_LABELED = 35, 7
 
 
 @dataclass(frozen=True)
-class MSCMRSeg2019(Recipe):
+class MSCMRSeg2019(DatasetRecipe):
     """``patientN_LGE.nii.gz`` and ``patientN_LGE_manual.nii.gz``, in whatever folders; voxels and spacing are kept.
 
     The other sequences (``_C0``, ``_T2``) are passed over. TAC divides 45 patients into 35 and 10 at random, several

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from monai_ssl.curation.prepare.engine import RawCase, Recipe, Volume, choice
+from monai_ssl.curation.prepare.engine import DatasetRecipe, RawCase, Volume, choice
 from monai_ssl.curation.prepare.files import as_label, cropped, read_dicom, read_image, resampled
 from monai_ssl.errors import DataError
 from monai_ssl.files import files_below
@@ -22,7 +22,7 @@ MARGIN = 25
 
 
 @dataclass(frozen=True)
-class PancreasCT(Recipe):
+class PancreasCT(DatasetRecipe):
     """A DICOM series below ``PANCREAS_NNNN``, ``labelNNNN.nii.gz`` beside.
 
     Image (linear) and label (nearest) are resampled to ``spacing``; values stay Hounsfield units, the preset clips them

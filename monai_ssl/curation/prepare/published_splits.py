@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
+from monai_ssl.curation.dealing import deal
 from monai_ssl.errors import DataError, enumerated
 
 SPLIT_DIR = Path(__file__).parent / "splits"
@@ -86,10 +86,7 @@ def load_split(name: str | Path) -> Split:
 def seeded_split(
     patients: Sequence[str], n_testing: int, n_validation: int = 0, n_labeled: int | None = None, seed: int = 2024
 ) -> Split:
-    """Divide by ``numpy.random.RandomState(seed).permutation`` over the sorted identifiers.
-
-    The first ``n_testing`` are for testing, the next ``n_validation`` for validation, the rest for training in
-    permuted order. The stream of ``RandomState`` is frozen: the split is the same with every NumPy.
+    """Shuffle the patients and deal them to testing, validation and training: see :func:`deal`.
 
     Raises:
         DataError: when nobody would be left for training.
@@ -103,10 +100,8 @@ def seeded_split(
             f"split: {n_testing} for testing and {n_validation} for validation leave none of {len(patients)} for "
             "training; ask for fewer (--n_testing, --n_validation)"
         )
-    names = sorted(patients)
-    order = [names[index] for index in np.random.RandomState(seed).permutation(len(names))]
-    first, second = n_testing, n_testing + n_validation
-    return Split(tuple(order[second:]), tuple(order[first:second]), tuple(order[:first]), n_labeled, f"seed {seed}")
+    testing, validation, training = deal(patients, n_testing, n_validation, seed)
+    return Split(tuple(training), tuple(validation), tuple(testing), n_labeled, f"seed {seed}")
 
 
 def sections(

@@ -1,0 +1,207 @@
+"""Dealing cases to the lists of a datalist: seeded, by patient, the same on every machine."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from monai_ssl.data.cases import Entry, case_name, image_files, name_order, split_suffix
+from monai_ssl.errors import DataError, enumerated
+
+
+def deal(
+    names: Collection[str], n_testing: int, n_validation: int, seed: int
+) -> tuple[list[str], list[str], list[str]]:
+    """Shuffle names and deal them to testing, then validation, then training.
+
+    The order is ``numpy.random.RandomState(seed).permutation`` over the sorted names. The stream of ``RandomState`` is
+    frozen: the split is the same with every NumPy.
+
+    Args:
+        names: of patients or cases, in any order.
+        n_testing, n_validation: how many of them.
+        seed: 0 to 2**32 - 1.
+
+    Returns:
+        names for testing, for validation and all others, each in shuffled order.
+
+    Example:
+        >>> deal(["a", "b", "c", "d"], n_testing=1, n_validation=0, seed=0)
+        (['c'], [], ['d', 'b', 'a'])
+    """
+    ordered = sorted(names)
+    order = [ordered[index] for index in np.random.RandomState(seed).permutation(len(ordered))]
+    return order[:n_testing], order[n_testing : n_testing + n_validation], order[n_testing + n_validation :]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How many labeled cases (or patients) each list gets."""
+
+    labeled: int
+    validation: int
+    testing: int
+
+
+def settled_numbers(
+    total: int, n_labeled: int | None, n_validation: int | None, n_testing: int, unit: str = "cases"
+) -> Numbers:
+    """The numbers that were asked for, checked, and the default for those that were not.
+
+    Args:
+        total: labeled cases there are.
+        n_labeled: None takes all that validation and testing leave.
+        n_validation: None takes a fifth of the labeled ones, as far as ``n_labeled`` leaves some.
+        n_testing: test cases.
+        unit: what is counted, for messages.
+
+    Raises:
+        DataError: when there are not that many.
+
+    Example:
+        >>> settled_numbers(20, None, None, 4)
+        Numbers(labeled=12, validation=4, testing=4)
+    """
+    testing = count("n_testing", n_testing, 0, total - 1, f" ({total} {unit} have labels and one must train)")
+    if n_labeled is not None:
+        rule = f" ({total} {unit} have labels, {testing} are for testing)"
+        n_labeled = count("n_labeled", n_labeled, 1, total - testing, rule)
+    least = n_labeled if n_labeled is not None else 1
+    if n_validation is None:
+        # a fifth, but never at the cost of the labels that were asked for
+        validation = min(max(1, round(0.2 * total)), total - testing - least)
+    else:
+        rule = f" ({total} {unit} have labels, {testing} are for testing, {least} for training)"
+        validation = count("n_validation", n_validation, 0, total - testing - least, rule)
+    return Numbers(total - testing - validation if n_labeled is None else n_labeled, validation, testing)
+
+
+def count(argument: str, value: Any, least: int, most: int | None = None, rule: str = "") -> int:
+    """``value``, an integer from ``least`` to ``most``; anything else is a :class:`DataError`."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise DataError(f"{argument} must be an integer of at least {least}, got {value!r}: choose another number")
+    if most is not None and value > most:
+        raise DataError(f"{argument} must be at most {most}{rule}, got {value}: ask for fewer")
+    return int(value)
+
+
+def by_patient(
+    entries: Sequence[Entry], root: Path, pattern: str | None, table: str | Path | None
+) -> dict[str, list[Entry]]:
+    """Cases by patient; without pattern and table every case is a patient of its own.
+
+    Args:
+        entries: the cases.
+        root: folder of the images.
+        pattern: regular expression that finds the patient in a case's name or path.
+        table: a CSV file with the columns ``case`` and ``patient``.
+
+    Raises:
+        DataError: when a case has no patient, or pattern or table are malformed.
+    """
+    if table is not None:
+        if pattern is not None:
+            raise DataError("patient_pattern and patients both say who the patient is: give one of the two")
+        return _patients_of_table(entries, Path(table).expanduser())
+    if pattern is None:
+        single: dict[str, list[Entry]] = {}
+        for entry in entries:
+            single.setdefault(name_order(os.path.relpath(image_files(entry)[0], root)), []).append(entry)
+        return single
+    try:
+        compiled = re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise DataError(
+            f"patient_pattern must be a regular expression, got {pattern!r} ({error}): correct it"
+        ) from error
+    groups: dict[str, list[Entry]] = {}
+    missed = []
+    for entry in entries:
+        # the name first; where every patient has a folder, the path below the images
+        relative = os.path.relpath(image_files(entry)[0], root).replace(os.sep, "/")
+        match = compiled.search(name_order(case_name(entry))) or compiled.search(name_order(relative))
+        patient = "" if match is None else next((group for group in match.groups() if group), match[0])
+        if not patient:
+            missed.append(case_name(entry))
+        groups.setdefault(patient, []).append(entry)
+    if missed:
+        raise DataError(
+            f"patient_pattern must find the patient in every name, got {pattern!r}, which misses {len(missed)} of "
+            f"{len(entries)}: {enumerated(missed)}; correct it"
+        )
+    return groups
+
+
+def _patients_of_table(entries: Sequence[Entry], path: Path) -> dict[str, list[Entry]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            text = file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"patients: {path} must be a CSV file in UTF-8 that can be read ({error})") from error
+    rows = csv.DictReader(text.splitlines(), delimiter=";" if ";" in text.partition("\n")[0] else ",")
+    if not {"case", "patient"} <= set(rows.fieldnames or ()):
+        raise DataError(
+            f"{path}: must have the columns case and patient, got {', '.join(rows.fieldnames or ()) or 'none'}"
+        )
+    known: dict[str, str] = {}
+    for row in rows:
+        case = name_order(split_suffix(Path((row["case"] or "").strip()).name)[0])
+        patient = (row["patient"] or "").strip()
+        if not case or not patient:
+            raise DataError(f"{path}: line {rows.line_num} must name a case and a patient, got {row['case']!r} and "
+                            f"{row['patient']!r}")  # fmt: skip
+        if known.setdefault(case, patient) != patient:
+            raise DataError(f"{path}: a case has one patient, got {known[case]} and {patient} for {case}")
+    groups: dict[str, list[Entry]] = {}
+    missed = []
+    for entry in entries:
+        name = name_order(case_name(entry))
+        if name not in known:
+            missed.append(name)
+        groups.setdefault(known.get(name, ""), []).append(entry)
+    if missed:
+        raise DataError(
+            f"{path}: must name the patient of every case, misses {len(missed)} of {len(entries)}: {enumerated(missed)}"
+        )
+    return groups
+
+
+def lists_of(groups: Mapping[str, Sequence[Entry]], numbers: Numbers, seed: int) -> dict[str, list[Entry]]:
+    """The four lists of a datalist.
+
+    Args:
+        groups: cases by patient, see :func:`by_patient`.
+        numbers: how many patients with labels go where; those beyond become unlabeled.
+        seed: of the shuffle.
+    """
+    labeled = [name for name, group in groups.items() if any("label" in entry for entry in group)]
+    testing, validation, rest = deal(labeled, numbers.testing, numbers.validation, seed)
+    side = dict.fromkeys(testing, "testing") | dict.fromkeys(validation, "validation")
+    side |= dict.fromkeys(rest[: numbers.labeled], "training")
+
+    lists: dict[str, list[Entry]] = {"training": [], "unlabeled": [], "validation": [], "testing": []}
+    dropped = []
+    for name in (*testing, *validation, *rest, *sorted(set(groups) - set(labeled))):
+        section = side.get(name, "unlabeled")
+        for entry in sorted(groups[name], key=lambda entry: name_order(image_files(entry)[0])):
+            if section != "unlabeled" and "label" in entry:
+                lists[section].append(entry)
+            elif section in ("validation", "testing"):
+                # an unlabeled scan of a held-out patient would be trained on
+                dropped.append(case_name(entry))
+            else:
+                lists["unlabeled"].append({"image": entry["image"]})
+    if dropped:
+        warnings.warn(
+            f"{len(dropped)} unlabeled images of patients in validation or testing are left out (using them would "
+            f"be a leak): {enumerated(dropped)}"
+        )
+    return lists

@@ -1,0 +1,201 @@
+"""Finding images and labels in a folder and pairing them by their names."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from monai_ssl.data.cases import IMAGE_SUFFIXES, Entry, name_order, split_suffix
+from monai_ssl.errors import DataError, enumerated
+from monai_ssl.files import files_below
+
+FOLDER_PAIRS = (
+    ("imagesTr", "labelsTr"),
+    ("images", "labels"),
+    ("image", "label"),
+    ("imgs", "labels"),
+    ("images", "masks"),
+    ("images", "segmentations"),
+    ("img", "lab"),
+    ("img", "seg"),
+)
+# words that tell image from label and do not belong to the name of the case
+IMAGE_WORDS = frozenset({"image", "images", "img", "im", "vol", "volume", "scan"})
+LABEL_WORDS = frozenset(
+    {"label", "labels", "lab", "lbl", "seg", "segmentation", "segmentations", "mask", "masks", "gt", "groundtruth"}
+)
+
+
+def is_decathlon(path: Path) -> bool:
+    """True for a Decathlon dataset.json; nnU-Net's has the same name and no list of cases."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError:
+        return False
+    except ValueError as error:
+        raise DataError(f"{path}: must be a JSON file ({error}): correct it or move it away") from error
+    return isinstance(content, dict) and isinstance(content.get("training"), list)
+
+
+def find_folders(root: Path) -> tuple[Path, Path]:
+    """Folders of images and labels below ``root``, by the names that people give them; ``root`` twice where both mix.
+
+    Raises:
+        DataError: when there are images and no folder of labels.
+    """
+    folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+    for images, labels in FOLDER_PAIRS:
+        if images.lower() in folders and labels.lower() in folders:
+            return folders[images.lower()], folders[labels.lower()]
+    for images, labels in FOLDER_PAIRS:
+        if images.lower() in folders:
+            raise DataError(
+                f"{root}: holds {folders[images.lower()].name} but no folder of labels such as {labels}: name it with "
+                "--labels"
+            )
+    return root, root
+
+
+def images_folder(root: Path) -> Path:
+    """The folder of images below ``root``, by the names that people give it, else ``root`` itself."""
+    folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+    return next((folders[images.lower()] for images, _ in FOLDER_PAIRS if images.lower() in folders), root)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W\d_]+|\d+", name_order(text).lower())
+
+
+def _key(relative: str) -> tuple[str, ...]:
+    """What identifies a case in a file name, with its subfolder and without the words for image and label."""
+    folder, _, name = relative.rpartition("/")
+    words = [word for word in _words(split_suffix(name)[0]) if word not in IMAGE_WORDS | LABEL_WORDS]
+    return (*(word for word in _words(folder) if word not in IMAGE_WORDS | LABEL_WORDS), "/", *words)
+
+
+def _stem(relative: str) -> str:
+    folder, _, name = relative.rpartition("/")
+    return name_order(f"{folder}/{split_suffix(name)[0]}")
+
+
+def image_names(root: Path) -> list[str]:
+    """Image files below ``root``, as relative POSIX paths in an order that is the same everywhere."""
+    found = (path.relative_to(root).as_posix() for path in files_below(root))
+    return sorted((name for name in found if name.lower().endswith(IMAGE_SUFFIXES)), key=name_order)
+
+
+def pair(image_dir: Path, label_dir: Path) -> list[Entry]:
+    """One entry per image (or per group of channels), with its label where one fits by name.
+
+    Args:
+        image_dir: folder of the images, searched with its subfolders.
+        label_dir: folder of the labels; the same where both lie together.
+
+    Raises:
+        DataError: without images or labels, when no name fits, or one fits twice.
+    """
+    images, labels = _images_and_labels(image_dir, label_dir)
+    cases = _cases(images, labels, image_dir)
+
+    # labels by the very name of the case, and by what is left of it without the words for image and label
+    by_stem: dict[str, list[str]] = {}
+    by_key: dict[tuple[str, ...], list[str]] = {}
+    for name in labels:
+        by_stem.setdefault(_stem(name), []).append(name)
+        by_key.setdefault(_key(name), []).append(name)
+    # cases that share the second are rivals for a label, unless the very name decides
+    rivals: dict[tuple[str, ...], list[str]] = {}
+    for base, _ in cases:
+        if base not in by_stem:
+            rivals.setdefault(_key(base), []).append(base)
+
+    entries, used = [], set()
+    for base, files in cases:
+        paths = [str(image_dir / name) for name in files]
+        entry: Entry = {"image": paths if len(paths) > 1 else paths[0]}
+        found = by_stem.get(base) or by_key.get(_key(base), [])
+        if len(found) > 1:
+            raise DataError(
+                f"{paths[0]}: must have one label, got {enumerated(found)}: keep one of them in {label_dir}"
+            )
+        if found and base not in by_stem and len(rivals[_key(base)]) > 1:
+            names = [rival.lstrip("/") for rival in rivals[_key(base)]]
+            raise DataError(f"{label_dir / found[0]}: fits several images, {enumerated(names)}: rename it after one")
+        if found:
+            if found[0] in used:
+                raise DataError(
+                    f"{label_dir / found[0]}: fits several images, {paths[0]} among them: rename it after one"
+                )
+            entry["label"] = str(label_dir / found[0])
+            used.add(found[0])
+        entries.append(entry)
+
+    if not used:
+        raise DataError(
+            f"no label fits an image by name, got images like {Path(images[0]).name} in {image_dir}, labels like "
+            f"{Path(labels[0]).name} in {label_dir}: give both the same name"
+        )
+    if left := [name for name in labels if name not in used]:
+        warnings.warn(f"{label_dir}: {len(left)} labels have no image and are left out: {enumerated(left)}")
+    return entries
+
+
+def _images_and_labels(image_dir: Path, label_dir: Path) -> tuple[list[str], list[str]]:
+    """Names of the images and of the labels, told apart by their words where both share a folder."""
+    images = image_names(image_dir)
+    if image_dir == label_dir:
+        labels = [name for name in images if set(_words(split_suffix(Path(name).name)[0])) & LABEL_WORDS]
+        images = [name for name in images if name not in set(labels)]
+        if not labels:
+            raise DataError(
+                f"{image_dir}: holds no labels that their names tell from images (like *_seg.nii.gz): put them into a "
+                "folder of their own and name it with --labels"
+            )
+    else:
+        labels = image_names(label_dir)
+        # the folder of the labels may lie inside the folder of the images
+        inside = {str(label_dir / name) for name in labels}
+        images = [name for name in images if str(image_dir / name) not in inside]
+    if not images:
+        raise DataError(
+            f"images must be a folder with images ({', '.join(IMAGE_SUFFIXES[:4])}, ...), got none in {image_dir}"
+        )
+    if not labels:
+        raise DataError(f"labels must be a folder with label files, got none in {label_dir}: check the path")
+    return images, labels
+
+
+def _cases(images: Sequence[str], labels: Sequence[str], image_dir: Path) -> Sequence[tuple[str, list[str]]]:
+    """Cases as (stem, files): one per image, or one per group of nnU-Net's channels."""
+    stems = {_stem(name) for name in labels}
+    # four digits at the end are channels only beside labels that are named without them
+    if not stems & {_stem(name) for name in images}:
+        groups = _channels(images, image_dir)
+        if groups is not None and stems & groups.keys():
+            return list(groups.items())
+    return [(_stem(name), [name]) for name in images]
+
+
+def _channels(images: Sequence[str], image_dir: Path) -> dict[str, list[str]] | None:
+    """Cases with nnU-Net's channel numbers (``a_0000``, ``a_0001``), None where the names are built otherwise."""
+    groups: dict[str, list[tuple[int, str]]] = {}
+    for name in images:
+        match = re.fullmatch(r"(.+)_(\d{4})", _stem(name))
+        if match is None:
+            return None
+        groups.setdefault(match[1], []).append((int(match[2]), name))
+    numbers = {tuple(number for number, _ in sorted(group)) for group in groups.values()}
+    widest = max(numbers, key=len)
+    if widest != tuple(range(len(widest))):
+        return None
+    for base, group in groups.items():
+        got = [number for number, _ in sorted(group)]
+        if tuple(got) != widest:
+            text = f"must have the channels {', '.join(f'{n:04d}' for n in widest)} as other cases do"
+            raise DataError(
+                f"{image_dir}/{base.lstrip('/')}: {text}, got {got}: add the missing files or remove the case"
+            )
+    return {base: [name for _, name in sorted(group)] for base, group in groups.items()}
