@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
-from monai_ssl.runs.evaluate import evaluate_predictions
+from monai_ssl.runs.scoring import evaluate_predictions
 from PIL import Image
 
 from monai_ssl.curation.verify import verify
