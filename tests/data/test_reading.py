@@ -11,7 +11,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
-from monai_ssl.runs.scoring import evaluate_predictions
 from PIL import Image
 
 from monai_ssl.curation.verify import verify
@@ -20,6 +19,7 @@ from monai_ssl.data.datalist import Datalist
 from monai_ssl.data.monai_io import LoadScand
 from monai_ssl.data.pipelines import training_preprocessing
 from monai_ssl.data.reading import handed_over, load_original, read_label, read_scan, read_volume
+from monai_ssl.runs.scoring import evaluate_predictions
 
 SHAPE = (17, 16, 18)
 AFFINE = np.array([[0.0, -1.5, 0, 3], [1.25, 0, 0, -4], [0, 0, 2.0, 5], [0, 0, 0, 1]])
