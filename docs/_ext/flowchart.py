@@ -171,20 +171,19 @@ def _place(found: dict[str, Node], edges: list[Edge], layers: list[list[str]], a
         for layer in layers if sweep % 2 == 0 else layers[::-1]:
             wish = {}
             for name in layer:
-                near = [found[b if a == name else a].across for a, b in links if name in (a, b)]
+                above = [found[a].across for a, b in links if b == name]
+                below = [found[b].across for a, b in links if a == name]
+                near = (above or below) if sweep % 2 == 0 else (below or above)
                 wish[name] = sum(near) / len(near) if near else found[name].across
-            # keep the order and the gaps, move as near to the wish as these allow, from both ends
-            for names, sign in ((layer, 1), (layer[::-1], -1)):
-                edge_of = None
-                for name in names:
-                    target = wish[name]
-                    if edge_of is not None:
-                        bound = edge_of + sign * (size(name) / 2 + GAP)
-                        target = max(target, bound) if sign > 0 else min(target, bound)
-                    wish[name] = target
-                    edge_of = target + sign * size(name) / 2
+            # keep order and gaps: push to the right where it is too tight, then center what was pushed
+            pushed, end = {}, None
             for name in layer:
-                found[name].across = wish[name]
+                least = wish[name] if end is None else end + size(name) / 2 + GAP
+                pushed[name] = max(wish[name], least)
+                end = pushed[name] + size(name) / 2
+            shift = sum(pushed[name] - wish[name] for name in layer) / len(layer)
+            for name in layer:
+                found[name].across = pushed[name] - shift
     low = min(node.across - size(node.name) / 2 for node in found.values())
     for node in found.values():
         node.across += 8 - low
@@ -220,7 +219,7 @@ def _svg(source: str, direction: str, label: str) -> tuple[str, float]:
         parts.append(f'<path class="edge {edge.kind}" d="{path}" marker-end="url(#arrow)"{start}/>')
         if edge.text:
             (x0, y0), (x1, y1) = points[0], points[1]
-            x, y = (x0 + x1) / 2, (y0 + y1) / 2
+            x, y = x0 + 0.6 * (x1 - x0), y0 + 0.6 * (y1 - y0)
             box = len(edge.text) * CHAR * 0.9 + 6
             parts.append(f'<rect class="tag" x="{x - box / 2:.1f}" y="{y - 9:.1f}" width="{box:.1f}" height="18"/>'
                          f'<text class="tag" x="{x:.1f}" y="{y + 4:.1f}">{escape(edge.text)}</text>')  # fmt: skip

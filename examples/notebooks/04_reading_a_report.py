@@ -1,7 +1,8 @@
 # %% [markdown]
 # # Reading a report honestly
 #
-# Did the unlabeled scans help? Four trainings and some statistics answer that, or say that they cannot.
+# Did the unlabeled scans help? Three trainings and some statistics answer that, or say that they
+# cannot.
 
 # %%
 import os
