@@ -95,3 +95,17 @@ def test_make_targets_in_the_text_exist():
     for page in PAGES:
         for target in re.findall(r"`make (\w+)", page.read_text(encoding="utf-8")):
             assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{page.name}: make {target}"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/concepts/matched_floor.md"])
+def test_quoted_results_are_in_the_results(page):
+    """Every Dice of the table of methods is the mean of a row in docs/results/la_quarter."""
+    measured = re.findall(
+        r"\*\*(\d\d\.\d)\*\*", (ROOT / "docs/results/la_quarter/README.md").read_text(encoding="utf-8")
+    )
+    rows = re.findall(
+        r"^\| (?:DTC|UG-MCL|SS-Net|TAC|CAML) \|(.*)\|$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) == 5
+    for row in rows:
+        assert set(row.replace("|", " ").split()) <= set(measured), row
