@@ -13,9 +13,9 @@ MAX_DEPTH = 12
 
 @contextmanager
 def atomic_paths(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
-    """Yield a temporary path beside every target; on success all are synced and then renamed, on failure removed.
+    """Yield a temporary path next to every target; on success all are synced and then renamed, on failure removed.
 
-    A target is never half-written: a kill or a full disk leaves the former file, or none.
+    A target is never half-written: a kill or a full disk leaves the previous file, or none.
 
     Args:
         paths: where the files shall be; their folders are created. A temporary name keeps the suffixes, since writers
@@ -38,7 +38,7 @@ def atomic_paths(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
             os.replace(file, target)
     except OSError as error:
         raise OSError(
-            error.errno, f"cannot write ({error.strerror or error}); the former file, if any, is intact", str(target)
+            error.errno, f"cannot write ({error.strerror or error}); the previous file, if any, is intact", str(target)
         ) from error
     finally:
         for file in temporary:
@@ -78,7 +78,7 @@ def write_atomically(files: Mapping[Path, str | bytes]) -> None:
 def files_below(root: str | Path) -> Iterator[Path]:
     """Every file below a folder, sorted, folder by folder; links are followed.
 
-    Hidden files and folders are passed over (macOS writes a ``._name`` beside every file, and ``__MACOSX``).
+    Hidden files and folders are ignored (macOS writes a ``._name`` next to every file, and ``__MACOSX``).
 
     Example:
         >>> list(files_below("/does/not/exist"))

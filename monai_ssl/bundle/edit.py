@@ -69,7 +69,7 @@ def _edited(text: str, path: list[str], value: Any) -> str:
             return _added(text, node, part, value)
         column, node = found
     start, end = node.start_mark.index, _end(node)
-    before = text[:start].rstrip()  # without the blank behind the colon, or the end of a block's first line
+    before = text[:start].rstrip()  # without the blank after the colon, or the end of a block's first line
     written = _written(value, column)
     return before + (written if len(before) < start else written.lstrip()) + text[end:]
 
@@ -104,7 +104,7 @@ def _end(node: Any) -> int:
 
 
 def _written(value: Any, column: int | None) -> str:
-    """A value behind its colon: short ones on the line, mappings as a block."""
+    """A value after its colon: short ones on the line, mappings as a block."""
     if isinstance(value, dict) and value and column is not None:
         block = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
         return "".join("\n" + " " * (column + 2) + line for line in block.splitlines())

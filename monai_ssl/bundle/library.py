@@ -37,12 +37,12 @@ __all__ = [
 
 
 def bundles_root() -> Path:
-    """Folder of the shipped bundles: inside the installed package, or beside it in a clone."""
+    """Folder of the shipped bundles: inside the installed package, or next to it in a clone."""
     package = Path(monai_ssl.__file__).parent
     for folder in (package / "bundles", package.parent / "bundles"):
         if folder.is_dir():
             return folder
-    raise DataError(f"bundles: not found beside {package}; reinstall monai_ssl")
+    raise DataError(f"bundles: not found next to {package}; reinstall monai_ssl")
 
 
 def available_bundles() -> list[str]:
@@ -192,7 +192,7 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
     from monai.bundle import run
 
     if not is_shipped(bundle) and str(bundle) not in sys.path:
-        sys.path.append(str(bundle))  # a method of your own may lie beside its configs, see `monai-ssl new-method`
+        sys.path.append(str(bundle))  # a method of your own may be next to its configs, see `monai-ssl new-method`
     check_overrides(bundle, configs, overrides)
     files = [str(bundle / "configs" / name) for name in configs]
     logging_file = bundle / "configs" / "logging.conf"

@@ -21,7 +21,7 @@ def new_method(name: str, output: str | Path | None = None, title: str | None = 
 
     Args:
         name: short name in lower case, by which the command line will know the bundle: mean_teacher.
-        output: new folder for a bundle of its own; default: the clone, or ./NAME where there is none.
+        output: new folder for a separate bundle; default: the clone, or ./NAME where there is none.
         title: heading of the page; default: from the name.
 
     Returns:

@@ -121,7 +121,7 @@ def handed_on(config: Mapping[str, Any], **loaded: Any) -> dict[str, Any]:
 
 
 def check_ids(bundle: Path, configs: Sequence[str], ids: Iterable[str]) -> None:
-    """Every id must stand in the bundle's configs, so that a misspelled override never passes in silence.
+    """Every id must be in the bundle's configs, so that a misspelled override is never ignored.
 
     Args:
         bundle: its folder.
@@ -166,7 +166,7 @@ def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str
 
 
 def _boolean_parameter(target: Any, name: str) -> tuple[bool, bool]:
-    """Whether a class's parameter takes booleans only, and whether it takes None beside them."""
+    """Whether a class's parameter takes booleans only, and whether it also takes None."""
     found = pydoc.locate(target) if isinstance(target, str) and "." in target else None
     try:
         parameter = inspect.signature(found).parameters.get(name)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ class _Fields(BaseModel):
 
 @dataclass(frozen=True)
 class Block:
-    """Lines of ``bundle.yaml`` below a key, as they stand there, comments included.
+    """Lines of ``bundle.yaml`` below a key, as they are, comments included.
 
     Attributes:
         target: the line with ``_target_``.
@@ -56,7 +56,7 @@ class BundleSpec:
         unlabeled: whether the method looks at unlabeled images.
         literature: data set -> what the paper trains there, see :func:`monai_ssl.data.training_protocol`.
         blocks: key -> the lines of ``network``, ``method`` and ``literature``.
-        page: heading -> text of ``method.md``; what stands before the first heading is ``Introduction``.
+        page: heading -> text of ``method.md``; what comes before the first heading is ``Introduction``.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Arguments of a command from the words behind it.
+"""Arguments of a command from the words after it.
 
 Values of a command's own parameters are read as their types say. What goes to a bundle's configs is read by Fire, as
 ``python -m monai.bundle run`` reads it, except that YAML's words (true, false, null) mean what they mean in a config.
@@ -30,7 +30,7 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
 
     Args:
         command: which.
-        words: behind its name.
+        words: after its name.
 
     Raises:
         UsageError: for a missing, unknown, repeated or unreadable argument.
@@ -73,7 +73,7 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Types of a function's parameters; what it returns may be known to type checkers alone."""
+    """Types of a function's parameters; what it returns may be known only to type checkers."""
     annotations = {name: hint for name, hint in function.__annotations__.items() if name != "return"}
     return get_type_hints(types.SimpleNamespace(__annotations__=annotations), getattr(function, "__globals__", {}))
 

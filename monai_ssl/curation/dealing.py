@@ -96,7 +96,7 @@ def count(argument: str, value: Any, least: int, most: int | None = None, rule: 
 def by_patient(
     entries: Sequence[Entry], root: Path, pattern: str | None, table: str | Path | None
 ) -> dict[str, list[Entry]]:
-    """Cases by patient; without pattern and table every case is a patient of its own.
+    """Cases by patient; without pattern and table every case is a separate patient.
 
     Args:
         entries: the cases.

@@ -92,7 +92,7 @@ def pair(image_dir: Path, label_dir: Path) -> list[Entry]:
 
     Args:
         image_dir: folder of the images, searched with its subfolders.
-        label_dir: folder of the labels; the same where both lie together.
+        label_dir: folder of the labels; the same where both are together.
 
     Raises:
         DataError: without images or labels, when no name fits, or one fits twice.
@@ -171,7 +171,7 @@ def _images_and_labels(image_dir: Path, label_dir: Path) -> tuple[list[str], lis
 def _cases(images: Sequence[str], labels: Sequence[str], image_dir: Path) -> Sequence[tuple[str, list[str]]]:
     """Cases as (stem, files): one per image, or one per group of nnU-Net's channels."""
     stems = {_stem(name) for name in labels}
-    # four digits at the end are channels only beside labels that are named without them
+    # four digits at the end are channels only next to labels that are named without them
     if not stems & {_stem(name) for name in images}:
         groups = _channels(images, image_dir)
         if groups is not None and stems & groups.keys():

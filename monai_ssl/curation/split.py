@@ -35,19 +35,19 @@ class SplitRequest:
     and labels side by side (``*_seg``, ``label_*``); or images only, with ``labels`` naming the other folder.
 
     Names pair where they are equal after the words for image and label are dropped: ``a_0000`` with ``a``,
-    ``a_image`` with ``a_seg``, ``img12`` with ``label12``. ``a_0000``, ``a_0001`` beside a label ``a`` are the
+    ``a_image`` with ``a_seg``, ``img12`` with ``label12``. ``a_0000``, ``a_0001`` next to a label ``a`` are the
     channels of one case. Images without label become unlabeled. So do labeled cases beyond ``n_labeled``; their
-    label files are neither opened nor named in the datalist. Of a Decathlon ``dataset.json``, images that lie beside
+    label files are neither opened nor named in the datalist. Of a Decathlon ``dataset.json``, images that are next to
     the listed ones join the unlabeled pool, and those of its ``test`` list are left out: they belong to the challenge.
 
-    The labeled cases are shuffled by ``seed`` alone (not by the file system's order or the place of the folder) and
+    The labeled cases are shuffled only by ``seed`` (not by the file system's order or the place of the folder) and
     dealt to testing, validation, training and the unlabeled pool, in this order: with the same seed and the same
     ``n_validation`` and ``n_testing``, a larger ``n_labeled`` contains the smaller one.
 
     Attributes:
         source: a folder, searched with its subfolders, or a Decathlon ``dataset.json``.
         labels: folder of the labels, where it is not found by its name.
-        output: the datalist; None writes ``datalist.json`` into the folder (beside the ``dataset.json``).
+        output: the datalist; None writes ``datalist.json`` into the folder (next to the ``dataset.json``).
         n_labeled: labeled training cases; None takes all that validation and testing leave.
         n_validation: validation cases; None takes a fifth of the labeled ones, as far as ``n_labeled`` leaves some.
         n_testing: test cases.
@@ -184,7 +184,7 @@ class SplitRequest:
 
 @dataclass(frozen=True)
 class _Source:
-    """What was found: cases, the folder that they lie in, the file to write, and what the source says itself."""
+    """What was found: cases, the folder that they are in, the file to write, and what the source says itself."""
 
     entries: Sequence[Entry]
     root: Path

@@ -247,7 +247,7 @@ def _check_paths(jobs: Iterable[tuple[str, Entry]]) -> list[Problem]:
             "error",
             "dataset",
             file,
-            f"a scan may stand in one place only, got {' and '.join(found)}: keep one entry",
+            f"a scan may be in one place only, got {' and '.join(found)}: keep one entry",
             "duplicate",
         )
         for file, found in places.items()
@@ -280,7 +280,7 @@ def _check_contents(cases: Iterable[_Case]) -> list[Problem]:
                 text = f"a scan must not be in {first.section} and {second.section} (a leak), got {pair}: remove one"
                 problems.append(Problem("error", second.section, second.file, text, "duplicate"))
             else:
-                text = f"image must be a scan of its own, got {pair}: it counts twice; remove one"
+                text = f"image must be a different scan in every case, got {pair}: it counts twice; remove one"
                 problems.append(Problem("warning", second.section, second.file, text, "duplicate"))
     return problems
 

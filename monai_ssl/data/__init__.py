@@ -1,7 +1,7 @@
 """What training needs to know of the data: datalists, dataset presets, reading scans, two-stream loading.
 
 What happens before a training (choosing cases, checking, preparing, phantoms) is in :mod:`monai_ssl.curation`.
-Names are imported on first use: datalists and presets alone load neither PyTorch nor MONAI.
+Names are imported on first use: datalists and presets by themselves load neither PyTorch nor MONAI.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def shared_start(names: Sequence[str]) -> str:
 
 
 def repeated_names(names: Iterable[str]) -> set[str]:
-    """Names that stand more than once."""
+    """Names that appear more than once."""
     seen: set[str] = set()
     return {name for name in names if name in seen or seen.add(name)}  # type: ignore[func-returns-value]
 

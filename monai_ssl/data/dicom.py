@@ -89,14 +89,14 @@ def read_series(folder: str | Path, largest: bool = False, tolerance: float = 0.
     are filled with empty values in memory and listed as warnings. The files are not changed.
 
     Args:
-        folder: searched with its subfolders; files that are not DICOM, and DICOMDIR, are passed over.
+        folder: searched with its subfolders; files that are not DICOM, and DICOMDIR, are ignored.
         largest: of several series, take the one with most images and say so in the warnings.
         tolerance: by how much of a step the distance of two slices may differ from the others'.
         fill: complete the headers, as objects that are derived from them need it.
 
     Raises:
-        DataError: for no or (without ``largest``) several series, a damaged file, missing or doubled slices, slices of
-            different size or direction, a tilted gantry, color or multi-frame images, a single slice.
+        DataError: for no or (without ``largest``) several series, a damaged file, missing or duplicated slices, slices
+            of different size or direction, a tilted gantry, color or multi-frame images, a single slice.
 
     Example:
         >>> read_series("scans/series_3").voxels.shape  # doctest: +SKIP
@@ -147,7 +147,7 @@ def _read_files(root: Path) -> tuple[list[Any], list[str]]:
         if "Rows" in dataset or str(dataset.SOPClassUID) in kinds:
             raise DataError(f"{dataset.monai_ssl_place} has no pixels, it is truncated; export the series again")
     foreign += len(bare)
-    notes = [f"{foreign} files that are no DICOM images were passed over"] if foreign else []
+    notes = [f"{foreign} files that are not DICOM images were ignored"] if foreign else []
     return found, notes
 
 
@@ -272,6 +272,6 @@ def _fill(datasets: list[Any]) -> list[str]:
     announced = datasets[0].get("ImagesInAcquisition")
     if announced and int(announced) > len(datasets):
         notes.append(
-            f"the header speaks of {int(announced)} images, the folder holds {len(datasets)}: outer slices may lack"
+            f"the header announces {int(announced)} images but {len(datasets)} were found: outer slices may be missing"
         )
     return notes

@@ -55,7 +55,7 @@ def load_datalist(
 
     Raises:
         DataError: if a file or folder is missing (``strict``), the JSON is not one, lacks ``training``, has entries
-            of a wrong type or with unknown keys, or if a case stands in two places.
+            of a wrong type or with unknown keys, or if a case is in two places.
 
     Example:
         >>> load_datalist("datalist.json", "/does/not/exist", strict=False).counts()
@@ -122,7 +122,7 @@ def _find_json(datalist: str | Path | None, folder: Path | None, strict: bool) -
     given = Path(datalist).expanduser()
     places = [_absolute(given)]
     if folder is not None and not given.is_absolute():
-        # a bare name means the file beside the data; a path means the path
+        # a bare name means the file next to the data; a path means the path
         places.insert(
             0 if given.parent == Path() and not str(datalist).startswith(".") else 1, _absolute(folder / given)
         )
@@ -139,7 +139,7 @@ def _find_json(datalist: str | Path | None, folder: Path | None, strict: bool) -
 def _read_json(path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if repeated := repeated_names(key for key, _ in pairs):
-            raise DataError(f"{path}: a key may stand once, got {enumerated(sorted(repeated))} twice: merge the two")
+            raise DataError(f"{path}: a key may appear once, got {enumerated(sorted(repeated))} twice: merge the two")
         return dict(pairs)
 
     try:
@@ -162,7 +162,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _find_lists(content: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
-    """The four lists as they stand in the JSON, ``test`` taken as ``testing``; a misspelled list must not pass."""
+    """The four lists as they are in the JSON, ``test`` taken as ``testing``; a misspelled list must not pass."""
     content = dict(content)
     if "test" in content:
         test = content.pop("test")
@@ -266,7 +266,7 @@ def _check_duplicates(datalist: Datalist, path: Path) -> None:
     if repeated := {file: found for file, found in places.items() if len(found) > 1}:
         cases = [f"{Path(file).name} in {' and '.join(found)}" for file, found in repeated.items()]
         raise DataError(
-            f"{path}: a scan may stand in one place only (a case in two lists is a leak), got {len(cases)} more than "
+            f"{path}: a scan may be in one place only (a case in two lists is a leak), got {len(cases)} more than "
             f"once: {enumerated(cases)}: keep one entry of each"
         )
     for file, sections in label_sections.items():
@@ -274,6 +274,5 @@ def _check_duplicates(datalist: Datalist, path: Path) -> None:
             raise DataError(f"{path}: {Path(file).name} is the image of {image_places[file]} and a label: correct one")
         if len(set(sections)) > 1:
             raise DataError(
-                f"{path}: the label {Path(file).name} stands in {' and '.join(dict.fromkeys(sections))} (a leak): "
-                "keep one"
+                f"{path}: the label {Path(file).name} is in {' and '.join(dict.fromkeys(sections))} (a leak): keep one"
             )

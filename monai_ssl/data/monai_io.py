@@ -1,4 +1,4 @@
-"""The package's reader behind MONAI's loading transform, and MONAI's writer made atomic."""
+"""The package's reader for MONAI's loading transform, and MONAI's writer made atomic."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ def _intensity(preset: Preset) -> list[Transform]:
 
 
 def validation_preprocessing(preset: Preset) -> Compose:
-    """:func:`preprocessing` of the image, and the label as it lies on disk: scores are on the original grid."""
+    """:func:`preprocessing` of the image, and the label as it is on disk: scores are on the original grid."""
     return Compose(
         [
             LoadScand("label", label=True, allow_missing_keys=True),
@@ -137,7 +137,7 @@ def postprocessing(
         probabilities: also keep, and with ``output_dir`` write, ``<name>_prob.nii.gz`` (float32, channel = class).
         data_root: folder whose layout is repeated below ``output_dir``, so that equal file names do not collide.
     """
-    if Path(data_root).is_file():  # one image: its folder, or the result would land beside output_dir
+    if Path(data_root).is_file():  # one image: its folder, or the result would land next to output_dir
         data_root = str(Path(data_root).parent)
     steps: list[Transform] = [
         EnsureTyped("pred", track_meta=True),  # Invertd leaves a plain tensor on the network's grid
@@ -251,7 +251,7 @@ def _augmentation(preset: Preset, keys: list[str]) -> list[Transform]:
 def strong_transforms(preset: Preset) -> list[Transform]:
     """Transforms of the key ``image`` that turn a weak view into a strong one, see :class:`preset.StrongView`.
 
-    They change intensities alone: voxel for voxel the strong view shows the same place as the weak one, so that a label
+    They change only intensities: voxel for voxel the strong view shows the same place as the weak one, so that a label
     made from one holds for the other. Flips, crops and rotations belong to both views and have been made before.
 
     Args:

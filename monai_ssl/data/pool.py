@@ -14,7 +14,7 @@ from monai_ssl.errors import enumerated
 
 
 def find_pool(datalist: Datalist, folder: Path) -> list[Entry]:
-    """Every image that lies beside the listed ones, in a folder below ``folder``, and is neither listed nor a label.
+    """Every image that is next to the listed ones, in a folder below ``folder``, and is neither listed nor a label.
 
     Args:
         datalist: the lists.

@@ -54,8 +54,8 @@ class Augmentation(_Strict):
     """Random transforms of the training patches.
 
     ``literature``: rotation by k * 90 degrees in the first plane, then a flip that is ALWAYS applied, then the crop
-    (the identity never occurs); in 2D that for half of the slices, a small rotation for a quarter. ``practical``:
-    small affine, flips along ``flip_axes`` with probability 0.5, quarter turns in ``rotate90_axes`` with probability
+    (the identity never occurs). In 2D, half of the slices get that, a quarter a small rotation, a quarter nothing.
+    ``practical``: small affine, flips along ``flip_axes`` with probability 0.5, quarter turns in ``rotate90_axes`` with probability
     0.5, noise, blur, brightness, contrast. ``none``: crop only.
     """
 
@@ -125,7 +125,7 @@ class Preset(_Strict):
     Attributes:
         name, description, flavor: what it is.
         spatial_dims: of network and patches. 2: images are 2D files, or volumes whose slices along the LAST axis (after
-            ``orientation``) train one by one and are restacked, so that results lie on the volume.
+            ``orientation``) train one by one and are restacked, so that results are on the volume.
         channels: one name per image channel.
         modality: for the bundle's metadata, for example ``MR`` or ``CT``.
         labels: class index -> name; 0 is the background; indices 0..n-1 without gap.
@@ -269,9 +269,7 @@ def load_preset(name: str | Path | Mapping[str, Any], flavor: str | None = None,
         where = ".".join(str(part) for part in first["loc"]) or "preset"
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            message = (
-                f"unknown key; known keys stand in the docstring of monai_ssl.data.preset.{type_hint(first['loc'])}"
-            )
+            message = f"unknown key; known keys are in the docstring of monai_ssl.data.preset.{type_hint(first['loc'])}"
         raise DataError(f"{path}: {where}: {message} (got {first.get('input')!r})") from None
 
 

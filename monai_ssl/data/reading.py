@@ -148,7 +148,7 @@ def read_channels(files: Sequence[str]) -> Scan:
         files: one file per channel (or per group of channels).
 
     Raises:
-        DataError: for a file that cannot be read or lies on another grid, naming it.
+        DataError: for a file that cannot be read or is on another grid, naming it.
     """
     scans: list[Scan] = []
     for file in files:
@@ -169,12 +169,12 @@ def read_channels(files: Sequence[str]) -> Scan:
 
 
 def grid_difference(scan: Scan, first: Scan, name: str) -> str:
-    """Why a channel does not lie on the first one's grid; empty where it does."""
+    """Why a channel is not on the first one's grid; empty where it does."""
     if scan.spatial_shape != first.spatial_shape:
-        text = f"channels must have one shape, got {scan.spatial_shape} beside {first.spatial_shape} of {name}"
+        text = f"channels must have one shape, got {scan.spatial_shape} and {first.spatial_shape} of {name}"
         return f"{text}: resample them to one grid"
     if not same_affine(scan.affine, first.affine):
-        text = f"channels must lie on one grid, got an affine that differs from {name}"
+        text = f"channels must be on one grid, got an affine that differs from {name}"
         return f"{text} ({affine_difference(scan.affine, first.affine)}): resample them to one grid"
     return ""
 

@@ -90,7 +90,7 @@ def case_findings(
     if label is not None:
         _label_findings(_to_numpy(label), image.shape[1:], preset, add_label)
         if not same_affine(label_affine, affine):
-            text = "label must lie on its image's grid, got an affine that differs"
+            text = "label must be on its image's grid, got an affine that differs"
             advice = "resample the label to the image, or copy the image's header if only the header is wrong"
             add_label("affine", "error", f"{text} ({affine_difference(label_affine, affine)}): {advice}")
     return found

@@ -33,7 +33,7 @@ class CaseDataset(CacheDataset):
     """A ``CacheDataset`` that loads when :meth:`prepare` is called instead of when it is built.
 
     Bundle configs are instantiated by tools that only inspect them (property checks, MONAI Label's start-up), also
-    where no data exist yet. Everything deterministic is cached; random transforms belong into the stream.
+    where no data exist yet. Everything deterministic is cached; random transforms belong to the stream.
 
     Args:
         data: datalist entries ``{"image": path[, "label": path]}``.
@@ -110,7 +110,7 @@ class _Stream:
         if "label" in item:
             item["label"] = torch.as_tensor(item["label"]).long()
         if self.strong is not None:
-            # a seed of its own: the weak view is the same with and without a strong one
+            # a separate seed: the weak view is the same with and without a strong one
             self.strong.set_random_state(position_seed(self.seed, self.stream, position, 2))
             strong: Any = self.strong({"image": item["image"].clone()})
             item["strong"] = _plain(strong["image"])
@@ -125,7 +125,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 def _begin_worker(worker: int) -> None:
     """Plain tensors pass the transforms in two thirds of the time that tracked ones take.
 
-    The switch is global in MONAI, so it is thrown in loader processes alone, for their whole life. In the main process
+    The switch is global in MONAI, so it is thrown only in loader processes, for their whole life. In the main process
     (``num_workers=0``) transforms track: another thread there, a MONAI Label server for example, may rely on it.
     """
     set_track_meta(False)
@@ -270,7 +270,7 @@ class TwoStreamLoader:
         if self.num_workers == 0:
             return iter(loader)
         # a worker that is forked inherits what this process has not cleared away yet: if its garbage collector frees a
-        # CUDA tensor of a former training, CUDA ends the worker
+        # CUDA tensor of a previous training, CUDA ends the worker
         gc.collect()
         gc.freeze()
         try:

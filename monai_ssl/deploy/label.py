@@ -1,6 +1,6 @@
 """MONAI Label: an app whose trainings learn from the unlabeled scans of the datastore, too.
 
-Imported by the server alone (``monai-ssl label-app`` writes the app's folder), in the environment of MONAI Label.
+Imported only by the server (``monai-ssl label-app`` writes the app's folder), in the environment of MONAI Label.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _libraries: list[torch.library.Library] = []
 
 
 def mend_torchvision() -> None:
-    """MONAI Label imports torchvision, which fails beside a CPU build of PyTorch from another channel.
+    """MONAI Label imports torchvision, which fails next to a CPU build of PyTorch from another channel.
 
     It then asks for the schemas of two operators that nobody here calls: they are declared, and the import works.
     """
@@ -51,13 +51,13 @@ from monai_ssl.runs.folder import Run  # noqa: E402
 logger = logging.getLogger(__name__)
 
 WEIGHTS = Path("models") / "model.pt"
-# the run's own files; beside models/ they would be offered as models
+# the run's own files; next to models/ they would be offered as models
 TRAINING = Path("models") / "training"
 INFO_KEY = "disagreement"
 
 
 class InferTask(BundleInferTask):
-    """MONAI Label's task, with what it puts beside the image hidden from MONAI's transforms.
+    """MONAI Label's task, with what it adds to the image hidden from MONAI's transforms.
 
     Since MONAI 1.6.0, ``Spacingd`` takes every entry whose name begins with ``image_`` for meta data.
     """

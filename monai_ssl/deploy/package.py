@@ -1,4 +1,4 @@
-"""From a trained run to a bundle that stands on its own: weights, exported networks, configs, model card."""
+"""From a trained run to a self-contained bundle: weights, exported networks, configs, model card."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HEAD = "Written by `monai-ssl {command}`: the bundle `{bundle}` with the data se
 def merge_preset(folder: Path, preset: Preset, overrides: Mapping[str, Any], head: str) -> None:
     """Write the preset, and the settings of a training, into the configs of a bundle's copy.
 
-    The id ``dataset`` then holds the preset's content instead of a name, so the bundle needs no file beside it and
+    The id ``dataset`` then holds the preset's content instead of a name, so the bundle needs no other file and
     ``--dataset`` still replaces it.
 
     Args:
@@ -274,7 +274,7 @@ def package_run(
 
 
 def _with_codes(preset: Preset) -> Preset:
-    """Runs of former versions hold no codes: take those of the shipped preset with the same classes."""
+    """Runs of earlier versions hold no codes: take those of the shipped preset with the same classes."""
     from monai_ssl.data import available_presets
 
     if preset.codes or preset.name not in available_presets():

@@ -49,7 +49,7 @@ def predict(
     overwrite: bool = False,
     **overrides: Any,
 ) -> Predictions:
-    """Segment the images of a folder, or a DICOM series; results lie on the grid of the images.
+    """Segment the images of a folder, or a DICOM series; results are on the grid of the images.
 
     Started again, it continues with the images that are missing.
 
@@ -64,7 +64,7 @@ def predict(
         uncertainty: also write NAME_uncertainty.nii.gz: 0 certain, 1 a guess.
         tta: average over mirrored views, along the axes that the preset's augmentation allows.
         measurements: with `dicom`, also write a structured report with the volumes in ml.
-        jobs: threads that read and write beside the network.
+        jobs: threads that read and write next to the network.
         memory_gb: for images under way at one time.
         overwrite: segment again what is there already.
         **overrides: ids of the bundle's configs/inference.yaml: amp, device, datalist, ...
@@ -161,7 +161,7 @@ def images_and_root(
     """The images to segment, and the folder whose layout the results repeat.
 
     Raises:
-        DataError: when there is none, or the results would lie among the images.
+        DataError: when there is none, or the results would be among the images.
     """
     from monai_ssl.data.cases import image_files
     from monai_ssl.data.images import images_to_segment

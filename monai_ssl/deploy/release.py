@@ -1,4 +1,4 @@
-"""From a trained run to what others use: a bundle of its own, an app of MONAI Label."""
+"""From a trained run to what others use: a self-contained bundle, an app of MONAI Label."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def package(
     onnx: bool = False,
     ckpt: str | Path | None = None,
 ) -> Path:
-    """Make a bundle that stands on its own from a trained run: weights, exported networks, configs, model card.
+    """Make a self-contained bundle from a trained run: weights, exported networks, configs, model card.
 
     Args:
         run: folder that `monai-ssl train` wrote; evaluate it first, so that the model card has scores.

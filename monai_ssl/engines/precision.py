@@ -77,14 +77,14 @@ def channels_last(module: nn.Module) -> nn.Module:
     for child in module.modules():
         weight = getattr(child, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.dim() in (4, 5):
-            # not contiguous(): it leaves the strides of a layer with one input channel, whose output lies otherwise
+            # not contiguous(): it leaves the strides of a layer with one input channel, whose output has another layout
             weight.data = torch.empty_like(weight.data, memory_format=layout(weight.dim())).copy_(weight.data)
     return module
 
 
 @contextmanager
 def temporarily_channels_last(module: nn.Module) -> Iterator[None]:
-    """:func:`channels_last` until the block ends; then every weight lies where it lay before.
+    """:func:`channels_last` until the block ends; then every weight has its previous layout.
 
     A network in training must not change its layout for good: ``DistributedDataParallel`` would mix up the elements of
     its gradients from then on (PyTorch 2.13), and a resumed run would round otherwise than one that was not killed.

@@ -48,7 +48,7 @@ class Adversary:
 
 @contextmanager
 def _learning(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Parameters of an adversary are trainable inside the block; behind it they are frozen, without gradient."""
+    """Parameters of an adversary are trainable inside the block; after it they are frozen, without gradient."""
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
@@ -78,7 +78,7 @@ class SemiSupervisedTrainer(Trainer):
         method: the method, or a ``DistributedDataParallel`` around it.
         optimizer: of ``method.parameters()``; those of adversaries are frozen while it steps, and it skips them.
         lr_scheduler: stepped once per iteration, or None.
-        max_iterations: length of the run; None: ``max_epochs`` alone counts.
+        max_iterations: length of the run; None: only ``max_epochs`` counts.
         seed: of everything random inside a step.
         amp: see :func:`monai_ssl.engines.precision.autocast_dtype`.
         accumulation_steps: the batch is cut into this many parts that are passed one after the other: less memory,
@@ -132,7 +132,9 @@ class SemiSupervisedTrainer(Trainer):
         if clip_gradient_norm is not None and not clip_gradient_norm > 0:
             raise ValueError(f"clip_gradient_norm must be > 0 or None, got {clip_gradient_norm}")
         if plain is method:
-            plain.to(device)  # what a method owns beside its network; parameters stay the objects the optimizer knows
+            plain.to(
+                device
+            )  # what a method owns in addition to its network; parameters stay the objects the optimizer knows
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.max_iterations, self.seed = max_iterations, int(seed)
         self.accumulation_steps, self.clip_gradient_norm = accumulation_steps, clip_gradient_norm
@@ -172,7 +174,7 @@ class SemiSupervisedTrainer(Trainer):
         return by_epochs if self.max_iterations is None else min(by_epochs, self.max_iterations)
 
     def run(self) -> None:  # type: ignore[override]
-        """Train to the end; handlers such as ``RunCheckpoint`` may move the start to where a former run stopped."""
+        """Train to the end; handlers such as ``RunCheckpoint`` may move the start to where a previous run stopped."""
         streams: Any = self.data_loader
         streams.prepare()
         logger.info(
@@ -243,7 +245,7 @@ class SemiSupervisedTrainer(Trainer):
                     terms = plain.adversary_terms(name, *self._part(batch, part))
                 if not terms:
                     return {}
-                # its own parameters alone, whatever else the graph reaches
+                # only its own parameters, whatever else the graph reaches
                 self.grad_scaler.scale(self._loss(terms)).backward(inputs=parameters)
                 found.append({f"{name}/{key}": term.detach() for key, term in terms.items()})
             average_gradients(parameters)

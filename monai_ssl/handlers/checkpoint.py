@@ -23,8 +23,8 @@ class RunCheckpoint:
 
     The state is: iteration, method (networks, teachers, memories, counters), optimizer and schedule of the method and
     of each of its adversaries, gradient scaler. With streams and dropout seeded by position, nothing else exists: a
-    resumed run repeats the lost iterations bit for bit. Beside ``checkpoint.pt`` lies ``model.pt``, the flat state dict
-    of the deployed network alone.
+    resumed run repeats the lost iterations bit for bit. Next to ``checkpoint.pt`` is ``model.pt``, the flat state dict
+    of the deployed network.
 
     Args:
         output_dir: folder of the run.
@@ -67,7 +67,7 @@ class RunCheckpoint:
                 logger.info("weights: %s", self.run.model)
 
     def _attach_last(self, engine: Any) -> None:
-        """Save behind all other handlers: what a checkpoint counts as done stands in the logs, also after a kill."""
+        """Save after all other handlers: what a checkpoint counts as done is in the logs, also after a kill."""
         if engine.has_event_handler(self.save, Events.COMPLETED):
             return
 
@@ -83,7 +83,7 @@ class RunCheckpoint:
         engine.add_event_handler(Events.COMPLETED, self._end)
 
     def restore(self, engine: Any) -> None:
-        """Called when training starts: move the engine to where the former run stopped."""
+        """Called when training starts: move the engine to where the previous run stopped."""
         path = self.run.checkpoint
         state = load(path, map_location=engine.state.device) if path.is_file() else None
         if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -23,12 +23,12 @@ TRAINING, VALIDATION = "training.csv", "validation.csv"
 
 
 class TrainingLog:
-    """``training.csv`` (one row per iteration: loss, every term, learning rate, gradient norm), TensorBoard beside it.
+    """``training.csv`` (one row per iteration: loss, every term, learning rate, gradient norm), and TensorBoard files.
 
     Terms and gradient norms of adversaries follow as ``name/term``. A term that a method leaves out in some iterations
     has an empty cell there; one that first comes later adds its column then.
 
-    A resumed run first drops the rows behind its starting point, so the file reads as if nothing had happened.
+    A resumed run first drops the rows after its starting point, so the file reads as if nothing had happened.
 
     Args:
         output_dir: folder of the run.
@@ -152,7 +152,7 @@ class Progress:
         return engine.total_iterations
 
     def text_of(self, engine: Any) -> str | None:
-        """What is said beside the count; None: nothing happened that is worth a step of the bar."""
+        """What is said next to the count; None: nothing happened that is worth a step of the bar."""
         if not engine.state.output:
             return None
         output = engine.state.output[0]

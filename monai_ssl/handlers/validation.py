@@ -11,7 +11,7 @@ from monai.handlers import ValidationHandler
 class Validation(ValidationHandler):
     """MONAI's ``ValidationHandler`` that also validates the last iterate of a run, wherever the run ends.
 
-    MONAI's validates every ``interval`` epochs alone; a run whose length is no multiple of that would end with weights
+    MONAI's validates only every ``interval`` epochs; a run whose length is no multiple of that would end with weights
     that nobody has looked at. Attach it to a :class:`~monai_ssl.engines.SemiSupervisedTrainer`.
 
     Args:
@@ -36,6 +36,6 @@ class Validation(ValidationHandler):
         self._validated = engine.state.iteration
 
     def _finish(self, engine: Any) -> None:
-        # a finished run that is started again makes no step, and its validation stands in the log
+        # a finished run that is started again makes no step, and its validation is in the log
         if engine.data_loader.start < engine.state.iteration == engine.total_iterations > self._validated:
             self(engine)

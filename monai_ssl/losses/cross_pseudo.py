@@ -45,7 +45,7 @@ class SharpenedConsistencyLoss(nn.Module):
 
     Args:
         temperature: T in [0.01, 1] of :func:`sharpen`.
-        detach_target: gradient through :math:`p_i` alone. The released code of MC-Net and CAML does not detach, and the
+        detach_target: gradient only through :math:`p_i`. The released code of MC-Net and CAML does not detach, and the
             path through S then dominates: its slope at 0.5 is 1/T.
 
     Shapes:

@@ -24,7 +24,7 @@ class Batch(TypedDict, total=False):
         index: ``(B,)`` int64, number of the case in its list: stable over the run.
         name: list of B case names, for messages.
         strong: ``(B, C_in, *spatial)`` float32, unlabeled stream only, where the method asks for it with
-            ``strong_view``: the weak view after intensity transforms of its own, voxel for voxel on the same place.
+            ``strong_view``: the weak view after further intensity transforms, aligned with it voxel by voxel.
             Mixing images (CutMix, mixup) is the business of a method.
         signed_distance: ``(B, n_classes - 1, *spatial)`` float32, labeled stream, from the ``loader_transforms`` of
             methods with a distance task. Other transforms may add further tensors.
@@ -49,7 +49,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
     ``DistributedDataParallel`` just works. Whatever happens after the optimizer's step goes into :meth:`after_step`.
     Keep all mutable state in ``state_dict()``: resuming is then exact by construction.
 
-    An *adversary* (the discriminator of DAN or SASSNet) learns against the method, with an optimizer of its own:
+    An *adversary* (the discriminator of DAN or SASSNet) learns against the method, with a separate optimizer:
     register it with :meth:`add_adversary`, and say in :meth:`adversary_optimizers` and :meth:`adversary_terms` how it
     learns. The trainer makes its step after the method's own and before ``after_step``, under the same precision,
     accumulation, clipping and guard against NaN; a checkpoint holds its optimizer.
@@ -57,7 +57,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
     Args:
         network: the module that is deployed: image ``(B, C_in, *spatial)`` -> logits ``(B, n_classes, *spatial)``,
             background included.
-        unsupervised_weight: factor on every unsupervised term, >= 0. At 0 the method learns from labels alone while all
+        unsupervised_weight: factor on every unsupervised term, >= 0. At 0 the method learns from labels only while all
             else that shapes the network stays, batches and batch statistics: its *matched floor*, the only fair
             reference. Passes that leave no trace in the networks (teachers, attacks, memories) are left out.
 
@@ -65,7 +65,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
         network: the deployed network.
         iteration: optimizer steps made so far (ramp-ups and warm-ups depend on it).
         adversaries: name -> module, see above; empty for most methods.
-        uses_unlabeled: False for a method that learns from labels alone: unlabeled images are then neither read nor
+        uses_unlabeled: False for a method that learns from labels only: unlabeled images are then neither read nor
             cached, and ``unlabeled`` is always None.
         strong_view: True asks the loader for ``unlabeled["strong"]``, see :class:`Batch`.
         honors_ignore_label: True promises that voxels labeled :data:`monai_ssl.losses.IGNORE_LABEL` change no
@@ -110,7 +110,8 @@ class SemiSupervisedMethod(nn.Module, ABC):
         Returns:
             scalar tensors; their sum is minimized. An unsupervised term may be absent when there is nothing unlabeled;
             the log leaves its cell empty. Under ``DistributedDataParallel`` every trainable parameter needs a gradient
-            in every step: there, a term that alone reaches some parameters stays in place as ``0 * parameter.sum()``.
+            in every step: there, the only term that reaches some parameters stays in place as
+            ``0 * parameter.sum()``.
         """
 
     def loader_transforms(self) -> list[Transform]:
@@ -165,7 +166,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
     # ------------------------------------------------------------------------------------------- deployment
 
     def second_opinion(self, image: Tensor) -> Tensor | None:
-        """What the method knows of an image beside its deployed network: another head, a teacher, a second network.
+        """What the method knows of an image besides its deployed network: another head, a teacher, a second network.
 
         Where it contradicts the network, a label would teach most: active learning ranks unlabeled scans by it, see
         :func:`monai_ssl.deploy.disagreement.disagreement`. Called in eval mode, without gradients.
@@ -180,7 +181,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
         return None
 
     def get_extra_state(self) -> dict[str, Any]:
-        """State beside parameters and buffers: plain containers and tensors only (read with ``weights_only``)."""
+        """State besides parameters and buffers: plain containers and tensors only (read with ``weights_only``)."""
         return {"iteration": self.iteration}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:

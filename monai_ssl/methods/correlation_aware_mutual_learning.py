@@ -41,7 +41,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         network: the vanilla network, offers ``features(image)`` and ``logits(features)``: a
             :class:`~monai_ssl.networks.VNet`, a :class:`~monai_ssl.networks.UNet`, or any network in a
             :class:`~monai_ssl.networks.FeatureNetwork`. Needs ``feature_channels`` and ``out_channels``.
-        auxiliary: the auxiliary network, as ``network``, with weights of its own.
+        auxiliary: the auxiliary network, as ``network``, with its own weights.
         max_iterations: length of the run, for the default ramp-up.
         ramp_levels: the default ramp-up rises for this many levels. :func:`published_ramp_levels` knows those of the
             released runs.

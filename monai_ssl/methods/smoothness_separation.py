@@ -74,7 +74,7 @@ class SmoothnessSeparation(SemiSupervisedMethod):
 
     The supervised Dice is the code's too: 3D over the foreground with plain sums, 2D over all classes with squared
     sums. Selectors exist for the foreground classes, and prototype selectors where an option uses them; the code makes
-    them for every class, of which those are trained by weight decay alone.
+    them for every class, of which those are trained only by weight decay.
 
     Under ``DistributedDataParallel`` all processes hold the same prototypes; ranking and batch statistics are those of
     each process's part of the batch.

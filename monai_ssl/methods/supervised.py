@@ -1,4 +1,4 @@
-"""Training from labels alone: lower bound (the labeled cases) and upper bound (all cases labeled)."""
+"""Training from labels only: lower bound (the labeled cases) and upper bound (all cases labeled)."""
 
 from __future__ import annotations
 

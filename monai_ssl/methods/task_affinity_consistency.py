@@ -19,7 +19,7 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
     r"""Class-specific representations of unlabeled images are matched to those of labeled images.
 
     One forward pass over labeled and unlabeled images together gives logits, the encoder's feature maps
-    (*contextual*) and the skip connections behind their attention gates (*structural*). At every scale the features are
+    (*contextual*) and the skip connections after their attention gates (*structural*). At every scale the features are
     averaged under the mask of each class, the label of a labeled image, the prediction of an unlabeled one, and the
     representations E (contextual) and S (structural) of both kinds of images are pulled together:
 

@@ -35,7 +35,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
     A student with a segmentation head (logits z) and a signed-distance head (map d) learns from the labels, from an EMA
     teacher that sees the images with noise and dropout (*intra-task* consistency), and from the agreement of its two
     heads (*cross-task* consistency). ``passes`` further stochastic passes of the teacher give the entropy ``u`` of its
-    mean prediction; the intra-task term counts voxels with ``u < H(t)`` alone.
+    mean prediction; the intra-task term counts only voxels with ``u < H(t)``.
 
     .. math::
         L = L_{Dice} + L_{CE} + L_{SDF} + w(t) \left[

@@ -113,7 +113,7 @@ def write_results(output_dir: str | os.PathLike[str], rows: Sequence[Row], meta:
         The written paths: ``{"per_case": ..., "summary": ...}``.
 
     Raises:
-        ValueError: if rows are missing, doubled or not finite.
+        ValueError: if rows are missing, duplicated or not finite.
 
     Example:
         >>> import tempfile

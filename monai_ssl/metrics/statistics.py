@@ -201,7 +201,7 @@ def case_values(rows: Sequence[Row], metric: str = "dice", label: str | None = N
         Values by case name, in the order of ``rows``.
 
     Raises:
-        ValueError: if rows are missing or doubled, the metric or class is unknown, or a value is not finite.
+        ValueError: if rows are missing or duplicated, the metric or class is unknown, or a value is not finite.
 
     Example:
         >>> case_values([{"case": "a", "class": "x", "status": "ok", "dice": 0.9}])
@@ -236,7 +236,7 @@ def summarize(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> dict[str
 
     The mean over classes is taken within each case first, so ``n`` is always a number of cases. Distances appear
     twice: under their own name with the penalty for empty masks, and as ``<name>_nonempty`` over the rows where both
-    masks have foreground (a kinder number, to be read beside ``n_failed``).
+    masks have foreground (a kinder number, to be read next to ``n_failed``).
 
     Args:
         rows: rows of :func:`~monai_ssl.metrics.case_metrics` over all cases.
@@ -249,7 +249,7 @@ def summarize(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> dict[str
         :class:`Spread` per metric.
 
     Raises:
-        ValueError: if rows are missing or doubled, or a value is not finite.
+        ValueError: if rows are missing or duplicated, or a value is not finite.
 
     Example:
         >>> rows = [{"case": c, "class": "x", "status": "ok", "dice": d} for c, d in (("a", 0.9), ("b", 0.4))]

@@ -1,4 +1,4 @@
-"""Segmentation networks: image in, logits out, feature maps on the way; heads, teachers and memories beside them."""
+"""Segmentation networks: image in, logits out, feature maps on the way; heads, teachers and memories."""
 
 from monai_ssl.networks.adapters import FeatureNetwork, TappedNetwork
 from monai_ssl.networks.cross_sample import CrossSampleAttention, CrossSampleNetwork

@@ -62,7 +62,7 @@ class CrossSampleAttention(nn.Module):
 
 
 class CrossSampleNetwork(nn.Module):
-    """A V-Net or U-Net whose encoder has :class:`CrossSampleAttention` behind its second coarsest stage.
+    """A V-Net or U-Net whose encoder has :class:`CrossSampleAttention` after its second coarsest stage.
 
     What the attention returns replaces that stage's features: it feeds both the next stage and the skip connection.
     CAML's auxiliary network; a training aid. In evaluation it runs without attention and is thus another function than

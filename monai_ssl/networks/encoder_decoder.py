@@ -151,7 +151,7 @@ class EncoderDecoder(nn.Module):
 
         Returns:
             Logits ``(B, out_channels, *spatial)`` float32; the encoder's features of every scale, fine to coarse; the
-            skip connections behind their attention gates, fine to coarse (empty in a network without gates).
+            skip connections after their attention gates, fine to coarse (empty in a network without gates).
         """
         encoded = self.encode(x)
         features, gated = self.decode(encoded, return_gated=True)
@@ -230,7 +230,7 @@ class Gate(AttentionBlock):
     """MONAI's additive attention gate; in training without keeping what can be computed again."""
 
     def forward(self, g: Tensor, x: Tensor) -> Tensor:
-        # not one condition: TorchScript leaves out what stands below the first, not the rest of an `and`
+        # not one condition: TorchScript leaves out what is below the first, not the rest of an `and`
         if not torch.jit.is_scripting():  # noqa: SIM102
             if recompute.can_gate(self, g, x):
                 return recompute.gate(self, g, x)

@@ -1,4 +1,4 @@
-"""Heads on the feature map of any backbone: segmentation alone, or segmentation and signed distance."""
+"""Heads on the feature map of any backbone: segmentation only, or segmentation and signed distance."""
 
 from collections.abc import Sequence
 

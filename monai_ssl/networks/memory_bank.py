@@ -33,14 +33,14 @@ def random_subset(n: int, size: int, device: torch.device | str = "cpu") -> Tens
 class MemoryBank(nn.Module):
     """One slot per labeled case; an update overwrites the slots of the cases in the batch, the others stay.
 
-    A slot holds a random subset of at most ``capacity`` feature vectors per class beside the true number of vectors
-    that it stands for. :meth:`sample` draws without replacement from the union of what the slots stand for: it first
+    A slot holds a random subset of at most ``capacity`` feature vectors per class together with the true number of
+    vectors that it represents. :meth:`sample` draws without replacement from the union of what the slots represent: it first
     decides, by cumulative counts, how many vectors each slot contributes, and takes these from the subset. As long as
     ``capacity`` is at least the number that is drawn, every draw has exactly the distribution of drawing from
     everything (a random subset of a random subset is one); only the draws of different steps from one update are
     related, and the bank stays small: 16 cases of two classes with 32 channels take 17 MB instead of up to 2 GB.
 
-    The bank's tensors lie on the device of the features of the last update and are part of ``state_dict()``. In a
+    The bank's tensors are on the device of the features of the last update and are part of ``state_dict()``. In a
     process group, every process stores what all processes bring, so that all hold the same bank; ``update`` is a
     collective call then.
 
@@ -82,7 +82,7 @@ class MemoryBank(nn.Module):
 
     @property
     def counts(self) -> Tensor:
-        """Vectors that the slots stand for, ``(slots, n_classes)`` int64, in the order of :attr:`cases`."""
+        """Vectors that the slots represent, ``(slots, n_classes)`` int64, in the order of :attr:`cases`."""
         rows = [self._slots[case][1] for case in self.cases]
         return torch.tensor(rows, dtype=torch.int64).reshape(-1, self.n_classes)
 

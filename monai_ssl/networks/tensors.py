@@ -1,4 +1,4 @@
-"""Small tools for batches of feature maps that autograd alone does less well."""
+"""Small tools for batches of feature maps that plain autograd does less well."""
 
 from __future__ import annotations
 

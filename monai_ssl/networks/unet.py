@@ -156,7 +156,7 @@ class UNet(EncoderDecoder):
         """The 2D U-Net of the SSL4MIS code base, which nearly every published ACDC result uses.
 
         Batch normalization, leaky ReLU, dropout growing from 0.05 to 0.5 inside the encoder's blocks, bilinear
-        upsampling behind a 1x1 convolution, a 3x3 head: 1,813,764 parameters with 1 input and 4 output channels. A
+        upsampling after a 1x1 convolution, a 3x3 head: 1,813,764 parameters with 1 input and 4 output channels. A
         second decoder ``decoders=("linear", "transpose")`` makes it the network of MC-Net.
 
         Args:

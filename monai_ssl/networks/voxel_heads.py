@@ -49,7 +49,7 @@ class VoxelHeads(nn.Module):
     In training mode the batch normalization inside the heads uses the statistics of *all* voxels (or of all that are
     counted), as in the released codes, which send all of them through both heads. Here they come from sums over the
     voxels instead: a linear layer maps mean and covariance of its input to those of its output, so the first
-    normalization needs the moments of the feature map alone, and the second one those of 32 hidden channels that are
+    normalization needs only the moments of the feature map, and the second one those of 32 hidden channels that are
     made and dropped block by block. Only the selected voxels are then sent through the heads. Values, gradients and
     running statistics are those of ``prediction(projection(all voxels))[selected]`` up to rounding, in a fraction of
     time and memory.

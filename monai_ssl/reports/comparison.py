@@ -1,6 +1,6 @@
 """One page that tells honestly how a method did: HTML (nothing outside the file, no script) and Markdown.
 
-A report sets every method beside three references: the *floor* (the labeled cases alone), the *matched floor* (the
+A report compares every method with three references: the *floor* (the labeled cases only), the *matched floor* (the
 method's own passes with the weight of its unsupervised terms at 0) and the *ceiling* (all labels). Only the
 difference from the matched floor says what the unlabeled images taught.
 """
@@ -43,7 +43,7 @@ READING = (
 VOXEL_NOTE = "; 'voxel' ignores the spacing, as the literature prints it."
 SAME_NOTE = ". Voxels are cubes of 1 mm: distances in voxels, as the literature prints them, are the same."
 ROLES_TEXT = (
-    "Floor: the labeled cases alone. Matched floor: the method's own passes with the weight of its unsupervised terms "
+    "Floor: the labeled cases only. Matched floor: the method's own passes with the weight of its unsupervised terms "
     "at 0; the difference from it is what the unlabeled images' loss brings. Ceiling: trained with all labels."
 )
 COMPARISON_NOTE = (
@@ -67,7 +67,7 @@ def write_report(
 ) -> tuple[Path, Path]:
     """Write the report of several runs over the same cases as HTML and as Markdown.
 
-    The HTML file needs nothing beside itself: pictures are embedded, there is no script and no outside resource. The
+    The HTML file needs no other: pictures are embedded, there is no script and no outside resource. The
     Markdown twin holds the same sentences and tables without pictures. All names are treated as data and escaped.
 
     Args:

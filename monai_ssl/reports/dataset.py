@@ -134,7 +134,7 @@ def _picture(
 def describe(
     datalist: Datalist, output: str | Path, title: str | None = None, workers: int = 2, pictures: int = PICTURES
 ) -> Path:
-    """Write an HTML page about a data set; nothing is needed beside the file.
+    """Write an HTML page about a data set; the file needs no other.
 
     Every scan is read once, one per worker in memory. Shows, by list: shapes, spacings, orientations, intensities,
     volumes of the classes, and thumbnails with the outlines of the labels.

@@ -340,10 +340,10 @@ def overlay_figure(
     spacing: Sequence[float] | None = None,
     labels: Mapping[int, str] | None = None,
 ) -> Figure:
-    """Picture one case: the image, and beside it the outlines of label and prediction on it.
+    """Picture one case: the image, and next to it the outlines of label and prediction on it.
 
     In 3D the slice with the largest label (else the largest prediction) is shown. One class: label yellow, prediction
-    blue. Several: one color per class, label dashed. The colors keep apart for color-blind readers. Works on
+    blue. Several: one color per class, label dashed. Color-blind readers can tell the colors apart. Works on
     tensors straight from a training batch, for previews while training.
 
     Args:

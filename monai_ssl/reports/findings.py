@@ -1,4 +1,4 @@
-"""The sentences at the head of a comparison: from the numbers alone, and no more than they show."""
+"""The sentences at the head of a comparison: only from the numbers, and no more than they show."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def missing_references(runs: Sequence[LoadedRun]) -> list[str]:
             "No matched floor is given (the same batches with the unsupervised weight at 0), so this report cannot "
             "tell a gain from the unlabeled images' loss from one of batch size, batch norm or network."
         )
-    texts = {"floor": "No floor (labeled cases alone) is given.", "ceiling": "No ceiling (all labels) is given."}
+    texts = {"floor": "No floor (labeled cases only) is given.", "ceiling": "No ceiling (all labels) is given."}
     absent = [text for role, text in texts.items() if not group[role]]
     return sentences + ([" ".join(absent)] if absent else [])
 

@@ -36,7 +36,7 @@ def model_card(
     Args:
         meta: content of the package's ``metadata.json``.
         preset: the data set.
-        record: content of the run's ``run.json``; ``iteration``, where it is given, counts the iterations behind the
+        record: content of the run's ``run.json``; ``iteration``, where it is given, counts the iterations of the
             packaged weights, which are fewer than ``max_iterations`` in an unfinished run.
         results: per evaluated list, a block with ``summary`` (see :func:`~monai_ssl.metrics.summarize`).
         data: ``counts`` of cases per list; ``spacing`` and ``shape`` of the training images as three rows: minimum,

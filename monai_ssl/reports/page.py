@@ -1,6 +1,6 @@
 """Pages from templates. Whatever goes into a page is data: the template engine escapes it, in HTML and in Markdown.
 
-Templates lie in ``templates/``: ``page.html.j2`` is the skeleton of every HTML page, ``page.css`` its style,
+Templates are in ``templates/``: ``page.html.j2`` is the skeleton of every HTML page, ``page.css`` its style,
 ``parts.*.j2`` what pages share.
 """
 

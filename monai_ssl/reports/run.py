@@ -70,7 +70,7 @@ class Training:
 
     Attributes:
         settings: what decides the weights, by name: bundle, data set, datalist, iterations, overridden ids.
-        iteration: iterations behind the scored weights; None where nobody knows.
+        iteration: iterations of the scored weights; None where nobody knows.
         max_iterations: iterations that were asked for.
         n_labeled: labeled cases; None where the datalist is gone.
 
@@ -301,7 +301,7 @@ def training_of(results: Path, meta: Mapping[str, Any]) -> Training | None:
 def role_beside(method: Training | None, other: Training | None) -> str:
     """Role of a run that is given as something to compare with.
 
-    A matched floor is the method's own bundle without the unsupervised terms. A run that learned from labels alone is
+    A matched floor is the method's own bundle without the unsupervised terms. A run that learned from labels only is
     a floor if it had as many of them as the method, a ceiling if it had more. Of any other run only a comparison with
     a "reference" can be said.
 

@@ -137,7 +137,7 @@ def split(
             sides; the numbers then count patients.
         patients: instead of a pattern, a CSV file with the columns case and patient.
         label_names: names of the classes: "{1: left atrium}"; default: as in dataset.json, else from the labels.
-        preset: the preset to write; default: preset.yaml beside the datalist. One that exists is kept.
+        preset: the preset to write; default: preset.yaml next to the datalist. One that exists is kept.
         overwrite: replace an existing datalist (and a preset that is named with `preset`).
 
     Returns:
@@ -236,7 +236,9 @@ def prepare(
     if dataset not in RECIPES:
         near = difflib.get_close_matches(dataset, RECIPES, n=1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(RECIPES)}"
-        raise DataError(f"dataset: {dataset!r} is none that can be prepared, {hint}; your own data: {PROGRAM} split")
+        raise DataError(
+            f"dataset: {dataset!r} is not a data set that can be prepared, {hint}; your own data: {PROGRAM} split"
+        )
     recipe = build_recipe(RECIPES[dataset], options)
     return run_recipe(
         recipe, source, output, n_labeled, n_validation, n_testing, split, seed, workers, check, download
@@ -289,7 +291,7 @@ def describe(
     Args:
         source: a datalist, or the folder of the data.
         datalist: JSON inside the folder; default: the datalist found there.
-        output: the page; default: NAME-OF-THE-DATALIST.html beside the datalist.
+        output: the page; default: NAME-OF-THE-DATALIST.html next to the datalist.
         title: heading; default: name of the folder.
 
     Returns:

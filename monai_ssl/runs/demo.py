@@ -31,7 +31,7 @@ CASES: dict[str, Any] = {"n_labeled": 4, "n_unlabeled": 40, "n_validation": 0, "
 ITERATIONS = 800
 INTRO = """Synthetic scans of a left-atrium-like organ at 2.5 mm, written by monai_ssl.curation.phantom: 4 scans with
 labels and 40 without. All runs make the same number of optimizer steps under the literature's protocol; the last
-iterate is scored on 20 held-out scans. The floor learns from the 4 labels alone. The matched floor is DTC's own
+iterate is scored on 20 held-out scans. The floor learns from the 4 labels only. The matched floor is DTC's own
 network, batch and passes with the weight of the consistency term at 0: what DTC gains over IT is due to the method, the
 rest to batch size and batch norm that sees unlabeled images. The ceiling has the labels of all 44 training scans."""
 

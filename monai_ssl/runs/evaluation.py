@@ -154,7 +154,7 @@ def report(
     Args:
         output: path of the HTML file.
         method: results folder (with per_case.csv) of the method.
-        floor: of the run on the labeled cases alone.
+        floor: of the run on only the labeled cases.
         matched_floor: of the method's run with --method#unsupervised_weight 0.
         ceiling: of the supervised run with all labels.
         title: of the page.

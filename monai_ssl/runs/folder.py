@@ -119,7 +119,7 @@ class Run:
                 raise DataError(f"ckpt: {path} does not exist; check the path")
             return path
         record = self.record
-        again = f"type its command again to go on: {record.command}"
+        again = f"run its command again to continue: {record.command}"
         if not self.model.is_file():
             raise DataError(f"run: {self.folder} has no weights yet (stopped before the first checkpoint); {again}")
         if record.status != "complete" and self.checkpoint.is_file():
@@ -209,7 +209,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock for a block; a folder that exists for the lock alone is removed again."""
+        """Hold the lock for a block; a folder that exists only for the lock is removed again."""
         new = not self.folder.exists()
         self.acquire()
         lock = self._held

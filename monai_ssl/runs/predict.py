@@ -37,9 +37,9 @@ def predict_folder(
     memory_gb: float = 8.0,
     overwrite: bool = False,
 ) -> tuple[int, int]:
-    """Segment many images; started again, it goes on with those that are missing.
+    """Segment many images; started again, it continues with those that are missing.
 
-    Images are read, and results brought to their grid and written, by ``jobs`` threads beside the network. As many
+    Images are read, and results brought to their grid and written, by ``jobs`` threads next to the network. As many
     images are under way as fit into ``memory_gb``, and always one.
 
     Args:

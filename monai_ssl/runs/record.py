@@ -20,7 +20,7 @@ class Record(BaseModel):
     Attributes:
         bundle: name of a shipped bundle, or folder of your own.
         overrides: ids of the bundle's ``train.yaml`` -> values that the training was given.
-        dataset, flavor: name and flavor of the preset; its content lies beside the record.
+        dataset, flavor: name and flavor of the preset; its content is next to the record.
         dataset_dir, datalist: the data.
         max_iterations: iterations asked for; None where the config does not say.
         status: ``started`` or ``complete``.

@@ -29,7 +29,7 @@ def evaluate_run(
 
 
 def training_facts(run: Run, ckpt: str | Path | None = None) -> dict[str, Any]:
-    """What a reader of results must know of the training behind them: its record, and the iterations of the weights.
+    """What a reader of results must know of the training that made them: its record, and the iterations of the weights.
 
     Args:
         run: the run.

@@ -580,7 +580,9 @@ class TestCheckAndSplit:
         assert lines[-1] == f"next: monai-ssl train dtc {tmp_path / 'out'} --dataset acdc --flavor practical"
         assert run(*words) == 0
         assert "0 converted, 4 from before" in capsys.readouterr().out
-        assert "'acdk' is none that can be prepared, did you mean acdc?" in fails(capsys, "prepare", "acdk", "a", "b")
+        assert "'acdk' is not a data set that can be prepared, did you mean acdc?" in fails(
+            capsys, "prepare", "acdk", "a", "b"
+        )
         assert "--crop: is no option of acdc" in fails(capsys, *words, "--crop", "none")
 
     def test_split_is_reproducible_and_keeps_what_is_there(self, phantom, tmp_path, capsys):

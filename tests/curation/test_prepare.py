@@ -107,7 +107,7 @@ def test_own_split(tmp_path):
     split = load_split(tmp_path / "mine.yaml")
     assert split.training == ("1E05", "0012")  # identifiers, not numbers
     (tmp_path / "mine.yaml").write_text("training: [a, b]\ntesting: [a]\n")
-    with pytest.raises(DataError, match=r"an identifier may stand once, got a twice"):
+    with pytest.raises(DataError, match=r"an identifier may appear once, got a twice"):
         load_split(tmp_path / "mine.yaml")
     with pytest.raises(DataError, match=r"split: must be one of acdc, .* got 'nothing'"):
         load_split("nothing")
@@ -343,7 +343,7 @@ def test_brats(tmp_path, target):
         save(tmp_path / "in" / "HGG" / name / f"{name}_seg.nii.gz", np.array([0, 1, 2, 4], np.uint8)[label])
     (tmp_path / "in" / "HGG" / names[1] / f"{names[1]}_flair.nii.gz").rename(tmp_path / "x.nii.gz")
     done = run("brats2019", tmp_path / "in", tmp_path / "out", target=target, n_labeled=1)
-    assert f"{names[1]}: flair missing, passed over" in done.remarks
+    assert f"{names[1]}: flair missing, ignored" in done.remarks
     assert done.counts == {"training": 1, "unlabeled": 0, "validation": 1, "testing": 1}
     preset = load_preset(done.preset, done.flavor)
     cases = load_datalist(done.datalist)
@@ -528,7 +528,7 @@ def test_pancreas_ct_of_nasty_kinds(tmp_path):
     assert "image and label do not belong together" in done.skipped[names[3]]
     notes = "\n".join(done.remarks)
     assert f"{names[0]}: 2 folders with DICOM files (2, 24), s is used" in notes or "(24, 2), s is used" in notes
-    assert "label0099.nii.gz: label without DICOM series, passed over" in notes
+    assert "label0099.nii.gz: label without DICOM series, ignored" in notes
     written, where = voxels(tmp_path / "out" / "images" / f"{names[0]}.nii.gz")
     assert written.shape == (30, 25, 12)
     np.testing.assert_allclose(nib.affines.voxel_sizes(where), [2, 2, 2], atol=1e-4)
@@ -618,12 +618,10 @@ def test_a_patient_twice(tmp_path):
     write_acdc(tmp_path / "in" / "a", "patient011")
     done = run("acdc", tmp_path / "in", tmp_path / "out")
     assert done.counts["training"] == 2
-    assert sum("stands in 2 places with equal contents" in remark for remark in done.remarks) == 2
+    assert sum("is in 2 places with equal contents" in remark for remark in done.remarks) == 2
     image, _ = organ((30, 26, 5), 5)
     save(tmp_path / "in" / "b" / "patient099" / "patient099_frame01.nii.gz", image)
-    with pytest.raises(
-        DataError, match=r"patient099_ED: stands in 2 places with different contents .*remove all but one"
-    ):
+    with pytest.raises(DataError, match=r"patient099_ED: is in 2 places with different contents .*remove all but one"):
         run("acdc", tmp_path / "in", tmp_path / "other")
 
 
@@ -642,7 +640,7 @@ def test_the_same_scan_under_two_names_is_a_leak(tmp_path):
 @pytest.mark.parametrize(
     ("dataset", "options", "message"),
     [
-        ("acdc", {"crop": "none"}, r"--crop: is no option of acdc, which has no options of its own"),
+        ("acdc", {"crop": "none"}, r"--crop: is no option of acdc, which has no options"),
         ("left_atrium", {"target": "x"}, r"--target: is no option of left_atrium, which offers --crop"),
         ("left_atrium", {"crop": "x"}, r"--crop: must be one of literature, label_free, none, got 'x'"),
         ("pancreas_ct", {"spacing": 0}, r"--spacing: must be millimeters from 0\.2 to 10, got 0"),
@@ -663,7 +661,7 @@ def test_refuses_folders(tmp_path):
     with pytest.raises(DataError, match=r"source: must be the folder of the download, but .* does not exist"):
         run("acdc", tmp_path / "in", tmp_path / "out")
     write_acdc(tmp_path / "in", "patient099")
-    with pytest.raises(DataError, match="output: must be a folder of its own outside of the source"):
+    with pytest.raises(DataError, match="output: must be a separate folder outside of the source"):
         run("acdc", tmp_path / "in", tmp_path / "in" / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "datalist.json").write_text("{}")

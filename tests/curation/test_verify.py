@@ -213,7 +213,7 @@ def test_channels_in_several_files(dataset, tmp_path):
     text = only(check(entry(voxels(1), voxels(2, (12, 10, 9)))), "error", tmp_path / "c1.nii.gz")
     assert "channels must have one shape, got (12, 10, 9) beside (12, 10, 8)" in text
     text = only(check(entry(voxels(1), voxels(2), affine=np.diag([1, 1, 2, 1]))), "error", tmp_path / "c1.nii.gz")
-    assert "channels must lie on one grid" in text
+    assert "channels must be on one grid" in text
     text = only(check(entry(voxels(1), voxels(1) * 0)), "warning", tmp_path / "c0.nii.gz")
     assert "channel 1 has 0 in every voxel" in text
 
@@ -273,7 +273,7 @@ def test_affine_mismatch_and_its_tolerance(dataset):
     assert dataset.verify() == []
     shifted[0, 3] = 0.01
     save(dataset.label(), mask(), shifted)
-    assert "label must lie on its image's grid, got an affine that differs (by up to 0.01)" in only(
+    assert "label must be on its image's grid, got an affine that differs (by up to 0.01)" in only(
         dataset.verify(), "error", dataset.label()
     )
 

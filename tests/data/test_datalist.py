@@ -74,7 +74,7 @@ def test_dataset_dir_and_bare_name(tmp_path, monkeypatch):
     assert load_datalist(listed, data).training[0]["image"] == str(data / "images/a.nii.gz")
     write(data, {"training": [pair("inside")], "unlabeled": []}, "split.json")
     assert case_name(load_datalist("split.json", data).training[0]) == "inside"
-    # a bare name means the file beside the data, a path means the path
+    # a bare name means the file next to the data, a path means the path
     monkeypatch.chdir(elsewhere)
     assert case_name(load_datalist("split.json", data).training[0]) == "inside"
     assert case_name(load_datalist("./split.json", data).training[0]) == "a"
@@ -235,7 +235,7 @@ def test_missing_places_are_named(tmp_path):
         ("[" * 100000, "must be a JSON file"),
         ("[]", "must hold an object with 'training', got a list"),
         ({"labels": {}}, "must hold a list 'training', got the keys labels"),
-        ('{"training": [], "training": []}', "a key may stand once, got training twice"),
+        ('{"training": [], "training": []}', "a key may appear once, got training twice"),
         ({"training": {"a": 1}}, "'training' must be a list, got an object"),
         ({"training": [], "unlabeled": None}, "'unlabeled' must be a list, got null"),
         (
@@ -296,7 +296,7 @@ def test_a_case_in_two_places_is_refused(tmp_path, first, second):
 
 
 def test_a_label_in_two_lists_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"the label a.nii.gz stands in training and validation"):
+    with pytest.raises(DataError, match=r"the label a.nii.gz is in training and validation"):
         load_datalist(write(tmp_path, {"training": [pair("a")], "validation": [pair("b", "a")]}))
     # two scans of one list may share a label, such as two contrasts
     with warnings.catch_warnings():

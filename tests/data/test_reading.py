@@ -325,9 +325,9 @@ def test_a_label_on_another_grid_is_refused_by_every_door(tmp_path):
     entry = {"image": image, "label": label}
     errors = [p for p in verify(Datalist(training=[entry]), preset(), sections=["training"], progress=False)
               if p.severity == "error"]  # fmt: skip
-    assert ["label must lie on its image's grid" in error.message for error in errors] == [True]
+    assert ["label must be on its image's grid" in error.message for error in errors] == [True]
     for chain in (training_preprocessing(preset()), validation_preprocessing(preset())):
-        assert "a_seg.nii.gz: label must lie on its image's grid" in refused_by(chain, entry)
+        assert "a_seg.nii.gz: label must be on its image's grid" in refused_by(chain, entry)
 
 
 def test_evaluation_of_files_reads_what_training_reads(tmp_path):

@@ -75,7 +75,7 @@ class TestReading:
         assert run("predict", *words) == 0
         shown = capsys.readouterr()
         assert "PatientBirthDate, PatientSex, StudyID, AccessionNumber, SeriesNumber" in shown.err
-        assert "1 files that are no DICOM images were passed over" in shown.err
+        assert "1 files that are not DICOM images were ignored" in shown.err
         assert "SECRET" not in shown.err + shown.out
         assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [dicom.SEG, dicom.NIFTI]
 

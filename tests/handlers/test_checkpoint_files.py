@@ -141,7 +141,7 @@ def test_atomic_path_leaves_the_former_file_when_the_body_fails(tmp_path, error)
 
 
 def test_atomic_path_names_the_target(tmp_path):
-    message = r"cannot write \(No space left.*\); the former file.*intact.*file\.txt"
+    message = r"cannot write \(No space left.*\); the previous file.*intact.*file\.txt"
     with pytest.raises(OSError, match=message) as caught:
         write_half(tmp_path / "file.txt", OSError(28, "No space left on device"))
     assert caught.value.errno == 28

@@ -56,7 +56,7 @@ class TestAnswer:
         assert sentence.endswith(", 0 failed.")
         assert "No matched floor is given" in missing_references([run])[0]
         assert (
-            missing_references([run])[1] == "No floor (labeled cases alone) is given. No ceiling (all labels) is given."
+            missing_references([run])[1] == "No floor (labeled cases only) is given. No ceiling (all labels) is given."
         )
 
     def test_of_one_case(self, tmp_path):

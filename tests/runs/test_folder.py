@@ -92,7 +92,7 @@ def test_command_can_be_typed():
 
 def test_weights(tmp_path, caplog):
     run = written(tmp_path / "run")
-    with pytest.raises(DataError, match=r"no weights yet .* type its command again to go on: monai-ssl train dtc"):
+    with pytest.raises(DataError, match=r"no weights yet .* run its command again to continue: monai-ssl train dtc"):
         run.weights()
     assert run.iteration == 0
     save({"w": torch.zeros(1)}, run.model)

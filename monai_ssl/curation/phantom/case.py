@@ -74,7 +74,7 @@ def phantom_case(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
     """Make one case: image, label, affine and what was drawn.
 
-    The anatomy is continuous, in millimeters, and depends on ``(seed, index)`` alone: other values of ``spacing``,
+    The anatomy is continuous, in millimeters, and depends only on ``(seed, index)``: other values of ``spacing``,
     ``cropped``, ``n_classes`` and ``spatial_dims`` show the same heart on another grid. Noise is drawn per voxel, so
     it does depend on the grid; its strength per voxel and (above 1 mm) its correlation in voxels do not.
 

@@ -16,7 +16,7 @@ from monai_ssl.curation.prepare.files import as_label, onto_grid, read_image
 class Acdc(DatasetRecipe):
     """``patientNNN/patientNNN_frameMM.nii.gz`` with ``_gt.nii.gz``; voxels and spacing are kept.
 
-    The frames are named ``ED`` and ``ES`` as ``Info.cfg`` says. The 4D cine files are passed over.
+    The frames are named ``ED`` and ``ES`` as ``Info.cfg`` says. The 4D cine files are ignored.
     """
 
     name: ClassVar[str] = "acdc"
@@ -47,7 +47,7 @@ class Acdc(DatasetRecipe):
             if label is None:
                 remarks.append(f"{patient}: frame {frame} has no _gt file; can only serve as unlabeled")
             cases.append(RawCase(f"{patient}_{phase}", patient, (str(path),), None if label is None else str(label)))
-        remarks += [f"{path.name}: label without image, passed over" for path in labels.values()]
+        remarks += [f"{path.name}: label without image, ignored" for path in labels.values()]
         return cases, remarks
 
     def convert(self, case: RawCase) -> Volume:

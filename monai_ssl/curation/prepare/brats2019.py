@@ -28,7 +28,7 @@ class Brats2019(DatasetRecipe):
     their values; the preset normalizes them.
 
     Attributes:
-        target: ``whole_tumor``: FLAIR alone, all tumor classes as one, as UG-MCL publishes. ``multi_class``: four
+        target: ``whole_tumor``: only FLAIR, all tumor classes as one, as UG-MCL publishes. ``multi_class``: four
             sequences; necrotic and non-enhancing core, oedema, enhancing tumor (values 1, 2, 4 become 1, 2, 3).
     """
 
@@ -61,7 +61,7 @@ class Brats2019(DatasetRecipe):
         cases, remarks = [], []
         for (_, name), files in found.items():
             if missing := [sequence for sequence in self.sequences if sequence not in files]:
-                remarks.append(f"{name}: {', '.join(missing)} missing, passed over")
+                remarks.append(f"{name}: {', '.join(missing)} missing, ignored")
                 continue
             if "seg" not in files:
                 remarks.append(f"{name}: no _seg file; can only serve as unlabeled")
@@ -77,7 +77,7 @@ class Brats2019(DatasetRecipe):
             if images:
                 first = next(iter(images.values()))
                 if array.shape != first.shape or not np.allclose(own, affine, atol=1e-2):
-                    raise DataError(f"sequences must lie on one grid; {Path(file).name} does not")
+                    raise DataError(f"sequences must be on one grid; {Path(file).name} does not")
             else:
                 affine = own
             images[sequence] = array
@@ -95,7 +95,7 @@ class Brats2019(DatasetRecipe):
         if label is not None:
             inside, _ = cropped(label, affine, window)
             if lost := int((label > 0).sum()) - int((inside > 0).sum()):
-                remarks.append(f"{lost} labeled voxels lie outside of the brain")
+                remarks.append(f"{lost} labeled voxels are outside of the brain")
             label = inside
         images = {name: cropped(array, affine, window)[0] for name, array in images.items()}
         names = {name: "" if len(images) == 1 else name for name in images}

@@ -84,13 +84,13 @@ class Decathlon(DatasetRecipe):
         cases, remarks = [], []
         for entry in self.content["training"]:
             if not isinstance(entry, dict) or not isinstance(entry.get("image"), str):
-                remarks.append(f"dataset.json: entry without image, passed over: {str(entry)[:80]}")
+                remarks.append(f"dataset.json: entry without image, ignored: {str(entry)[:80]}")
                 continue
             image = folder / entry["image"]
             label = folder / entry["label"] if isinstance(entry.get("label"), str) else None
             name = split_suffix(image.name)[0]
             if not image.is_file():
-                remarks.append(f"{name}: {entry['image']} is listed in dataset.json and missing, passed over")
+                remarks.append(f"{name}: {entry['image']} is listed in dataset.json and missing, ignored")
                 continue
             if label is None or not label.is_file():
                 why = "not listed" if label is None else "missing"

@@ -106,7 +106,7 @@ class DatasetRecipe(ABC):
 
     @abstractmethod
     def discover(self, source: Path) -> tuple[list[RawCase], list[str]]:
-        """The cases below ``source`` and remarks on what was passed over. Opens no image."""
+        """The cases below ``source`` and remarks on what was ignored. Opens no image."""
 
     @abstractmethod
     def convert(self, case: RawCase) -> Volume:
@@ -122,7 +122,7 @@ class DatasetRecipe(ABC):
         return seeded_split(patients, len(split.testing), len(split.validation), split.n_labeled, seed)
 
     def options(self) -> dict[str, Any]:
-        """The options in use, as they stand in the manifest."""
+        """The options in use, as they are in the manifest."""
         return {key: getattr(self, key) for key in option_names(type(self))}
 
     def at(self, source: Path) -> DatasetRecipe:
@@ -154,7 +154,7 @@ class Prepared:
     Attributes:
         datalist: the JSON that was written.
         counts: cases per list.
-        converted, reused: cases converted now, and cases whose files of a former run are still good.
+        converted, reused: cases converted now, and cases whose files of a previous run are still good.
         skipped: case -> reason.
         remarks: everything else that is suspicious, a line each.
         problems: what the final check of all written files found.
@@ -180,7 +180,7 @@ def build_recipe(recipe: type[DatasetRecipe], options: Mapping[str, Any]) -> Dat
     """
     known = option_names(recipe)
     if unknown := [key for key in options if key not in known]:
-        offered = f"offers {', '.join('--' + key for key in known)}" if known else "has no options of its own"
+        offered = f"offers {', '.join('--' + key for key in known)}" if known else "has no options"
         raise DataError(f"--{unknown[0]}: is no option of {recipe.name}, which {offered}")
     return recipe(**options)
 
@@ -231,7 +231,7 @@ def prepare(
 
     folder, target = _source(source, download), Path(output).expanduser().absolute()
     if target.is_relative_to(folder) or (target.exists() and not target.is_dir()):
-        raise DataError(f"output: must be a folder of its own outside of the source {folder}, got {target}")
+        raise DataError(f"output: must be a separate folder outside of the source {folder}, got {target}")
     if workers is not None and workers < 1:
         raise DataError(f"workers: must be at least 1, got {workers}")
     if split is not None and seed is not None:
@@ -422,7 +422,7 @@ def _source(source: str | Path, download: bool) -> Path:
 
 
 def _unique(cases: list[RawCase]) -> tuple[list[RawCase], list[str]]:
-    """One case per name. Equal copies are passed over; of different ones nobody can say which is right."""
+    """One case per name. Equal copies are ignored; of different ones nobody can say which is right."""
     groups: dict[str, list[RawCase]] = {}
     for case in cases:
         groups.setdefault(case.name, []).append(case)
@@ -434,9 +434,9 @@ def _unique(cases: list[RawCase]) -> tuple[list[RawCase], list[str]]:
             contents = {tuple(sorted(checksum(file) for file in case.files)) for case in group}
             if len(contents) > 1:
                 raise DataError(
-                    f"{name}: stands in {len(group)} places with different contents ({places}): remove all but one"
+                    f"{name}: is in {len(group)} places with different contents ({places}): remove all but one"
                 )
-            remarks.append(f"{name}: stands in {len(group)} places with equal contents ({places}); the first is used")
+            remarks.append(f"{name}: is in {len(group)} places with equal contents ({places}); the first is used")
         chosen.append(group[0])
     return chosen, remarks
 

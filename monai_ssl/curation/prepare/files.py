@@ -68,7 +68,7 @@ def read_dicom(folder: str | Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """The largest DICOM series of a folder: voxels ``(X, Y, Z)`` in its unit (rescaled), affine to RAS, remarks.
 
     Raises:
-        DataError: without a series, or when slices are missing or lie irregularly.
+        DataError: without a series, or when slices are missing or irregular.
     """
     from monai_ssl.data.dicom import read_series
 
@@ -176,7 +176,7 @@ def onto_grid(
             f"label and image have the same voxels but headers that differ by {off:.3g}: the image's is taken"
         ]
     raise DataError(
-        f"label must lie on its image's grid, got {codes[0]} with voxels {_mm(sizes[0])} mm beside {codes[1]} with "
+        f"label must be on its image's grid, got {codes[0]} with voxels {_mm(sizes[0])} mm beside {codes[1]} with "
         f"{_mm(sizes[1])} mm: which header is right?"
     )
 

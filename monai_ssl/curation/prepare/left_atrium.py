@@ -30,7 +30,7 @@ class LeftAtrium(DatasetRecipe):
     Attributes:
         crop: ``literature``: in the first two axes around the LABEL with margins of 10 to 19 voxels. **This tells every
             network where the atrium is, in training, "unlabeled" and test cases alike**; the published numbers all
-            stand on it. The published margins were drawn without a seed; here they depend on the patient's name.
+            come from it. The published margins were drawn without a seed; here they depend on the patient's name.
             ``label_free``: the central 200 x 200 mm, which a clinic can do as well. ``none``: the whole scan.
     """
 
@@ -68,7 +68,7 @@ class LeftAtrium(DatasetRecipe):
             elif "mri_norm2.h5" in names:
                 cases.append(RawCase(patient, patient, (str(folder / "mri_norm2.h5"),), details={"h5": True}))
             else:
-                remarks.append(f"{patient}: laendo.nrrd without lgemri.nrrd, passed over")
+                remarks.append(f"{patient}: laendo.nrrd without lgemri.nrrd, ignored")
         if self.crop != "literature" and any(case.details for case in cases):
             raise DataError(
                 f"--crop {self.crop}: mri_norm2.h5 files are cropped around the label already, and what was cut off is "
@@ -108,7 +108,7 @@ class LeftAtrium(DatasetRecipe):
             inside, _ = cropped(label, affine, window)
             if lost := int(label.sum()) - int(inside.sum()):
                 remarks.append(
-                    f"{100 * lost / label.sum():.1f} % of the atrium lie outside of the central field of view"
+                    f"{100 * lost / label.sum():.1f} % of the atrium are outside of the central field of view"
                 )
             label = inside
         image, affine = cropped(image, affine, window)

@@ -21,7 +21,7 @@ N_TRAINING, N_LABELED = 35, 7
 class MSCMRSeg2019(DatasetRecipe):
     """``patientN_LGE.nii.gz`` and ``patientN_LGE_manual.nii.gz``, in whatever folders; voxels and spacing are kept.
 
-    The other sequences (``_C0``, ``_T2``) are passed over. TAC divides 45 patients into 35 and 10 at random, several
+    The other sequences (``_C0``, ``_T2``) are ignored. TAC divides 45 patients into 35 and 10 at random, several
     times, and publishes no list: the division here is ``RandomState(seed)`` over the sorted names, seed 2024.
     """
 
@@ -43,7 +43,7 @@ class MSCMRSeg2019(DatasetRecipe):
         remarks = []
         for path, match in found:
             if match[2] and labels.setdefault(int(match[1]), path) != path:
-                remarks.append(f"{path.name}: stands in two places, {labels[int(match[1])]} is used")
+                remarks.append(f"{path.name}: is in two places, {labels[int(match[1])]} is used")
         cases = []
         for path, match in found:
             if match[2]:
@@ -55,7 +55,7 @@ class MSCMRSeg2019(DatasetRecipe):
                 remarks.append(f"{name}: no {path.name.split('.')[0]}_manual.nii.gz; can only serve as unlabeled")
             cases.append(RawCase(name, name, (str(path),), None if label is None else str(label)))
         images = {case.name for case in cases}
-        remarks += [f"{path.name}: label without image, passed over"
+        remarks += [f"{path.name}: label without image, ignored"
                     for number, path in labels.items() if f"patient{number:02d}" not in images]  # fmt: skip
         return cases, remarks
 

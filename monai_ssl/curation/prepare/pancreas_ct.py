@@ -32,7 +32,7 @@ class PancreasCT(DatasetRecipe):
 
     Attributes:
         crop: ``literature``: the box of the LABEL with 25 voxels around it. **This tells every network where the
-            pancreas is**, test cases included; the published numbers stand on it. ``none``: the whole scan.
+            pancreas is**, test cases included; the published numbers come from it. ``none``: the whole scan.
         spacing: millimeters, isotropic; the papers take 1.
     """
 
@@ -62,7 +62,7 @@ class PancreasCT(DatasetRecipe):
         for path in files_below(source):
             if match := re.fullmatch(r"label(\d{4})\.nii(\.gz)?", path.name, re.IGNORECASE):
                 if labels.setdefault(match[1], path) != path:
-                    remarks.append(f"{path.name}: stands in two places, {labels[match[1]]} is used")
+                    remarks.append(f"{path.name}: is in two places, {labels[match[1]]} is used")
             elif path.suffix.lower() in (".dcm", ".ima"):
                 # of the folders above: a study's name may hold digits as well
                 numbers = [m[1] for part in path.relative_to(source).parts[:-1]
@@ -81,7 +81,7 @@ class PancreasCT(DatasetRecipe):
             if label is None:
                 remarks.append(f"{name}: no label{number}.nii.gz; can only serve as unlabeled")
             cases.append(RawCase(name, name, (str(folder),), None if label is None else str(label)))
-        remarks += [f"{path.name}: label without DICOM series, passed over" for path in labels.values()]
+        remarks += [f"{path.name}: label without DICOM series, ignored" for path in labels.values()]
         return cases, remarks
 
     def convert(self, case: RawCase) -> Volume:

@@ -72,7 +72,7 @@ def load_split(name: str | Path) -> Split:
         raise DataError(f"{path}: a split must map training, validation and testing to lists, training not empty")
     everyone = [str(item) for value in lists.values() for item in value]
     if repeated := sorted({item for item in everyone if everyone.count(item) > 1}):
-        raise DataError(f"{path}: an identifier may stand once, got {enumerated(repeated)} twice")
+        raise DataError(f"{path}: an identifier may appear once, got {enumerated(repeated)} twice")
     number = content.get("n_labeled")
     if number is not None and not (str(number).isdigit() and int(number) > 0):
         raise DataError(f"{path}: n_labeled must be a positive integer, got {number!r}")

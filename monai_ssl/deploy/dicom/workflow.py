@@ -42,7 +42,7 @@ def predict_series(
         version: of the model.
         measurements: volumes in milliliters as a structured report.
         uncertainty: also write the uncertainty map.
-        overwrite: replace the files of a former run.
+        overwrite: replace the files of a previous run.
 
     Returns:
         the files written.

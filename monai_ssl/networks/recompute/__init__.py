@@ -33,7 +33,7 @@ Each thread has its own switch. If the kernels that this package calls directly 
 missing or changed in an installed version, a self-test at their first use finds out, logs a warning once, and plain
 autograd takes over.
 
-**Linear maps of voxels.** A normalization behind a convolution with kernel 1 needs even less: its mean and variance
+**Linear maps of voxels.** A normalization after a convolution with kernel 1 needs even less: its mean and variance
 follow from mean and covariance of what the convolution reads, so that both are one affine map
 (:func:`mean_and_covariance`, :func:`fold_normalization`), and nothing between input and output has to exist as a
 whole. Attention gates (:func:`gate`) and :class:`~monai_ssl.networks.VoxelHeads` are computed so.

@@ -216,8 +216,8 @@ def kernels_work() -> bool:
     thread.join()
     if problem:
         logger.warning(
-            "monai_ssl.networks.recompute: the kernels of PyTorch %s do not pass the self-test (%s); training goes on "
-            "by plain autograd, which needs more memory",
+            "monai_ssl.networks.recompute: the kernels of PyTorch %s do not pass the self-test (%s); training "
+            "continues by plain autograd, which needs more memory",
             torch.__version__,
             problem[0],
         )

@@ -110,7 +110,7 @@ def _hidden_layer(voxels: Tensor, weight: Tensor | None, bias: Tensor | None) ->
 def fold_normalization(
     norm: Any, weight: Tensor, bias: Tensor, moments: tuple[Tensor, Tensor], n: int
 ) -> tuple[Tensor, Tensor]:
-    """A linear map and the batch normalization behind it as one affine map; updates the running statistics.
+    """A linear map and the batch normalization after it as one affine map; updates the running statistics.
 
     Args:
         norm: batch normalization with affine parameters, in training.
