@@ -55,8 +55,8 @@ class Augmentation(_Strict):
 
     ``literature``: rotation by k * 90 degrees in the first plane, then a flip that is ALWAYS applied, then the crop
     (the identity never occurs). In 2D, half of the slices get that, a quarter a small rotation, a quarter nothing.
-    ``practical``: small affine, flips along ``flip_axes`` with probability 0.5, quarter turns in ``rotate90_axes`` with probability
-    0.5, noise, blur, brightness, contrast. ``none``: crop only.
+    ``practical``: small affine, flips along ``flip_axes`` with probability 0.5, quarter turns in ``rotate90_axes`` with
+    probability 0.5, noise, blur, brightness, contrast. ``none``: crop only.
     """
 
     policy: Literal["literature", "practical", "none"] = "practical"

@@ -34,9 +34,9 @@ class MemoryBank(nn.Module):
     """One slot per labeled case; an update overwrites the slots of the cases in the batch, the others stay.
 
     A slot holds a random subset of at most ``capacity`` feature vectors per class together with the true number of
-    vectors that it represents. :meth:`sample` draws without replacement from the union of what the slots represent: it first
-    decides, by cumulative counts, how many vectors each slot contributes, and takes these from the subset. As long as
-    ``capacity`` is at least the number that is drawn, every draw has exactly the distribution of drawing from
+    vectors that it represents. :meth:`sample` draws without replacement from the union of what the slots represent: it
+    first decides, by cumulative counts, how many vectors each slot contributes, and takes these from the subset. As
+    long as ``capacity`` is at least the number that is drawn, every draw has exactly the distribution of drawing from
     everything (a random subset of a random subset is one); only the draws of different steps from one update are
     related, and the bank stays small: 16 cases of two classes with 32 channels take 17 MB instead of up to 2 GB.
 
