@@ -74,7 +74,17 @@ class LoadScand(LoadImaged):
 
 
 class AtomicNibabelWriter(NibabelWriter):
-    """MONAI's NIfTI writer; the file appears under its name only when it is complete."""
+    """MONAI's NIfTI writer; the file appears under its name only when it is complete.
+
+    A volume of one slice stays a volume, where MONAI's drops every last axis of size 1.
+    """
+
+    def set_data_array(
+        self, data_array: Any, channel_dim: int | None = 0, squeeze_end_dims: bool = True, **kwargs: Any
+    ) -> None:
+        super().set_data_array(data_array, channel_dim, squeeze_end_dims, **kwargs)
+        if channel_dim == 0 and squeeze_end_dims and data_array.shape[0] == 1:
+            self.data_obj = self.data_obj.reshape(data_array.shape[1:])
 
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
         with atomic_path(filename) as temporary:

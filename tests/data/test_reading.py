@@ -11,13 +11,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+import torch
 from PIL import Image
 
 from monai_ssl.curation.verify import verify
 from monai_ssl.data import CaseDataset, DataError, load_preset, preprocessing, validation_preprocessing
 from monai_ssl.data.datalist import Datalist
 from monai_ssl.data.monai_io import LoadScand
-from monai_ssl.data.pipelines import training_preprocessing
+from monai_ssl.data.pipelines import postprocessing, training_preprocessing
 from monai_ssl.data.reading import handed_over, load_original, read_label, read_scan, read_volume
 from monai_ssl.runs.scoring import evaluate_predictions
 
@@ -238,6 +239,19 @@ def test_threads_share_the_reader(tmp_path):
         loaded = list(pool.map(lambda names: load({"image": names})["image"].numpy(), files * 4))
     for index, array in enumerate(loaded):
         np.testing.assert_array_equal(array, np.stack([voxels("int16", SHAPE, 10 * (index % 8) + i) for i in range(4)]))
+
+
+@pytest.mark.parametrize("shape", [(20, 18), (20, 18, 1), (20, 18, 3)])
+def test_results_have_the_axes_of_the_file(tmp_path, shape):
+    path = save_nifti(tmp_path / "a.nii.gz", voxels("float32", shape))
+    flat = preset().model_copy(update={"spatial_dims": 2, "patch_size": (16, 16)})
+    chain = preprocessing(flat)
+    item = chain({"image": str(path)})
+    prediction = torch.stack([1 - item["image"][0], item["image"][0]])
+    postprocessing(flat, chain, str(tmp_path / "out"))({"image": item["image"], "pred": prediction})
+    written = nib.load(tmp_path / "out" / "a_seg.nii.gz")
+    assert written.shape == shape
+    np.testing.assert_array_equal(np.asarray(written.dataobj), voxels("float32", shape) > 0.5)
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
