@@ -20,7 +20,7 @@ def overview() -> str:
     ]
     for name, command in COMMANDS.items():
         summary = (inspect.getdoc(command.function) or "").splitlines()[0]
-        lines += textwrap.wrap(summary, 100, initial_indent=f"  {name:<10} ", subsequent_indent=" " * 13)
+        lines += textwrap.wrap(summary, 100, initial_indent=f"  {name:<11} ", subsequent_indent=" " * 14)
     lines += [
         "",
         f"  {PROGRAM} COMMAND --help    arguments of a command",
