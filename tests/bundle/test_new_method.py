@@ -28,11 +28,11 @@ def python(folder: Path, package: Path, *words: str) -> str:
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this tree with a new method."""
     root = tmp_path_factory.mktemp("clone") / "monai_ssl"
-    ignored = shutil.ignore_patterns("__pycache__", "*.pt", "results", "golden", "runs", "data")
+    ignored = shutil.ignore_patterns("__pycache__", "*.pt", "eval")
     for name in ("bundles", "tests"):
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
     shutil.copytree(ROOT / "monai_ssl", root / "monai_ssl", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml"):
+    for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
     python(root, root, "-m", "monai_ssl", "new-method", "my_method")
     return root
