@@ -105,6 +105,7 @@ def test_extras_exist():
         "prepare",
         "test",
         "dev",
+        "docs",
     }
 
 
