@@ -34,6 +34,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT / "monai_ssl", root / "monai_ssl", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "pyproject.toml"):
         shutil.copy(ROOT / name, root / name)
+    (root / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "datasets.md", root / "docs")  # the bundles' pages link to it
     python(root, root, "-m", "monai_ssl", "new-method", "my_method")
     return root
 
