@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import textwrap
 from collections.abc import Iterator
@@ -109,3 +110,10 @@ def test_quoted_results_are_in_the_results(page):
     assert len(rows) == 5
     for row in rows:
         assert set(row.replace("|", " ").split()) <= set(measured), row
+
+
+def test_architecture_shows_the_layers():
+    layers = runpy.run_path(str(ROOT / "tests" / "test_architecture.py"))["LAYERS"]
+    (picture,) = blocks(ROOT / "docs/concepts/architecture.md", "mermaid")
+    shown = [tuple(node.split(", ")) for node in re.findall(r"\[(.*?)\]", picture)]
+    assert shown == [tuple(room for room in layer if not room.startswith("_")) for layer in layers]

@@ -106,9 +106,9 @@ def layout(n_dims: int) -> torch.memory_format:
 def shield_bfloat16_convolutions(module: nn.Module) -> nn.Module:
     """Run 3D convolutions over a depth below their kernel size in float32 where CPU autocast would use bfloat16.
 
-    oneDNN 3.12 (PyTorch 2.13) reads, and with kernels of 7 even writes, memory that is not its own in the bfloat16
-    weight gradient of such a convolution (depths of 2 with a kernel of 3, 2 to 4 with 5): the gradient is then NaN,
-    infinite or silently wrong, at random. Patches of 32 voxels reach a depth of 2 after four halvings. The test
+    oneDNN 3.12 (PyTorch 2.13) has out-of-bounds reads (kernels of 3 and 5) and writes (7) in the bfloat16 weight
+    gradient of such a convolution (depths of 2 with a kernel of 3, 2 to 4 with 5): the gradient is then NaN, infinite
+    or silently wrong, at random. Patches of 32 voxels reach a depth of 2 after four halvings. The test
     ``test_precision.py`` shows it.
 
     Args:

@@ -143,7 +143,7 @@ class SemiSupervisedTrainer(Trainer):
         if channels_last_weights is None:
             channels_last_weights = prefers_channels_last(device, self.dtype)
         self.channels_last = channels_last_weights
-        # a wrapped method keeps the layout that it was wrapped with: else it mixes up its gradients (torch 2.13)
+        # DDP's buckets assume the strides at wrapping: changing them later would permute gradients (torch 2.13)
         if channels_last_weights and plain is method:
             channels_last(plain)
         if torch.device(device).type == "cpu" and self.dtype is torch.bfloat16:

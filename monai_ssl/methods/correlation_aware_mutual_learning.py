@@ -275,7 +275,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
             if few := [f"{c} ({n})" for c, n in enumerate(counts) if n < self.prototypes_per_class]:
                 logger.warning(
                     "iteration %d: the memory holds fewer than prototypes_per_class = %d correct labeled voxels of "
-                    "class %s: there are no prototypes of it, and without any class no correlation term. Check that "
+                    "class %s: it is skipped; if all classes are skipped, the correlation term is 0. Check that "
                     "labeled patches show the class (patch size, cropping, label values: `monai-ssl check`) and that "
                     "the supervised loss falls, or lower prototypes_per_class.",
                     self.iteration,
