@@ -24,8 +24,7 @@ from step import write
 
 from monai_ssl.bundle.library import copy_bundle
 from monai_ssl.data import load_preset
-from monai_ssl.engines.segment import Segmenter
-from monai_ssl.runs.predict import predict_folder
+from monai_ssl.runs.predict import segment_folder
 
 TARGET_GB = 8
 
@@ -57,8 +56,8 @@ def main(size: str = "512x512x800", output: str = "docs/results/benchmarks") -> 
         del image
         base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         start = time.perf_counter()
-        entries = [{"image": str(folder / "scans" / "scan.nii")}]
-        predict_folder(Segmenter(bundle), entries, folder / "out", folder / "scans", uncertainty=True)
+        settings = {"dataset_dir": str(folder / "scans"), "output_dir": str(folder / "out"), "uncertainty": True}
+        segment_folder(bundle, settings)
         seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     results = {"peak_gb": peak / 1e9, "peak_before_gb": base / 1e9, "seconds": seconds}

@@ -29,10 +29,10 @@ from step import write
 from monai_ssl.bundle.library import find_bundle
 from monai_ssl.data import load_datalist
 from monai_ssl.data.cases import case_names
-from monai_ssl.engines.segment import Segmenter
 from monai_ssl.losses import SmoothHeaviside
 from monai_ssl.metrics import case_metrics
 from monai_ssl.reports.figures import class_color, draw_outline, draw_slice
+from monai_ssl.runs.predict import open_segmenter
 from monai_ssl.transforms.signed_distance import signed_distance_map
 
 THIN = 3.0
@@ -179,7 +179,7 @@ def two_heads(
     """What DTC's two heads say of the center of every slice; distances of the cases with fewest and most absences."""
     preset = run / "preset.yaml"
     overrides = {"dataset": str(preset), "ckpt": str(run / "model.pt"), "device": "cpu"}
-    segmenter = Segmenter(find_bundle("dtc"), overrides)
+    segmenter = open_segmenter(find_bundle("dtc"), overrides)
     heaviside = SmoothHeaviside(1500.0)
     sums: dict[tuple[str, str], list[tuple[float, ...]]] = {(n, k): [] for n in names.values() for k in KINDS}
 

@@ -31,7 +31,6 @@ __all__ = [
     "own_dataset",
     "read_json",
     "run_bundle",
-    "standard_inference",
     "unpack",
 ]
 
@@ -164,18 +163,7 @@ def unpack(archive: Path, folder: Path) -> None:
         raise DataError(f"bundle: {archive} is no readable zip file ({error})") from None
 
 
-def standard_inference(folder: Path) -> bool:
-    """Whether a bundle segments as the shipped ones do, so that only its parts are needed and not its workflow."""
-    import yaml
-
-    def parts(path: Path) -> list[Any]:
-        config = yaml.safe_load((path / "configs" / "inference.yaml").read_text(encoding="utf-8"))
-        return [config.get(key) for key in ("postprocessing", "evaluator", "initialize", "run", "dataset_images")]
-
-    return parts(folder) == parts(bundles_root() / "supervised")
-
-
-def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) -> None:
+def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) -> Any:
     """``python -m monai.bundle run`` with the bundle's own folder as ``bundle_root``.
 
     The ``logging.conf`` of your own bundle is applied. For a shipped bundle, log records go wherever the calling
@@ -186,10 +174,13 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
         configs: file names in ``configs/``, later ones override earlier ones.
         overrides: id -> value; ids are checked against the configs first.
 
+    Returns:
+        MONAI's ``ConfigParser``, whose objects are those that ran.
+
     Raises:
         DataError: for an id that no config knows.
     """
-    from monai.bundle import run
+    from monai.bundle import create_workflow
 
     if not is_shipped(bundle) and str(bundle) not in sys.path:
         sys.path.append(str(bundle))  # a method of your own may be next to its configs, see `monai-ssl new-method`
@@ -200,13 +191,16 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
     with warnings.catch_warnings():
         if is_shipped(bundle):  # MONAI warns of configs from strangers
             warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
-        run(
+        workflow = create_workflow(
             config_file=files,
             meta_file=str(bundle / "configs" / "metadata.json"),
             logging_file=log,
             bundle_root=literal(bundle),
             **overrides,
         )
+        workflow.run()
+        workflow.finalize()
+    return workflow.parser
 
 
 def read_json(path: Path) -> dict[str, Any]:

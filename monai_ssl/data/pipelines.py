@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from monai.transforms import (
-    AsDiscreted,
     Compose,
-    CopyItemsd,
     EnsureChannelFirstd,
     EnsureTyped,
-    Invertd,
     KeepLargestConnectedComponentd,
     NormalizeIntensityd,
     Orientation,
@@ -35,12 +36,15 @@ from monai.transforms import (
     Transform,
 )
 
+from monai_ssl.data.cases import image_files
 from monai_ssl.data.guard import CheckCase
 from monai_ssl.data.monai_io import AtomicNibabelWriter, LoadScand
 from monai_ssl.data.preset import Preset
+from monai_ssl.errors import DataError
 from monai_ssl.transforms import (
     CenterCropd,
     DispatchByDimensiond,
+    LabelsOnImageGridd,
     LiteraturePadd,
     NormalizeNonzerod,
     RandLiteratureCropd,
@@ -137,15 +141,7 @@ def postprocessing(
         probabilities: also keep, and with ``output_dir`` write, ``<name>_prob.nii.gz`` (float32, channel = class).
         data_root: folder whose layout is repeated below ``output_dir``, so that equal file names do not collide.
     """
-    if Path(data_root).is_file():  # one image: its folder, or the result would land next to output_dir
-        data_root = str(Path(data_root).parent)
-    steps: list[Transform] = [
-        EnsureTyped("pred", track_meta=True),  # Invertd leaves a plain tensor on the network's grid
-        Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False),
-    ]
-    if probabilities:
-        steps.append(CopyItemsd("pred", names=["prob"]))
-    steps += [AsDiscreted("pred", argmax=True), *cleaning(preset)]
+    steps: list[Transform] = [LabelsOnImageGridd(preprocessing, probabilities=probabilities), *cleaning(preset)]
     if output_dir is not None:
         steps.append(saver("pred", "seg", output_dir, data_root))
         if probabilities:
@@ -153,16 +149,17 @@ def postprocessing(
     return Compose(steps)
 
 
-def cleaning(preset: Preset) -> list[Transform]:
-    """What is done to a label map ``pred``."""
-    if not preset.largest_component:
-        return []
-    classes = list(range(1, preset.n_classes))
-    return [KeepLargestConnectedComponentd("pred", applied_labels=classes, independent=True)]
-
-
 def saver(key: str, postfix: str, output_dir: str, data_root: str = "") -> SaveImaged:
-    """Writes ``<name>_<postfix>.nii.gz``: uint8 for ``seg``, else float32."""
+    """Writes ``<name>_<postfix>.nii.gz``: uint8 for ``seg``, else float32.
+
+    Args:
+        key: what is written.
+        postfix: behind the image's name.
+        output_dir: folder.
+        data_root: folder whose layout is repeated below it; of one image: its folder.
+    """
+    if Path(data_root).is_file():  # one image: its folder, or the result would land beside output_dir
+        data_root = str(Path(data_root).parent)
     return SaveImaged(
         key,
         output_dir=output_dir,
@@ -174,6 +171,44 @@ def saver(key: str, postfix: str, output_dir: str, data_root: str = "") -> SaveI
         writer=AtomicNibabelWriter,
         print_log=False,
     )
+
+
+def saved_file(step: SaveImaged, entry: Mapping[str, Any]) -> Path:
+    """The file that a saver writes for a case.
+
+    Args:
+        step: any ``SaveImaged`` that names its files after the image.
+        entry: ``{"image": file or files}``.
+
+    Example:
+        >>> saved_file(saver("pred", "seg", "/out", "/scans"), {"image": "/scans/a/b.nii.gz"}).as_posix()
+        '/out/a/b_seg.nii.gz'
+    """
+    layout: Any = copy.copy(step.saver.folder_layout)
+    layout.makedirs = False
+    return Path(layout.filename(subject=image_files(entry)[0]))
+
+
+def plausible_flips(preset: Preset) -> list[tuple[int, ...]]:
+    """Every combination of axes along which the training mirrored its patches: the views of test-time augmentation.
+
+    Raises:
+        DataError: when there is none.
+
+    Example:
+        >>> from monai_ssl.data import load_preset
+        >>> plausible_flips(load_preset("phantom"))
+        [(0,), (1,), (0, 1)]
+    """
+    literature = preset.augmentation.policy == "literature"
+    axes = (0, 1) if literature else preset.augmentation.flip_axes
+    flips = [flip for n in range(1, len(axes) + 1) for flip in itertools.combinations(sorted(set(axes)), n)]
+    if not flips:
+        raise DataError(
+            f"tta: the preset {preset.name} allows no mirroring (augmentation.flip_axes is empty), so there is nothing "
+            "to average over; leave --tta away"
+        )
+    return flips
 
 
 def training_preprocessing(preset: Preset, label: bool = True) -> Compose:

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from monai_ssl.engines import WindowInferer
-from monai_ssl.engines.segment import Segmenter, entropy
+from monai_ssl.engines.segment import entropy
 from monai_ssl.errors import DataError
 from monai_ssl.methods import SemiSupervisedMethod
 
 
 @torch.no_grad()
 def disagreement(
-    method: SemiSupervisedMethod, image: Tensor, inferer: WindowInferer, device: torch.device | str = "cpu"
+    method: SemiSupervisedMethod,
+    image: Tensor,
+    inferer: WindowInferer,
+    device: torch.device | str = "cpu",
+    ask_method: bool = True,
 ) -> float:
     r"""Score of one scan; the higher, the more worth annotating.
 
@@ -33,6 +37,8 @@ def disagreement(
         image: ``(C_in, *spatial)``, preprocessed.
         inferer: stitches the windows of both opinions.
         device: where the method runs.
+        ask_method: False: entropy, although the method has a second opinion; for a method whose teacher or second
+            network has random weights.
 
     Returns:
         a number >= 0; at most 1 with a second opinion.
@@ -47,7 +53,7 @@ def disagreement(
     method = method.to(device).eval()
     first = inferer.sweep(image[None], method.network, device)
     patch = torch.zeros(1, len(image), *tuple(inferer.roi_size), device=device)  # type: ignore[arg-type]
-    if method.second_opinion(patch) is None:
+    if not ask_method or method.second_opinion(patch) is None:
         uncertain = foreground = 0.0
         for _, p in first:
             uncertain += float(entropy(p).sum(dtype=torch.float64))
@@ -84,25 +90,32 @@ class DisagreementScorer:
     def __init__(self, bundle: Path, checkpoint: Path | None = None, **overrides: Any) -> None:
         from monai.bundle import ConfigParser
 
-        from monai_ssl.weights import load, load_network
+        from monai_ssl.runs.predict import open_segmenter
+        from monai_ssl.weights import load
 
-        self.segmenter = Segmenter(bundle, overrides)
+        self.segmenter = open_segmenter(bundle, overrides)
+        if not isinstance(self.segmenter.inferer, WindowInferer):
+            raise DataError(
+                f"bundle: inferer of {bundle} must be a monai_ssl.engines.WindowInferer to compare two opinions, got "
+                f"{type(self.segmenter.inferer).__name__}"
+            )
+        self.inferer = self.segmenter.inferer
         parser = ConfigParser()
         parser.read_config(str(bundle / "configs" / "train.yaml"))
         parser.update({"bundle_root": str(bundle), **overrides})
         self.method: SemiSupervisedMethod = parser.get_parsed_content("method")
         if checkpoint is not None and checkpoint.is_file():
+            self.ask_method = True
             try:
                 self.method.load_state_dict(load(checkpoint)["method"])
             except (RuntimeError, KeyError, TypeError) as error:
                 text = " ".join(str(error).split())[:200]
                 raise DataError(f"{checkpoint}: does not fit the method ({text})") from None
         else:
-            load_network(self.method.network, self.segmenter.ckpt)
-            if {key.split(".")[0] for key in self.method.state_dict()} - {"network", "_extra_state"}:
-                self.method.second_opinion = lambda image: None  # type: ignore[method-assign]
+            self.method.network.load_state_dict(self.segmenter.network.state_dict())
+            self.ask_method = not self.method.second_opinion_needs_state
 
     def __call__(self, image: str | Path) -> float:
         """Score of one image file."""
         prepared: Tensor = self.segmenter.prepare(str(image))["image"].as_tensor()
-        return disagreement(self.method, prepared, self.segmenter.inferer, self.segmenter.device)
+        return disagreement(self.method, prepared, self.inferer, self.segmenter.device, self.ask_method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -101,23 +102,20 @@ def predict(
             folder, settings = source, _package_settings(source, ckpt, overrides)
         if dicom is not None:
             return _predict_dicom(folder, settings, dicom, target, tta, measurements, uncertainty, overwrite)
-        entries, root = images_and_root(Path(str(images)).expanduser(), target, overrides)
+        place = Path(os.path.abspath(Path(str(images)).expanduser()))  # a link keeps its own name
+        _check_images(place, target, overrides)
+        asked = {"probabilities": probabilities, "uncertainty": uncertainty, "tta": tta, "jobs": jobs,
+                 "memory_gb": memory_gb, "overwrite": overwrite}  # fmt: skip
+        defaults = inspect.signature(predict).parameters
+        # a config of your own may lack an id: that matters where it is asked for
+        settings |= {key: value for key, value in asked.items() if value != defaults[key].default}
 
-        from monai_ssl.engines.segment import Segmenter
-        from monai_ssl.runs.predict import predict_folder
+        from monai_ssl.runs.predict import segment_folder
 
-        settings |= {"dataset_dir": literal(root)}
-        if not library.standard_inference(folder):
-            if tta or uncertainty:
-                raise DataError("predict: --tta and --uncertainty need the inference.yaml of a shipped bundle")
-            settings |= {"output_dir": literal(target), "probabilities": probabilities}
-            library.run_bundle(folder, ["inference.yaml"], settings)
-            return Predictions(target, len(entries))
-        segmenter = Segmenter(folder, settings, tta)
-        done, reused = predict_folder(
-            segmenter, entries, target, root, probabilities, uncertainty, jobs, memory_gb, overwrite
+        written, reused = segment_folder(
+            folder, settings | {"dataset_dir": literal(place), "output_dir": literal(target)}
         )
-    return Predictions(target, done, reused)
+    return Predictions(target, written, reused)
 
 
 def _predict_dicom(
@@ -132,9 +130,9 @@ def _predict_dicom(
 ) -> Predictions:
     from monai_ssl.bundle.library import read_json
     from monai_ssl.deploy.dicom import predict_series
-    from monai_ssl.engines.segment import Segmenter
+    from monai_ssl.runs.predict import open_segmenter
 
-    segmenter = Segmenter(folder, settings, tta)
+    segmenter = open_segmenter(folder, settings | ({"tta": True} if tta else {}))
     meta = read_json(folder / "configs" / "metadata.json")
     name, version = str(meta.get("name", folder.name)), str(meta.get("version", "0"))
     files = predict_series(segmenter, str(dicom), target, name, version, measurements, uncertainty, overwrite)
@@ -155,25 +153,17 @@ def _package_settings(folder: Path, ckpt: str | Path | None, overrides: Mapping[
     return {**overrides, "ckpt": literal(path)}
 
 
-def images_and_root(
-    source: Path, target: Path, overrides: Mapping[str, Any]
-) -> tuple[list[dict[str, Any]], Path]:  # fmt: skip
-    """The images to segment, and the folder whose layout the results repeat.
-
-    Raises:
-        DataError: when there is none, or the results would be among the images.
+def _check_images(source: Path, target: Path, overrides: Mapping[str, Any]) -> None:
     """
-    from monai_ssl.data.cases import image_files
+    Raises:
+        DataError: when there is no image, or the results would be among the images.
+    """
     from monai_ssl.data.images import images_to_segment
 
     if not source.exists():
         raise DataError(f"images: {source} does not exist; check the path")
-    source = source.resolve()
-    entries = images_to_segment(source, overrides.get("datalist"), overrides.get("section", "testing"))
-    if not entries:
+    if not images_to_segment(source, overrides.get("datalist"), overrides.get("section", "testing")):
         raise DataError(f"images: no image below {source}; give a folder with NIfTI files (or one file)")
-    root = source if source.is_dir() else source.parent
-    if target == root:
+    folder = source.resolve() if source.is_dir() else source.parent.resolve()
+    if target == folder:
         raise DataError(f"output: must not be the folder of the images, {target}: results would be read as images")
-    folders = (os.path.dirname(os.path.abspath(file)) for entry in entries for file in image_files(entry))
-    return entries, Path(os.path.commonpath([root, *folders]))

@@ -5,11 +5,14 @@ from monai_ssl.errors import TrainingDivergedError
 from .inferer import WindowInferer
 from .precision import autocast, autocast_dtype, channels_last, cpu_has_bfloat16
 from .schedules import lr_schedule
+from .segment import Segmentation, VolumeSegmenter
 from .trainer import SemiSupervisedTrainer
 
 __all__ = [
+    "Segmentation",
     "SemiSupervisedTrainer",
     "TrainingDivergedError",
+    "VolumeSegmenter",
     "WindowInferer",
     "autocast",
     "autocast_dtype",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -69,9 +70,29 @@ class WindowInferer(SlidingWindowInferer):
         super().__init__(roi_size=tuple(roi_size), sw_batch_size=sw_batch_size, overlap=overlaps, mode=mode, **kwargs)
         self.amp = amp
         self.window_dims = len(roi_size)
-        if any(not 0 <= axis < len(roi_size) for flip in flips for axis in flip):
-            raise ValueError(f"flips must name spatial axes 0 to {len(roi_size) - 1}, got {flips}")
-        self.flips = [tuple(axis + 2 for axis in flip) for flip in flips]
+        self.flips = self._checked(flips)
+
+    def _checked(self, flips: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+        if any(not 0 <= axis < self.window_dims for flip in flips for axis in flip):
+            raise ValueError(f"flips must name spatial axes 0 to {self.window_dims - 1}, got {flips}")
+        return tuple(tuple(flip) for flip in flips)
+
+    def with_flips(self, flips: Sequence[Sequence[int]]) -> WindowInferer:
+        """The same inferer with other mirrored views.
+
+        Args:
+            flips: as in the constructor.
+
+        Raises:
+            ValueError: when they name an axis that does not exist.
+
+        Example:
+            >>> WindowInferer((16, 16)).with_flips([[0], [0, 1]]).flips
+            ((0,), (0, 1))
+        """
+        other = copy.copy(self)
+        other.flips = self._checked(flips)
+        return other
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         predict = self._probabilities(network, inputs.device)
@@ -173,7 +194,9 @@ class WindowInferer(SlidingWindowInferer):
 
         def probabilities(window: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             views = [once(window, *args, **kwargs)]
-            views += [once(window.flip(axes), *args, **kwargs).flip(axes) for axes in self.flips]
+            for flip in self.flips:
+                axes = [axis + 2 for axis in flip]  # behind batch and channel
+                views.append(once(window.flip(axes), *args, **kwargs).flip(axes))
             return views[0] if len(views) == 1 else torch.stack(views).mean(0)
 
         return probabilities

@@ -1,29 +1,36 @@
-"""Segmenting with a trained bundle: one image, or a folder with many, in bounded memory."""
+"""The inference engine: one image or a folder, slab by slab, in bounded memory."""
 
 from __future__ import annotations
 
 import hashlib
-import itertools
+import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd, LoadImaged
-from torch import Tensor
+from monai.engines import Evaluator
+from monai.inferers import Inferer
+from monai.transforms import Compose, LoadImaged, MapTransform, SaveImaged, Transform
+from torch import Tensor, nn
 
 import monai_ssl
-from monai_ssl.data import Preset, dump_preset
-from monai_ssl.data.pipelines import cleaning, postprocessing
-from monai_ssl.engines import WindowInferer
+from monai_ssl.data.cases import image_files
+from monai_ssl.data.pipelines import saved_file, saver
+from monai_ssl.data.preset import Preset, dump_preset
+from monai_ssl.engines.pipeline import Outcome, Pipeline
 from monai_ssl.errors import DataError
-from monai_ssl.weights import load_network
+from monai_ssl.files import write_text
+from monai_ssl.transforms import LabelsOnImageGridd, on_image_grid
 
-logger = logging.getLogger(__name__)
+RECORD = "predict.json"
+# float32 copies of a volume that loading, normalizing and inverting hold at one time
+COPIES = 6
 
 
 @dataclass
@@ -42,138 +49,289 @@ class Segmentation:
     uncertainty: MetaTensor | None = None
 
 
-class Segmenter:
-    """A trained bundle, ready to segment one image after the other.
+class VolumeSegmenter(Evaluator):
+    """Preprocessing, network, inferer and postprocessing of a bundle, applied to one image or to many.
 
-    Preset, network, preprocessing and inferer are the objects of the bundle's ``configs/inference.yaml``, so the result
-    is that of ``monai.bundle run``. The volume of class probabilities is not held as a whole, unless it is asked for or
-    must be resampled: windows are stitched slab by slab, and each slab becomes labels at once.
+    It stands where a MONAI bundle has its ``evaluator``. :meth:`run` passes ``cases`` through reading, inference and
+    postprocessing, which writes the files; threads read and write beside the network, as many cases are under way as
+    fit into ``memory_gb``, and started again it goes on with what is missing. Handlers see every finished case in
+    ``engine.state.output``, a list of one item (empty for a case that could not be read). Calling the segmenter
+    segments one image and writes nothing.
+
+    The parts may be any; two of them make it lean. A :class:`~monai_ssl.engines.WindowInferer` stitches slab by slab,
+    and a postprocessing that begins with :class:`~monai_ssl.transforms.LabelsOnImageGridd` turns each slab into labels
+    at once: then the volume of class probabilities exists only where it is asked for or must be resampled.
 
     Args:
-        bundle: folder of the bundle.
-        overrides: ids of ``configs/inference.yaml`` -> values; ``ckpt`` names the weights, default ``models/model.pt``.
-        tta: average over the mirrored views that the preset's augmentation holds plausible.
+        device: where the network runs.
+        network: image ``(B, C, *spatial)`` -> logits ``(B, n_classes, *spatial)``.
+        preprocessing: file -> prepared image under ``image``.
+        inferer: whole volumes -> class probabilities, or logits.
+        postprocessing: its result under ``pred`` -> what is written.
+        cases: ``{"image": file or files, ...}``, for :meth:`run`.
+        flips: test-time augmentation: every window is also shown mirrored along these groups of spatial axes, see
+            :func:`monai_ssl.data.plausible_flips`.
+        uncertainty: also write ``<name>_uncertainty.nii.gz``: 0 certain, 1 a guess.
+        output_dir: gets ``predict.json``, which says what made its files; None: no record.
+        data_root: folder whose layout is repeated below ``output_dir``.
+        jobs: threads, >= 1.
+        memory_gb: for cases under way.
+        overwrite: segment again what is there already.
+        keep_going: a case that cannot be read does not stop the others; the error comes at the end and names them all.
+        preset: the data set, for those who name classes (DICOM) and for the record.
+        val_handlers, key_val_metric, **kwargs: of :class:`monai.engines.Evaluator`.
 
-    Raises:
-        DataError: when weights are missing or do not fit, or ``tta`` is asked of a preset that allows no flips.
+    Attributes:
+        written, found: after :meth:`run`: cases segmented now, and cases that were finished before.
+
+    Example:
+        >>> from monai.transforms import Compose, EnsureTyped
+        >>> from monai_ssl.engines import WindowInferer
+        >>> preprocessing = Compose([EnsureTyped("image")])
+        >>> segmenter = VolumeSegmenter("cpu", nn.Conv2d(1, 3, 1), preprocessing, WindowInferer((8, 8), amp="off"),
+        ...                             Compose([LabelsOnImageGridd(preprocessing)]))
+        >>> segmenter(MetaTensor(torch.rand(1, 20, 30)), uncertainty=True).uncertainty.shape
+        torch.Size([1, 20, 30])
     """
 
-    def __init__(self, bundle: Path, overrides: Mapping[str, Any] | None = None, tta: bool = False) -> None:
-        from monai.bundle import ConfigParser
+    def __init__(
+        self,
+        device: torch.device | str,
+        network: nn.Module,
+        preprocessing: Compose,
+        inferer: Inferer,
+        postprocessing: Compose,
+        cases: Sequence[Mapping[str, Any]] = (),
+        flips: Sequence[Sequence[int]] = (),
+        uncertainty: bool = False,
+        output_dir: str | Path | None = None,
+        data_root: str = "",
+        jobs: int = 2,
+        memory_gb: float = 8.0,
+        overwrite: bool = False,
+        keep_going: bool = True,
+        preset: Preset | None = None,
+        val_handlers: Sequence[Any] | None = None,
+        key_val_metric: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            device, (), val_handlers=val_handlers, key_val_metric=key_val_metric, decollate=False, **kwargs
+        )
+        self.logger.setLevel(logging.CRITICAL)  # what stops a run reaches the caller as an exception
+        self.device, self.network, self.inferer = torch.device(device), network, inferer
+        if flips and hasattr(inferer, "with_flips"):
+            self.inferer = inferer.with_flips(flips)
+        elif flips:
+            self.network = _Mirrored(network, flips)
+        self.flips = [tuple(flip) for flip in flips]
+        self.preprocessing, self.postprocessing = preprocessing, postprocessing
+        self.cases, self.uncertainty, self.preset = list(cases), uncertainty, preset
+        self.output_dir, self.data_root = output_dir, data_root
+        self.jobs, self.memory_gb, self.overwrite, self.keep_going = jobs, memory_gb, overwrite, keep_going
+        self.written = self.found = 0
 
-        parser = ConfigParser()
-        parser.read_config(str(bundle / "configs" / "inference.yaml"))
-        parser.update({"bundle_root": str(bundle), **(overrides or {})})
-        self.parser = parser
-        self.preset: Preset = parser.get_parsed_content("preset")
-        self.device = torch.device(parser.get_parsed_content("device"))
-        self.preprocessing: Compose = parser.get_parsed_content("preprocessing")
-        self.inferer: WindowInferer = parser.get_parsed_content("inferer")
-        self.ckpt = Path(parser.get_parsed_content("ckpt"))
-        self.tta = tta
-        if tta:
-            self.inferer.flips = [tuple(axis + 2 for axis in flip) for flip in plausible_flips(self.preset)]
-        self.network = load_network(parser.get_parsed_content("network"), self.ckpt).eval()
+    # ------------------------------------------------------------------------------------------------- one image
 
-    def prepare(self, image: Any) -> dict[str, Any]:
-        """Preprocess one image.
+    def __call__(self, image: Any, probabilities: bool | None = None, uncertainty: bool | None = None) -> Segmentation:
+        """Segment one image; nothing is written.
 
         Args:
-            image: a file, one file per channel, or a volume ``(*spatial)`` in memory with affine.
+            image: a file, one file per channel, or a volume in memory with affine: ``MetaTensor``, without the channel
+                axis that files lack.
+            probabilities, uncertainty: also give these maps; None: as the postprocessing and the segmenter are set.
+        """
+        steps = [step for step in self.postprocessing.transforms if not isinstance(step, SaveImaged)]
+        if probabilities is not None and steps and isinstance(steps[0], LabelsOnImageGridd):
+            steps[0] = steps[0].with_probabilities(probabilities)
+        uncertain = self.uncertainty if uncertainty is None else uncertainty
+        item = self._postprocess(self.infer(self.prepare(image), steps, uncertain), steps)
+        return Segmentation(item["pred"], item.get("prob"), item.get("uncertainty"))
+
+    def prepare(self, image: Any) -> dict[str, Any]:
+        """Preprocess one image, or one case with whatever else belongs to it.
+
+        Args:
+            image: a file, one file per channel, a volume in memory with affine, or an entry ``{"image": ...}``.
 
         Raises:
             DataError: when the image cannot be read or does not fit the preset.
         """
+        entry = dict(image) if isinstance(image, Mapping) else {"image": image}
         steps = list(self.preprocessing.transforms)
-        if isinstance(image, MetaTensor):
+        if isinstance(entry["image"], MetaTensor):
             steps = [step for step in steps if not isinstance(step, LoadImaged)]
         try:
-            return dict(Compose(steps)({"image": image}))  # type: ignore[arg-type]
+            return dict(Compose(steps)(entry))  # type: ignore[arg-type]
         except Exception as error:
-            raise _reading_error(error, image) from error
+            raise _reading_error(error, entry["image"]) from error
 
     @torch.no_grad()
-    def infer(self, item: dict[str, Any], probabilities: bool = False, uncertainty: bool = False) -> dict[str, Any]:
-        """Pass a prepared image through the network; :meth:`finish` brings the result to the image's grid.
+    def infer(
+        self, item: Mapping[str, Any], steps: Sequence[Any] | None = None, uncertainty: bool | None = None
+    ) -> dict[str, Any]:
+        """Pass a prepared image through the network.
+
+        Args:
+            item: what :meth:`prepare` returned, or any item with a prepared ``image``.
+            steps: the postprocessing that follows; default: the segmenter's.
+            uncertainty: default: the segmenter's.
 
         Returns:
-            ``image``: an empty tensor that still knows its transforms, and on the network's grid ``pred``: labels, or
-            ``prob``: class probabilities, where they are asked for or must be resampled; and ``uncertainty``.
+            the item with ``pred`` and, where asked for, ``uncertainty`` on the network's grid. The image's voxels are
+            given up where no later step reads them; it still knows what was done to it.
         """
+        steps = self.postprocessing.transforms if steps is None else steps
+        first = steps[0] if steps else None
         image: MetaTensor = item["image"]
-        slabs = self.inferer.sweep(image.as_tensor()[None], self.network, self.device)
-        whole = probabilities or self.preset.spacing is not None or self.preset.resize is not None
-        shape = tuple(image.shape[1:])
-        result: dict[str, Any] = {}
-        for first, slab in slabs:
-            rows = slice(first, first + slab.shape[1])
-            if whole:
-                result.setdefault("prob", torch.empty(len(slab), *shape))[:, rows] = slab
-            else:
-                result.setdefault("pred", torch.empty(1, *shape, dtype=torch.uint8))[0, rows] = slab.argmax(0).byte()
-            if uncertainty:
-                result.setdefault("uncertainty", torch.empty(1, *shape))[0, rows] = entropy(slab)
-        # the voxels are not needed any more
-        result["image"] = MetaTensor(torch.zeros(1), meta=image.meta, applied_operations=image.applied_operations)
+        self.network.eval()
+        slabs = self._slabs(image)
+        maps: list[tuple[int, Tensor]] = []
+        if self.uncertainty if uncertainty is None else uncertainty:
+            slabs = _noting(slabs, lambda at, slab: maps.append((at, entropy(slab)[None].cpu())))
+        result = dict(item)
+        if isinstance(first, LabelsOnImageGridd):
+            result["pred"] = first.gather(slabs, image)
+        else:  # a postprocessing of your own gets what MONAI's evaluators give it
+            result["pred"] = MetaTensor(_whole(slabs, tuple(image.shape[1:])), meta=image.meta)
+        if maps:
+            result["uncertainty"] = _whole(maps, tuple(image.shape[1:]))
+        if not any(_reads_voxels(step) for step in steps):
+            result["image"] = MetaTensor(torch.zeros(1), meta=image.meta, applied_operations=image.applied_operations)
         return result
 
-    def finish(self, result: dict[str, Any], probabilities: bool = False) -> Segmentation:
-        """Bring what :meth:`infer` returned to the grid of the file that was read."""
-        if probabilities:
-            item = {"image": result["image"], "pred": result["prob"]}
-            done = postprocessing(self.preset, self.preprocessing, None, True)(item)
-            labels, found = done["pred"], done["prob"]
+    def _slabs(self, image: MetaTensor) -> Iterator[tuple[int, Tensor]]:
+        """Class probabilities along the first spatial axis; in one piece from an inferer that knows no slabs."""
+        batch = image.as_tensor()[None]
+        if hasattr(self.inferer, "sweep"):
+            yield from self.inferer.sweep(batch, self.network, self.device)
         else:
-            labels, found = self._labels(result), None
-        certain = self._invert(result, result["uncertainty"]).clamp(0, 1) if "uncertainty" in result else None
-        return Segmentation(labels, found, certain)  # type: ignore[arg-type]
+            output = self.inferer(batch.to(self.device), self.network)
+            yield 0, _as_probabilities(torch.as_tensor(output)[0].as_subclass(Tensor).float().cpu())
 
-    def _labels(self, result: dict[str, Any]) -> MetaTensor:
-        if "pred" in result:
-            labels = self._invert(result, result["pred"], nearest=True)
-        else:  # the class with the highest probability AFTER resampling, one class at a time
-            best = labels = self._invert(result, result["prob"][:1])
-            labels = MetaTensor(torch.zeros(best.shape, dtype=torch.uint8), meta=best.meta)
-            for index in range(1, self.preset.n_classes):
-                other = self._invert(result, result["prob"][index : index + 1])
-                higher = other > best
-                labels[higher] = index
-                best = torch.where(higher, other, best)  # type: ignore[assignment]
-        for step in cleaning(self.preset):
-            labels = step({"pred": labels})["pred"]
-        return labels
+    def _postprocess(self, item: dict[str, Any], steps: Sequence[Any]) -> dict[str, Any]:
+        if "uncertainty" in item:
+            values = on_image_grid(item["uncertainty"], item["image"], self.preprocessing)
+            item["uncertainty"] = values.clamp(0, 1)  # interpolation may leave the range by a rounding error
+        return dict(Compose(list(steps))(item))  # type: ignore[arg-type]
 
-    def _invert(self, result: dict[str, Any], values: Tensor, nearest: bool = False) -> MetaTensor:
-        item: dict[Any, Any] = {"image": result["image"], "pred": MetaTensor(values)}
-        return Invertd("pred", self.preprocessing, orig_keys="image", nearest_interp=nearest)(item)["pred"]
+    # ---------------------------------------------------------------------------------------------------- a folder
 
-    def __call__(self, image: Any, probabilities: bool = False, uncertainty: bool = False) -> Segmentation:
-        """Segment one image: file, files per channel, or volume in memory."""
-        return self.finish(self.infer(self.prepare(image), probabilities, uncertainty), probabilities)
+    def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
+        """Segment ``cases``; started again, it goes on with those that are missing.
+
+        Raises:
+            DataError: when ``output_dir`` holds results of another model, when two cases would be written to one file;
+                and at the end, when cases could not be read (the others are written).
+        """
+        steps = list(self.postprocessing.transforms)
+        if self.uncertainty and self.output_dir is not None:
+            steps.append(saver("uncertainty", "uncertainty", str(self.output_dir), self.data_root))
+        savers = [step for step in steps if isinstance(step, SaveImaged)]
+        cases = self._without_results(self.cases, savers)
+        files = [[saved_file(step, case) for step in savers] for case in cases]
+        _check_collisions(cases, files)
+        done = [bool(names) and not self.overwrite and all(name.is_file() for name in names) for names in files]
+        waiting = [case for case, there in zip(cases, done, strict=True) if not there]
+        pipeline = Pipeline(
+            read=self.prepare,
+            infer=lambda item: self.infer(item, steps),
+            finish=lambda item: self._postprocess(item, steps),
+            memory_of=self._memory,
+            jobs=self.jobs,
+            memory=self.memory_gb * 1e9,
+        )
+        if self.output_dir is not None:
+            self._check_record(Path(self.output_dir))
+        self.written, self.found = 0, sum(done)
+        self._problems: list[DataError] = []
+        outcomes = pipeline(waiting)
+        self.data_loader, self.state.epoch_length = outcomes, len(waiting)  # type: ignore[assignment]
+        try:
+            if waiting:
+                super().run(global_epoch)
+        finally:
+            outcomes.close()  # type: ignore[attr-defined]
+        if self._problems:
+            shown = "; ".join(map(str, self._problems[:5]))
+            more = f"; and {len(self._problems) - 5} more" if len(self._problems) > 5 else ""
+            raise DataError(f"{len(self._problems)} of {len(cases)} images could not be segmented: {shown}{more}")
+
+    def _iteration(self, engine: Any, outcome: Outcome) -> list[dict[str, Any]]:  # type: ignore[override]
+        if outcome.problem is not None:
+            if not self.keep_going:
+                raise outcome.problem
+            self._problems.append(outcome.problem)
+            return []
+        self.written += 1
+        return [{"label": None, **outcome.result}]
+
+    def _without_results(
+        self, cases: Sequence[Mapping[str, Any]], savers: Sequence[SaveImaged]
+    ) -> list[Mapping[str, Any]]:
+        """The cases that are not results of other cases: a folder of results may lie below that of the images."""
+        if self.output_dir is not None:
+            maps = ("seg", "prob", "uncertainty")
+            savers = [*savers, *(saver("pred", name, str(self.output_dir), self.data_root) for name in maps)]
+        results = {str(saved_file(step, case)) for case in cases for step in savers}
+        return [case for case in cases if not results & set(image_files(case))]
+
+    def _memory(self, entry: Mapping[str, Any]) -> float:
+        """Estimate of the bytes that a case needs; 0 where the header does not tell."""
+        import nibabel as nib
+
+        try:
+            images: list[Any] = [nib.load(file) for file in image_files(entry)]
+        except Exception:  # not NIfTI, or broken: reading it says what is wrong
+            return 0.0
+        voxels = [math.prod(image.shape) for image in images]
+        first = next(iter(self.postprocessing.transforms), None)
+        lean = isinstance(first, LabelsOnImageGridd) and not first.probabilities
+        maps = 0  # volumes of class probabilities, before and after they are brought to the image's grid
+        if self.preset is not None and (not lean or self.preset.spacing is not None or self.preset.resize is not None):
+            maps = self.preset.n_classes * (1 if lean else 2)
+        return 4.0 * (COPIES * sum(voxels) + maps * voxels[0])
+
+    def _check_record(self, folder: Path) -> None:
+        path, identity = folder / RECORD, self.fingerprint()
+        if path.is_file() and not self.overwrite:
+            try:
+                former = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError:
+                former = None
+            if former != identity:
+                raise DataError(
+                    f"output: {folder} holds segmentations of another model or other settings; give a new folder, or "
+                    "--overwrite True to replace them"
+                )
+        write_text(path, json.dumps(identity, indent=2) + "\n")
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides about the result, to tell results of one model from those of another."""
-        digest = hashlib.sha256(self.ckpt.read_bytes()).hexdigest()
-        preset = hashlib.sha256(dump_preset(self.preset).encode()).hexdigest()
-        return {"weights_sha256": digest, "preset_sha256": preset, "amp": str(self.inferer.amp),
-                "test_time_augmentation": self.tta, "monai_ssl": monai_ssl.__version__}  # fmt: skip
+        digest = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        steps = [step for step in self.postprocessing.transforms if not isinstance(step, SaveImaged)]
+        settings = json.dumps([_described(part) for part in (self.preprocessing, self.inferer, steps)])
+        return {
+            "weights_sha256": digest.hexdigest(),
+            "settings_sha256": hashlib.sha256(settings.encode()).hexdigest(),
+            "test_time_augmentation": [list(flip) for flip in self.flips],
+            "monai_ssl": monai_ssl.__version__,
+        }
 
 
-def plausible_flips(preset: Preset) -> list[tuple[int, ...]]:
-    """Every combination of axes along which the training mirrored its patches.
+class _Mirrored(nn.Module):
+    """Test-time augmentation for an inferer that does not know it: mean probabilities of mirrored views, as logits."""
 
-    Raises:
-        DataError: when there is none.
-    """
-    literature = preset.augmentation.policy == "literature"
-    axes = (0, 1) if literature else preset.augmentation.flip_axes
-    flips = [flip for n in range(1, len(axes) + 1) for flip in itertools.combinations(sorted(set(axes)), n)]
-    if not flips:
-        raise DataError(
-            f"tta: the preset {preset.name} allows no mirroring (augmentation.flip_axes is empty), so there is nothing "
-            "to average over; leave --tta away"
-        )
-    return flips
+    def __init__(self, network: nn.Module, flips: Sequence[Sequence[int]]) -> None:
+        super().__init__()
+        self.network, self.axes = network, [(), *(tuple(axis + 2 for axis in flip) for flip in flips)]
+
+    def forward(self, image: Tensor) -> Tensor:
+        views = [self.network(image.flip(axes)).float().softmax(1).flip(axes) for axes in self.axes]
+        return torch.stack(views).mean(0).clamp_min(1e-12).log()
 
 
 def entropy(probabilities: Tensor) -> Tensor:
@@ -192,6 +350,66 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(0) / math.log(len(probabilities))
 
 
+def _noting(slabs: Iterable[tuple[int, Tensor]], note: Callable[[int, Tensor], None]) -> Iterator[tuple[int, Tensor]]:
+    for first, slab in slabs:
+        note(first, slab)
+        yield first, slab
+
+
+def _whole(slabs: Iterable[tuple[int, Tensor]], shape: tuple[int, ...]) -> Tensor:
+    volume: Tensor | None = None
+    for first, slab in slabs:
+        if volume is None:
+            volume = torch.empty(len(slab), *shape)
+        volume[:, first : first + slab.shape[1]] = slab
+    assert volume is not None
+    return volume
+
+
+def _as_probabilities(output: Tensor) -> Tensor:
+    """Logits become class probabilities; what sums to one everywhere is left as it is."""
+    if output.min() >= 0 and (output.sum(0) - 1).abs().max() < 1e-3:
+        return output
+    return output.softmax(0)
+
+
+def _reads_voxels(step: Any) -> bool:
+    """Whether a step of the postprocessing may look at the image itself."""
+    return not isinstance(step, MapTransform) or "image" in step.keys
+
+
+def _check_collisions(cases: Sequence[Mapping[str, Any]], files: Sequence[Sequence[Path]]) -> None:
+    owners: dict[Path, str] = {}
+    for case, names in zip(cases, files, strict=True):
+        image = image_files(case)[0]
+        for name in names:
+            if name in owners:
+                raise DataError(
+                    f"images: {owners[name]} and {image} would both be written to {name}; rename one, or segment them "
+                    "into two folders"
+                )
+            owners[name] = image
+
+
+def _described(part: Any) -> Any:
+    """Plain data that says how transforms and inferers are set, the same in every process."""
+    if isinstance(part, (str, int, float, bool)) or part is None:
+        return part
+    if isinstance(part, Preset):
+        return dump_preset(part)
+    if isinstance(part, (list, tuple)):
+        return [_described(entry) for entry in part]
+    if isinstance(part, Mapping):
+        return [[str(key), _described(value)] for key, value in part.items()]
+    name = getattr(part, "__qualname__", type(part).__qualname__)
+    if isinstance(part, (Transform, Inferer)):
+        settings = {key: value for key, value in sorted(vars(part).items()) if not key.startswith("_") and key != "R"}
+        return [name, _described(settings)]
+    if isinstance(part, (Tensor, np.ndarray, np.generic)):
+        return [name, part.tolist()]
+    return name
+
+
 def _reading_error(error: Exception, image: Any) -> DataError:
     """One line for whatever a reader raised, naming the file."""
     link: BaseException | None = error
@@ -206,6 +424,3 @@ def _reading_error(error: Exception, image: Any) -> DataError:
     name = "image" if isinstance(file, MetaTensor) else Path(str(file)).name
     text = " ".join(str(cause).split())[:200] or type(cause).__name__
     return DataError(f"{name}: cannot be read or prepared ({text})")
-
-
-# ------------------------------------------------------------------------------------------------------------ a folder

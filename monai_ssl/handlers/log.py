@@ -200,20 +200,20 @@ class CaseProgress(Progress):
     """The same for an evaluator that goes through cases.
 
     Args:
-        total: number of cases.
+        total: number of cases; None: as many as the engine has before it.
         description: in front of the bar.
         seconds: between two lines where stderr is no terminal.
     """
 
     unit = short_unit = "case"
 
-    def __init__(self, total: int, description: str = "cases", seconds: float = 30.0) -> None:
+    def __init__(self, total: int | None = None, description: str = "cases", seconds: float = 30.0) -> None:
         super().__init__(seconds, description)
         self.total = total
         self._said = time.monotonic()  # a short evaluation says one line, at its end
 
     def total_of(self, engine: Any) -> int:
-        return self.total
+        return self.total or int(engine.state.epoch_length)
 
     def text_of(self, engine: Any) -> str:
         return ""

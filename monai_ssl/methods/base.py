@@ -71,6 +71,8 @@ class SemiSupervisedMethod(nn.Module, ABC):
         honors_ignore_label: True promises that voxels labeled :data:`monai_ssl.losses.IGNORE_LABEL` change no
             supervised term and no gradient, which all losses of :mod:`monai_ssl.losses` keep. Otherwise the trainer
             refuses a batch with such voxels instead of training on a class 255.
+        second_opinion_needs_state: whether :meth:`second_opinion` asks more than ``network`` (a teacher, a second
+            network), so that it is worth nothing where only the deployed weights are at hand.
 
     Raises:
         ValueError: when ``unsupervised_weight`` is negative.
@@ -89,6 +91,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
     uses_unlabeled: ClassVar[bool] = True
     strong_view: bool = False
     honors_ignore_label: bool = False
+    second_opinion_needs_state: ClassVar[bool] = False
 
     def __init__(self, network: nn.Module, unsupervised_weight: float = 1.0) -> None:
         super().__init__()

@@ -114,6 +114,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
     """
 
     honors_ignore_label = True
+    second_opinion_needs_state = True
 
     def __init__(
         self,

@@ -111,6 +111,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
     """
 
     honors_ignore_label = True
+    second_opinion_needs_state = True
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """Transforms that MONAI lacks."""
 
 from .center_crop import CenterCropd, center_window
+from .image_grid import LabelsOnImageGridd, on_image_grid
 from .intensity import NormalizeNonzerod
 from .literature import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd, rotate_flip
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd, signed_distance_map
@@ -9,6 +10,7 @@ from .slices import DispatchByDimensiond, RandSliceRotateFlipd, RandSliceSelectd
 __all__ = [
     "CenterCropd",
     "DispatchByDimensiond",
+    "LabelsOnImageGridd",
     "LiteraturePadd",
     "NormalizeNonzerod",
     "RandLiteratureCropd",
@@ -18,6 +20,7 @@ __all__ = [
     "SignedDistanceMap",
     "SignedDistanceMapd",
     "center_window",
+    "on_image_grid",
     "rotate_flip",
     "signed_distance_map",
 ]

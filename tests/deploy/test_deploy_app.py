@@ -9,7 +9,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from clinic import run, write_series
+from clinic import write_series
+from commands import run
 
 pytest.importorskip("monai.deploy.core")
 

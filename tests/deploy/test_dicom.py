@@ -8,10 +8,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from clinic import fails, run, write_series
+from clinic import write_series
+from commands import fails, run
 
 from monai_ssl.data import load_preset
-from monai_ssl.engines.segment import Segmenter
+from monai_ssl.runs.predict import open_segmenter
 
 pydicom = pytest.importorskip("pydicom")
 highdicom = pytest.importorskip("highdicom")
@@ -93,7 +94,7 @@ class TestSegmentation:
 
     def test_flipped_series_gives_the_mask_of_the_scan_it_was_made_of(self, segmented, packaged, scans):
         """The series' axes run against those of the training files; in patient space the masks agree."""
-        mask = Segmenter(packaged, {"device": "cpu"})(scans / "images" / "testing_0000.nii.gz").labels[0].numpy()
+        mask = open_segmenter(packaged, {"device": "cpu"})(scans / "images" / "testing_0000.nii.gz").labels[0].numpy()
         ours = np.asarray(nib.load(segmented / dicom.NIFTI).dataobj)[::-1, ::-1]
         assert (mask != ours).mean() < 0.01  # gray values were rounded to integers
         assert (mask != ours[::-1, ::-1]).mean() > 0.05

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from clinic import fails, run
+from commands import fails, run
 from torch import nn
 
 from monai_ssl.data import load_preset

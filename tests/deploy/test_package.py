@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from clinic import TINY, fails, run
+from commands import TINY, fails, run
 
 from monai_ssl.bundle.library import available_bundles, bundles_root, opened
 from monai_ssl.data import load_preset

@@ -328,6 +328,17 @@ class MethodTester:
         from_the_loader = other(labeled | added, unlabeled)
         assert {k: v.item() for k, v in here.items()} == {k: v.item() for k, v in from_the_loader.items()}
 
+    def test_second_opinion_needs_the_state_that_it_says(self):
+        method, image = self.build().eval(), batches()[1]["image"]
+        with torch.no_grad():
+            before = method.second_opinion(image)
+            for name, parameter in method.named_parameters():
+                if not name.startswith("network."):
+                    parameter.add_(torch.randn_like(parameter))
+            after = method.second_opinion(image)
+        if before is not None:
+            assert method.second_opinion_needs_state != torch.equal(before, after)
+
     def test_every_parameter_that_trains_is_in_the_state(self):
         method = self.build()
         keys = set(method.state_dict())
