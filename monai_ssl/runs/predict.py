@@ -44,7 +44,7 @@ def open_segmenter(bundle: Path, overrides: Mapping[str, Any] | None = None) -> 
             f"bundle: evaluator in {bundle / 'configs' / CONFIG} must be a monai_ssl.engines.VolumeSegmenter, got "
             f"{type(segmenter).__name__}; `monai-ssl bundle` writes a config to compare with"
         )
-    load_network(parser.get_parsed_content("network"), parser.get_parsed_content("ckpt"))
+    load_network(parser.get_parsed_content("network"), parser.get_parsed_content("ckpt")).eval()
     return segmenter
 
 
