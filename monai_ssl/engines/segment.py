@@ -185,29 +185,34 @@ class VolumeSegmenter(Evaluator):
         first = steps[0] if steps else None
         image: MetaTensor = item["image"]
         self.network.eval()
-        slabs = self._slabs(image)
+        shape = tuple(image.shape[1:])
+        slabs, logits = self._slabs(image)
         maps: list[tuple[int, Tensor]] = []
         if self.uncertainty if uncertainty is None else uncertainty:
-            slabs = _noting(slabs, lambda at, slab: maps.append((at, entropy(slab)[None].cpu())))
+            slabs = _noting(
+                slabs, lambda at, slab: maps.append((at, entropy(_probabilities(slab, logits))[None].cpu()))
+            )
         result = dict(item)
         if isinstance(first, LabelsOnImageGridd):
-            result["pred"] = first.gather(slabs, image)
+            result["pred"] = first.gather(((at, _probabilities(slab, logits)) for at, slab in slabs), image)
         else:  # a postprocessing of your own gets what MONAI's evaluators give it
-            result["pred"] = MetaTensor(_whole(slabs, tuple(image.shape[1:])), meta=image.meta)
+            result["pred"] = MetaTensor(_whole(slabs, shape), meta=image.meta)
         if maps:
-            result["uncertainty"] = _whole(maps, tuple(image.shape[1:]))
+            result["uncertainty"] = _whole(maps, shape)
         if not any(_reads_voxels(step) for step in steps):
             result["image"] = MetaTensor(torch.zeros(1), meta=image.meta, applied_operations=image.applied_operations)
         return result
 
-    def _slabs(self, image: MetaTensor) -> Iterator[tuple[int, Tensor]]:
-        """Class probabilities along the first spatial axis; in one piece from an inferer that knows no slabs."""
+    def _slabs(self, image: MetaTensor) -> tuple[Iterator[tuple[int, Tensor]], bool]:
+        """The inferer's output along the first spatial axis, and whether it may be logits.
+
+        An inferer that knows no slabs gives the volume in one piece.
+        """
         batch = image.as_tensor()[None]
         if hasattr(self.inferer, "sweep"):
-            yield from self.inferer.sweep(batch, self.network, self.device)
-        else:
-            output = self.inferer(batch.to(self.device), self.network)
-            yield 0, _as_probabilities(torch.as_tensor(output)[0].as_subclass(Tensor).float().cpu())
+            return self.inferer.sweep(batch, self.network, self.device), False
+        output = self.inferer(batch.to(self.device), self.network)
+        return iter([(0, torch.as_tensor(output)[0].as_subclass(Tensor).float().cpu())]), True
 
     def _postprocess(self, item: dict[str, Any], steps: Sequence[Any]) -> dict[str, Any]:
         if "uncertainty" in item:
@@ -366,9 +371,9 @@ def _whole(slabs: Iterable[tuple[int, Tensor]], shape: tuple[int, ...]) -> Tenso
     return volume
 
 
-def _as_probabilities(output: Tensor) -> Tensor:
-    """Logits become class probabilities; what sums to one everywhere is left as it is."""
-    if output.min() >= 0 and (output.sum(0) - 1).abs().max() < 1e-3:
+def _probabilities(output: Tensor, logits: bool) -> Tensor:
+    """What may be logits becomes class probabilities; what sums to one everywhere is left as it is."""
+    if not logits or (output.min() >= 0 and (output.sum(0) - 1).abs().max() < 1e-3):
         return output
     return output.softmax(0)
 
