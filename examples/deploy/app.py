@@ -3,8 +3,9 @@
     python app.py -i SERIES_DIR -o OUTPUT_DIR -m my_bundle/models/model.ts
 
 ``model.ts`` carries configs and metadata of the bundle, so the one file is all that the app needs beside monai_ssl.
-The operators are those of the MONAI Deploy App SDK; the series is checked and tidied first, since its loader drops a
-series without SeriesNumber, and its writer fails where PatientBirthDate is absent.
+The operators are those of the MONAI Deploy App SDK, with the network run by the engine of the bundle's own inference;
+the series is checked and tidied first, since the SDK's loader drops a series without SeriesNumber, and its writer fails
+where PatientBirthDate is absent.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pydicom.sr.coding import Code
 
 from monai_ssl.data import load_preset
 from monai_ssl.deploy.dicom import ANATOMY, read_series, segment_code
+from monai_ssl.engines import VolumeSegmenter
 
 
 def tidy(source: Path, target: Path) -> None:
@@ -62,6 +64,20 @@ def of_bundle(model: Path) -> tuple[dict[str, Any], list[SegmentDescription]]:
     return meta, segments
 
 
+class SegmentOperator(MonaiBundleInferenceOperator):
+    """The SDK's operator; the bundle's own engine takes the network through the volume, slab by slab."""
+
+    def pre_process(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        self._prepared = super().pre_process(data, *args, **kwargs)
+        return dict(self._prepared)
+
+    def predict(self, data: Any, *args: Any, **kwargs: Any) -> Any:
+        network = getattr(self._model_network, "predictor", self._model_network)
+        segmenter = VolumeSegmenter(self._device, network, self._preproc, self._inferer, self._postproc)
+        found = segmenter.infer(self._prepared)["pred"]
+        return found[None] if isinstance(found, torch.Tensor) else found  # the SDK takes a batch apart
+
+
 class SegmentationApp(Application):
     """Load, select, stack, segment, write."""
 
@@ -73,7 +89,7 @@ class SegmentationApp(Application):
         load = DICOMDataLoaderOperator(self, CountCondition(self, 1), input_folder=Path(self._folder.name), name="load")
         select = DICOMSeriesSelectorOperator(self, name="select")
         stack = DICOMSeriesToVolumeOperator(self, name="stack")
-        segment = MonaiBundleInferenceOperator(
+        segment = SegmentOperator(
             self,
             input_mapping=[IOMapping("image", Image, IOType.IN_MEMORY)],
             output_mapping=[IOMapping("pred", Image, IOType.IN_MEMORY)],

@@ -149,6 +149,14 @@ def postprocessing(
     return Compose(steps)
 
 
+def cleaning(preset: Preset) -> list[Transform]:
+    """What is done to a label map ``pred``."""
+    if not preset.largest_component:
+        return []
+    classes = list(range(1, preset.n_classes))
+    return [KeepLargestConnectedComponentd("pred", applied_labels=classes, independent=True)]
+
+
 def saver(key: str, postfix: str, output_dir: str, data_root: str = "") -> SaveImaged:
     """Writes ``<name>_<postfix>.nii.gz``: uint8 for ``seg``, else float32.
 
@@ -158,7 +166,7 @@ def saver(key: str, postfix: str, output_dir: str, data_root: str = "") -> SaveI
         output_dir: folder.
         data_root: folder whose layout is repeated below it; of one image: its folder.
     """
-    if Path(data_root).is_file():  # one image: its folder, or the result would land beside output_dir
+    if Path(data_root).is_file():  # one image: its folder, or the result would land next to output_dir
         data_root = str(Path(data_root).parent)
     return SaveImaged(
         key,

@@ -36,6 +36,7 @@ def mend_torchvision() -> None:
 
 mend_torchvision()
 
+from monai.transforms import Compose  # noqa: E402
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.interfaces.tasks.scoring import ScoringMethod  # noqa: E402
 from monailabel.interfaces.tasks.strategy import Strategy  # noqa: E402
@@ -46,6 +47,7 @@ from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
 
 import monai_ssl  # noqa: E402
 from monai_ssl.deploy.disagreement import DisagreementScorer  # noqa: E402
+from monai_ssl.engines import VolumeSegmenter  # noqa: E402
 from monai_ssl.runs.folder import Run  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -57,9 +59,10 @@ INFO_KEY = "disagreement"
 
 
 class InferTask(BundleInferTask):
-    """MONAI Label's task, with what it adds to the image hidden from MONAI's transforms.
+    """MONAI Label's task, run by the engine of the bundle's own inference.
 
-    Since MONAI 1.6.0, ``Spacingd`` takes every entry whose name begins with ``image_`` for meta data.
+    What MONAI Label adds to the image is hidden from the transforms: since MONAI 1.6.0, ``Spacingd`` takes every
+    entry whose name begins with ``image_`` for meta data.
     """
 
     def __init__(self, path: str, conf: dict[str, str], **kwargs: Any) -> None:
@@ -73,6 +76,12 @@ class InferTask(BundleInferTask):
         if path is not None:
             result["image_path"] = path
         return result
+
+    def run_inferer(self, data: dict[str, Any], convert_to_batch: bool = True, device: str = "cuda") -> dict[str, Any]:
+        steps = Compose(self.post_transforms(data))
+        segmenter = VolumeSegmenter(device, self._get_network(device, data), Compose([]), self.inferer(data), steps)
+        data[self.output_label_key] = segmenter.infer(data)["pred"]
+        return data
 
 
 class TrainTask(BundleTrainTask):

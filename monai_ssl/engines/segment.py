@@ -53,7 +53,7 @@ class VolumeSegmenter(Evaluator):
     """Preprocessing, network, inferer and postprocessing of a bundle, applied to one image or to many.
 
     It stands where a MONAI bundle has its ``evaluator``. :meth:`run` passes ``cases`` through reading, inference and
-    postprocessing, which writes the files; threads read and write beside the network, as many cases are under way as
+    postprocessing, which writes the files; threads read and write next to the network, as many cases are under way as
     fit into ``memory_gb``, and started again it goes on with what is missing. Handlers see every finished case in
     ``engine.state.output``, a list of one item (empty for a case that could not be read). Calling the segmenter
     segments one image and writes nothing.

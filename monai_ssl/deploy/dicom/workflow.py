@@ -34,7 +34,7 @@ def predict_series(
     """Segment one DICOM series.
 
     Args:
-        segmenter: a :class:`monai_ssl.engines.segment.Segmenter` of a preset with one channel.
+        segmenter: a :class:`monai_ssl.engines.VolumeSegmenter` of a preset with one channel.
         folder: of the series.
         output: folder; gets ``segmentation.dcm`` and ``segmentation.nii.gz``, and where asked for ``measurements.dcm``,
             ``measurements.json``, ``uncertainty.nii.gz``.
