@@ -22,7 +22,7 @@ from monai_ssl.transforms import RandLiteratureCropd, RandRotateFlipd
 TESTS = Path(__file__).parents[1]
 TAGS = (
     "full",
-    "class2_empty_in_labeled",
+    "class2_empty_in_labelled",
     "class2_empty_in_sample0",
     "one_voxel_class1_vanishes_at_coarse_scales",
 )
@@ -143,7 +143,7 @@ def test_golden_tac_four_sgd_steps(golden, step):
 
 def maps(golden, tag):
     label = torch.from_numpy(golden["B/label_index"].astype(np.int64))[:2, None].clone()
-    if tag == "class2_empty_in_labeled":
+    if tag == "class2_empty_in_labelled":
         label[label == 2] = 0
     elif tag == "class2_empty_in_sample0":
         label[0][label[0] == 2] = 0
