@@ -44,6 +44,7 @@ suppress_warnings = ["myst.header", "myst.xref_ambiguous", "ref.python"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
+autodoc_inherit_docstrings = False  # torch's and MONAI's own are in their documentation
 autodoc_default_options = {"show-inheritance": True}
 # what only other environments have
 autodoc_mock_imports = [name for name in ("monailabel", "mlflow") if importlib.util.find_spec(name) is None]
@@ -138,11 +139,21 @@ def _skip(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) ->
 
 def _escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Shapes such as (B, C, *spatial) are plain text in docstrings, and emphasis in reStructuredText."""
+    start = 0
     for index, line in enumerate(lines):
+        if index and re.match(r"\s+\S", line) and re.match(r"(Source|Reference): \S", lines[start]):
+            line = lines[index] = line.lstrip()  # a paragraph that is indented from its second line on
+        else:
+            start = index
         parts = re.split(r"(``.*?``|`[^`]*`)", line)
         parts[::2] = [re.sub(r"(?<=[ (])\*(?=\w+[,)])", r"\\*", part) for part in parts[::2]]
         if not line.lstrip().startswith((">>>", "...")):
             lines[index] = "".join(parts)
+
+
+def _signature(app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returned: str) -> Any:
+    """A module without a constructor of its own shows that of ``torch.nn.Module``."""
+    return ("()", returned) if what == "class" and signature == "(*args, **kwargs)" else None
 
 
 def setup(app: Any) -> None:
@@ -153,4 +164,5 @@ def setup(app: Any) -> None:
     app.connect("build-finished", _copy_mathjax)
     app.connect("missing-reference", _public_name)
     app.connect("autodoc-skip-member", _skip)
-    app.connect("autodoc-process-docstring", _escape)
+    app.connect("autodoc-process-docstring", _escape, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", _signature)
