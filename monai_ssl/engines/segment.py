@@ -79,7 +79,8 @@ class VolumeSegmenter(Evaluator):
         overwrite: segment again what is there already.
         keep_going: a case that cannot be read does not stop the others; the error comes at the end and names them all.
         preset: the data set, for those who name classes (DICOM) and for the record.
-        val_handlers, key_val_metric, **kwargs: of :class:`monai.engines.Evaluator`.
+        val_handlers, key_val_metric: of :class:`monai.engines.Evaluator`.
+        **kwargs: of :class:`monai.engines.Evaluator`.
 
     Attributes:
         written, found: after :meth:`run`: cases segmented now, and cases that were finished before.
