@@ -97,7 +97,7 @@ run = monai_ssl.train("dtc", folder, dataset=mine, output=work / "run", **option
 # %% [markdown]
 # ## Evaluate and predict
 #
-# Segmentations lie on the grid of the images that you give, whatever the preset resampled in between.
+# Segmentations are on the grid of the images that you give, whatever the preset resampled in between.
 
 # %%
 print(monai_ssl.evaluate(run))

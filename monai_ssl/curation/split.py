@@ -114,7 +114,7 @@ class SplitRequest:
         if self.labels is None:
             images, labels = (Path(os.path.abspath(folder)) for folder in find_folders(given))
         else:
-            # the images lie in the folder that is named, or in one of their own inside it
+            # the images are in the folder that is named, or in a folder inside it
             labels = _folder("labels", self.labels)
             images = Path(os.path.abspath(images_folder(given)))
         target = _target(Path(os.path.abspath(given)) / "datalist.json" if self.output is None else self.output,

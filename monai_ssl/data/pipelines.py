@@ -162,7 +162,7 @@ def saver(key: str, postfix: str, output_dir: str, data_root: str = "") -> SaveI
 
     Args:
         key: what is written.
-        postfix: behind the image's name.
+        postfix: after the image's name.
         output_dir: folder.
         data_root: folder whose layout is repeated below it; of one image: its folder.
     """

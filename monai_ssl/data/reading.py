@@ -230,7 +230,7 @@ def _read_nifti(file: Path) -> Scan:
                 raise DataError(
                     "file must be gzip-compressed as .nii.gz says, got other bytes: rename or export it again"
                 )
-        # nibabel stops at the last voxel and never sees the checksum behind it
+        # nibabel stops at the last voxel and never sees the checksum after it
         with gzip.open(file) as stream:
             content = stream.read()
         kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else nib.Nifti1Image

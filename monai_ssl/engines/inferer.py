@@ -195,7 +195,7 @@ class WindowInferer(SlidingWindowInferer):
         def probabilities(window: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             views = [once(window, *args, **kwargs)]
             for flip in self.flips:
-                axes = [axis + 2 for axis in flip]  # behind batch and channel
+                axes = [axis + 2 for axis in flip]  # after batch and channel
                 views.append(once(window.flip(axes), *args, **kwargs).flip(axes))
             return views[0] if len(views) == 1 else torch.stack(views).mean(0)
 

@@ -32,7 +32,7 @@ class _Case:
 class Pipeline:
     """Passes entries through three stages and gives back their outcomes in order.
 
-    While the network works on one entry, ``jobs`` threads read the next ones and finish (resample, write) the former
+    While the network works on one entry, ``jobs`` threads read the next ones and finish (resample, write) the previous
     ones. As many entries are under way as fit into ``memory``, and always one. An entry that cannot be read becomes an
     outcome with a problem; every other error stops the pipeline.
 
@@ -97,7 +97,7 @@ class Pipeline:
         return not under_way or (len(being_read) <= self.jobs and used + case.memory <= self.memory)
 
     def _should_hand_out(self, being_finished: Sequence[_Case]) -> bool:
-        """The network goes on as long as there is an item, unless a result is ready or too many are behind it."""
+        """The network continues as long as there is an item, unless a result is ready or too many are behind it."""
         return bool(being_finished) and (len(being_finished) > self.jobs or _done(being_finished[0]))
 
     def _infer(self, case: _Case, threads: ThreadPoolExecutor) -> None:

@@ -54,7 +54,7 @@ class VolumeSegmenter(Evaluator):
 
     It stands where a MONAI bundle has its ``evaluator``. :meth:`run` passes ``cases`` through reading, inference and
     postprocessing, which writes the files; threads read and write next to the network, as many cases are under way as
-    fit into ``memory_gb``, and started again it goes on with what is missing. Handlers see every finished case in
+    fit into ``memory_gb``, and started again it continues with what is missing. Handlers see every finished case in
     ``engine.state.output``, a list of one item (empty for a case that could not be read). Calling the segmenter
     segments one image and writes nothing.
 
@@ -224,7 +224,7 @@ class VolumeSegmenter(Evaluator):
     # ---------------------------------------------------------------------------------------------------- a folder
 
     def run(self, global_epoch: int = 1) -> None:  # type: ignore[override]
-        """Segment ``cases``; started again, it goes on with those that are missing.
+        """Segment ``cases``; started again, it continues with those that are missing.
 
         Raises:
             DataError: when ``output_dir`` holds results of another model, when two cases would be written to one file;

@@ -79,7 +79,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
                                   channels                              also in the cross-task term
     ``distance_supervision``      ``"mse"``                             ``"dice"``
     ``supervised_weight``         1                                     1/2
-    ``beta``                      0.75                                  1: segmentation alone
+    ``beta``                      0.75                                  1: only segmentation
     ``intra_weight``              1                                     1/2
     ``ramp_up``                   continuous                            staircase of 200 levels
     ============================  ====================================  =====================================

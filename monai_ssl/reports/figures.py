@@ -271,7 +271,7 @@ def comparison_figure(
     labels: Mapping[int, str] | None = None,
     directions: Sequence[str] = (),
 ) -> Figure:
-    """The image alone, then label and prediction outlines of each run, side by side on one slice.
+    """The image, then label and prediction outlines of each run, side by side on one slice.
 
     Args:
         image: shape (X, Y) or (X, Y, Z); leading axes of size 1 are dropped, and of several channels (one axis more

@@ -18,7 +18,7 @@ _MOVES = frozenset({"Flip", "Orientation", "Rotate90"})
 
 @dataclass
 class NetworkGrid:
-    """What is kept of a network's output until it is brought to the image's grid: the labels alone, where they suffice.
+    """What is kept of a network's output until it is brought to the image's grid: only the labels, where they suffice.
 
     Attributes:
         labels: ``(1, *spatial)`` uint8, or None.
@@ -71,7 +71,7 @@ class LabelsOnImageGridd(MapTransform):
         return other
 
     def needs_probabilities(self, image: MetaTensor) -> bool:
-        """Whether labels alone do not suffice: probabilities are asked for, or must be resampled."""
+        """Whether labels do not suffice: probabilities are asked for, or must be resampled."""
         return self.probabilities or not _only_moved(image)
 
     def gather(self, slabs: Iterable[tuple[int, Tensor]], image: MetaTensor) -> NetworkGrid:

@@ -164,7 +164,7 @@ def _surface(body: Ellipsoid, direction: Array) -> Array:
 
 
 def _draw_veins(rng: np.random.Generator, body: Ellipsoid, scale: float) -> tuple[list[Tube], bool]:
-    """Pulmonary veins: they go on in the image, the label stops at a random length (annotator variability).
+    """Pulmonary veins: they continue in the image, the label stops at a random length (annotator variability).
 
     Returns:
         the veins, and whether the annotator left a detached piece of one.
@@ -188,7 +188,7 @@ def _draw_veins(rng: np.random.Generator, body: Ellipsoid, scale: float) -> tupl
         length = np.linalg.norm(np.diff(points, axis=0), axis=1).sum()
         radius = rng.uniform(3.0, 4.8) * scale**0.5
         radii = radius * np.linspace(1.15, rng.uniform(0.35, 0.55), len(points))
-        # where the annotator stops, and in one of twelve cases goes on once more
+        # where the annotator stops, and in one of twelve cases continues once more
         inside = np.linalg.norm(0.28 * on_surface)
         cut = float(np.clip((inside + rng.uniform(12.0, 30.0)) / length, 0.25, 0.8))
         if k == island_at:

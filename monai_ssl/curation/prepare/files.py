@@ -176,7 +176,7 @@ def onto_grid(
             f"label and image have the same voxels but headers that differ by {off:.3g}: the image's is taken"
         ]
     raise DataError(
-        f"label must be on its image's grid, got {codes[0]} with voxels {_mm(sizes[0])} mm beside {codes[1]} with "
+        f"label must be on its image's grid, got {codes[0]} with voxels {_mm(sizes[0])} mm and {codes[1]} with "
         f"{_mm(sizes[1])} mm: which header is right?"
     )
 

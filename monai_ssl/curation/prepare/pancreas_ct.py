@@ -23,7 +23,7 @@ MARGIN = 25
 
 @dataclass(frozen=True)
 class PancreasCT(DatasetRecipe):
-    """A DICOM series below ``PANCREAS_NNNN``, ``labelNNNN.nii.gz`` beside.
+    """A DICOM series below ``PANCREAS_NNNN``, and ``labelNNNN.nii.gz`` next to it.
 
     Image (linear) and label (nearest) are resampled to ``spacing``; values stay Hounsfield units, the preset clips them
     to -125 to 275. The labels' headers are not those of the images. Voxel order is trusted, as the released
