@@ -59,8 +59,8 @@ class VolumeSegmenter(Evaluator):
     segments one image and writes nothing.
 
     The parts may be any; two of them make it lean. A :class:`~monai_ssl.engines.WindowInferer` stitches slab by slab,
-    and a postprocessing that begins with :class:`~monai_ssl.transforms.LabelsOnImageGridd` turns each slab into labels
-    at once: then the volume of class probabilities exists only where it is asked for or must be resampled.
+    on the device, and a postprocessing that begins with :class:`~monai_ssl.transforms.LabelsOnImageGridd` turns each
+    slab into labels at once: then the volume of class probabilities exists only where it is asked for or must be resampled.
 
     Args:
         device: where the network runs.
@@ -209,10 +209,10 @@ class VolumeSegmenter(Evaluator):
 
         An inferer that knows no slabs gives the volume in one piece.
         """
-        batch = image.as_tensor()[None]
+        batch = image.as_tensor()[None].to(self.device)
         if hasattr(self.inferer, "sweep"):
-            return self.inferer.sweep(batch, self.network, self.device), False
-        output = self.inferer(batch.to(self.device), self.network)
+            return self.inferer.sweep(batch, self.network), False
+        output = self.inferer(batch, self.network)
         return iter([(0, torch.as_tensor(output)[0].as_subclass(Tensor).float().cpu())]), True
 
     def _postprocess(self, item: dict[str, Any], steps: Sequence[Any]) -> dict[str, Any]:

@@ -74,12 +74,15 @@ class LabelsOnImageGridd(MapTransform):
         """Whether labels do not suffice: probabilities are asked for, or must be resampled."""
         return self.probabilities or not _only_moved(image)
 
-    def gather(self, slabs: Iterable[tuple[int, Tensor]], image: MetaTensor) -> NetworkGrid:
+    def gather(
+        self, slabs: Iterable[tuple[int, Tensor]], image: MetaTensor, device: torch.device | str = "cpu"
+    ) -> NetworkGrid:
         """Collect an output that comes slab by slab along the first spatial axis.
 
         Args:
-            slabs: first index and probabilities ``(n_classes, rows, *spatial[1:])``.
+            slabs: first index and probabilities ``(n_classes, rows, *spatial[1:])``, on any device.
             image: the prepared image ``(C, *spatial)``.
+            device: where they are collected.
         """
         shape, whole = tuple(image.shape[1:]), self.needs_probabilities(image)
         result = NetworkGrid()
@@ -87,11 +90,11 @@ class LabelsOnImageGridd(MapTransform):
             rows = slice(first, first + slab.shape[1])
             if whole:
                 if result.probabilities is None:
-                    result.probabilities = torch.empty(len(slab), *shape, device=slab.device)
+                    result.probabilities = torch.empty(len(slab), *shape, device=device)
                 result.probabilities[:, rows] = slab
             else:
                 if result.labels is None:
-                    result.labels = torch.empty(1, *shape, dtype=torch.uint8, device=slab.device)
+                    result.labels = torch.empty(1, *shape, dtype=torch.uint8, device=device)
                 result.labels[0, rows] = slab.argmax(0).byte()
         return result
 
@@ -99,7 +102,8 @@ class LabelsOnImageGridd(MapTransform):
         item = dict(data)
         image, found = item[self.image_key], item[self.key]
         if not isinstance(found, NetworkGrid):
-            found = self.gather([(0, torch.as_tensor(found).as_subclass(Tensor))], image)
+            found = torch.as_tensor(found).as_subclass(Tensor)
+            found = self.gather([(0, found)], image, found.device)
         if found.probabilities is None:
             item[self.key] = on_image_grid(found.labels, image, self.preprocessing, nearest=True)
         elif self.probabilities:

@@ -107,8 +107,12 @@ def test_flips_average_mirrored_views():
     expected = sum(net(v).softmax(1).flip(a) for v, a in zip(views, [(), (2,), (2, 3)], strict=True)) / 3
     found = WindowInferer((16, 16), amp="off", flips=[[0], [0, 1]])(image, net)
     torch.testing.assert_close(found, expected)
-    with pytest.raises(ValueError, match="flips must name spatial axes 0 to 1"):
-        WindowInferer((16, 16), flips=[[2]])
+    plain = WindowInferer((16, 16), amp="off")
+    assert torch.equal(plain.with_flips([[0], [0, 1]])(image, net), found)
+    assert not torch.equal(plain(image, net), found)
+    for wrong in (lambda: WindowInferer((16, 16), flips=[[2]]), lambda: plain.with_flips([[0], [-1]])):
+        with pytest.raises(ValueError, match="flips must name spatial axes 0 to 1"):
+            wrong()
 
 
 @pytest.mark.parametrize("mode", ["constant", "gaussian"])

@@ -308,6 +308,28 @@ class TestMistakes:
         assert message in fails(capsys, "predict", *words, "--output", tmp_path / "out")
 
 
+def test_fingerprint_changes_with_what_decides_the_result_and_with_nothing_else(packaged, images, tmp_path):
+    def fingerprint(**settings):
+        return open_segmenter(packaged, {"device": "cpu", **settings}).fingerprint()
+
+    first = fingerprint()
+    assert fingerprint(output_dir=str(tmp_path), jobs=5, dataset_dir=str(images), probabilities=False) == first
+    preset = yaml.safe_load((packaged / "configs" / "inference.yaml").read_text())["dataset"]
+    state = torch.load(packaged / "models" / "model.pt", weights_only=True)
+    next(iter(state.values())).view(-1)[0] += 1e-3
+    torch.save(state, tmp_path / "other.pt")
+    others = [
+        fingerprint(**{"inferer#overlap": 0.3}),
+        fingerprint(amp="bf16"),
+        fingerprint(tta=True),
+        fingerprint(dataset={**preset, "spacing": [4.0, 6.0, 5.0]}),
+        fingerprint(dataset={**preset, "largest_component": True}),
+        fingerprint(ckpt=str(tmp_path / "other.pt")),
+    ]
+    assert all(other != first for other in others)
+    assert len({str(other) for other in others}) == len(others)
+
+
 def test_memory_is_estimated_from_the_header(packaged, images):
     entry = {"image": str(images / "testing_0000.nii.gz")}
     voxel_bytes = nib.load(entry["image"]).get_fdata().size * 4
