@@ -60,7 +60,8 @@ class VolumeSegmenter(Evaluator):
 
     The parts may be any; two of them make it lean. A :class:`~monai_ssl.engines.WindowInferer` stitches slab by slab,
     on the device, and a postprocessing that begins with :class:`~monai_ssl.transforms.LabelsOnImageGridd` turns each
-    slab into labels at once: then the volume of class probabilities exists only where it is asked for or must be resampled.
+    slab into labels at once: then the volume of class probabilities exists only where it is asked for or must be
+    resampled.
 
     Args:
         device: where the network runs.
@@ -83,7 +84,8 @@ class VolumeSegmenter(Evaluator):
         **kwargs: of :class:`monai.engines.Evaluator`.
 
     Attributes:
-        written, found: after :meth:`run`: cases segmented now, and cases that were finished before.
+        written: cases segmented by :meth:`run`.
+        found: cases that were finished before it.
 
     Example:
         >>> from monai.transforms import Compose, EnsureTyped
