@@ -79,11 +79,14 @@ if importlib.util.find_spec("monailabel") is None:
 else:
     studies = work / "studies"
     if not studies.exists():
-        shutil.copytree(work / "data" / "images", studies)
         (studies / "labels" / "final").mkdir(parents=True)
+        for case in state["training"] + state["unlabeled"]:
+            shutil.copyfile(work / "data" / case["image"], studies / Path(case["image"]).name)
         for case in state["training"]:
             name = Path(case["image"]).name
             shutil.copyfile(work / "data" / "labels" / name, studies / "labels" / "final" / name)
+    # after a training the app would ask its server to score the scans; there is none here, so we ask ourselves
+    os.environ["MONAI_LABEL_AUTO_UPDATE_SCORING"] = "false"
     from monai_ssl.deploy.label import SemiSupervisedApp
 
     app = SemiSupervisedApp(str(app_folder), str(studies), {})
