@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,18 +190,17 @@ class VolumeSegmenter(Evaluator):
         self.network.eval()
         shape = tuple(image.shape[1:])
         slabs, logits = self._slabs(image)
-        maps: list[tuple[int, Tensor]] = []
+        uncertain = None
         if self.uncertainty if uncertainty is None else uncertainty:
-            slabs = _noting(
-                slabs, lambda at, slab: maps.append((at, entropy(_probabilities(slab, logits))[None].cpu()))
-            )
+            uncertain = torch.empty(1, *shape)
+            slabs = _with_entropy(slabs, logits, uncertain)
         result = dict(item)
         if isinstance(first, LabelsOnImageGridd):
             result["pred"] = first.gather(((at, _probabilities(slab, logits)) for at, slab in slabs), image)
         else:  # a postprocessing of your own gets what MONAI's evaluators give it
             result["pred"] = MetaTensor(_whole(slabs, shape), meta=image.meta)
-        if maps:
-            result["uncertainty"] = _whole(maps, shape)
+        if uncertain is not None:
+            result["uncertainty"] = uncertain
         if not any(_reads_voxels(step) for step in steps):
             result["image"] = MetaTensor(torch.zeros(1), meta=image.meta, applied_operations=image.applied_operations)
         return result
@@ -358,9 +357,10 @@ def entropy(probabilities: Tensor) -> Tensor:
     return torch.special.entr(probabilities).sum(0) / math.log(len(probabilities))
 
 
-def _noting(slabs: Iterable[tuple[int, Tensor]], note: Callable[[int, Tensor], None]) -> Iterator[tuple[int, Tensor]]:
+def _with_entropy(slabs: Iterable[tuple[int, Tensor]], logits: bool, volume: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The same slabs; their entropy is written into ``volume`` on the way."""
     for first, slab in slabs:
-        note(first, slab)
+        volume[0, first : first + slab.shape[1]] = entropy(_probabilities(slab, logits))
         yield first, slab
 
 
