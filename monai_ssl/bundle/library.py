@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import shutil
 import stat
 import sys
@@ -11,7 +12,7 @@ import tempfile
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -188,7 +189,7 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
     files = [str(bundle / "configs" / name) for name in configs]
     logging_file = bundle / "configs" / "logging.conf"
     log: Any = str(logging_file) if logging_file.is_file() and not is_shipped(bundle) else False
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _without_summary() if is_shipped(bundle) else nullcontext():
         if is_shipped(bundle):  # MONAI warns of configs from strangers
             warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
         workflow = create_workflow(
@@ -201,6 +202,20 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
         workflow.run()
         workflow.finalize()
     return workflow.parser
+
+
+@contextmanager
+def _without_summary() -> Iterator[None]:
+    """MONAI lists its arguments before a run; the run's own record and log say what counts."""
+    loggers = [logging.getLogger(f"monai.bundle.{name}") for name in ("scripts", "workflows")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def read_json(path: Path) -> dict[str, Any]:

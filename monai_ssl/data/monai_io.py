@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import logging
+import warnings
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -53,6 +56,20 @@ class ScanReader(ImageReader):
         return img.voxels, meta
 
 
+@contextmanager
+def _without_foreign_readers() -> Iterator[None]:
+    """MONAI builds all its readers first; what the one for DICOM says of a GPU decoder concerns nobody here."""
+    plugin = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    level = plugin.level
+    plugin.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "NvImgCodecPydicomReader", UserWarning)
+            yield
+    finally:
+        plugin.setLevel(level)
+
+
 class LoadScand(LoadImaged):
     """MONAI's ``LoadImaged`` with the reader of this package: file names -> tensors with affine, types as stored.
 
@@ -69,7 +86,8 @@ class LoadScand(LoadImaged):
     def __init__(
         self, keys: Hashable | Sequence[Hashable], label: bool = False, allow_missing_keys: bool = False
     ) -> None:
-        super().__init__(keys, image_only=True, dtype=None, allow_missing_keys=allow_missing_keys)  # type: ignore[arg-type]
+        with _without_foreign_readers():
+            super().__init__(keys, image_only=True, dtype=None, allow_missing_keys=allow_missing_keys)  # type: ignore[arg-type]
         self.register(ScanReader(label))  # the last one registered is asked first
 
 

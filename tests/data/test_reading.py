@@ -394,3 +394,9 @@ def test_the_memory_of_the_check_is_bounded(tmp_path):
         verify(Datalist(unlabeled=entries), preset(), ["unlabeled"], progress=False, memory=memory)
         assert len(memory) == 2
         assert memory.budget == 10
+
+
+def test_building_the_loader_says_nothing_of_other_readers(recwarn, caplog):
+    LoadScand("image")
+    assert not list(recwarn)
+    assert not caplog.records
