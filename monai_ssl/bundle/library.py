@@ -194,7 +194,7 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
             warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
         workflow = create_workflow(
             config_file=files,
-            meta_file=str(bundle / "configs" / "metadata.json"),
+            meta_file={},  # MONAI would evaluate what the metadata say: they are data here
             logging_file=log,
             bundle_root=literal(bundle),
             **overrides,

@@ -68,6 +68,8 @@ class MeanTeacher(SemiSupervisedMethod):
 
     honors_ignore_label = True
 
+    second_opinion_needs_state = True
+
     def __init__(
         self,
         network: nn.Module,

@@ -142,7 +142,8 @@ def _interval(values: tuple[float, ...], confidence: float, n_resamples: int, se
     if least == most:
         return least, most
     for method in ("BCa", "percentile"):
-        with warnings.catch_warnings():
+        # BCa divides by the cubed spread, which may be 0 in the computer's numbers
+        with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
             found = stats.bootstrap(
                 (np.array(values),),

@@ -67,7 +67,6 @@ def train(
 
     from monai_ssl.data.loading import load_datalist
     from monai_ssl.data.preset import load_preset
-    from monai_ssl.data.reading import handed_over
     from monai_ssl.runs.record import Record, training_command
 
     source = dataset if dataset is not None else own_dataset(bundle)
@@ -87,6 +86,8 @@ def train(
     for key in settings.keys() & overrides.keys():
         raise DataError(f"--{key}: give it as --output" if key == "output_dir" else f"--{key}: given twice")
     run.refuse_foreign(folder)
+    from monai_ssl.data.reading import handed_over
+
     console.info("%s: %s (%s), %s, output %s", bundle.name, preset.name, preset.flavor, counted(cases.counts()),
                  run.folder)  # fmt: skip
     # a scan is read once: the cache takes over what the check has read, as far as that fits into memory

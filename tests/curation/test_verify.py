@@ -211,7 +211,7 @@ def test_channels_in_several_files(dataset, tmp_path):
 
     assert check(entry(voxels(1), voxels(2))) == []
     text = only(check(entry(voxels(1), voxels(2, (12, 10, 9)))), "error", tmp_path / "c1.nii.gz")
-    assert "channels must have one shape, got (12, 10, 9) beside (12, 10, 8)" in text
+    assert "channels must have one shape, got (12, 10, 9) and (12, 10, 8) of " in text
     text = only(check(entry(voxels(1), voxels(2), affine=np.diag([1, 1, 2, 1]))), "error", tmp_path / "c1.nii.gz")
     assert "channels must be on one grid" in text
     text = only(check(entry(voxels(1), voxels(1) * 0)), "warning", tmp_path / "c0.nii.gz")

@@ -212,7 +212,7 @@ def test_every_argument_is_typed_and_explained(command):
 
 def test_commands_are_functions_of_the_api():
     names = {command.function.__name__ for command in cli.COMMANDS.values()}
-    assert set(monai_ssl.__all__) - {"DataError", "Run"} == names - {"copy_bundle", "list_all"}
+    assert set(monai_ssl.__all__) - {"DataError", "Run"} == names - {"copy_bundle", "list_all", "new_method"}
 
 
 # -------------------------------------------------------------------------------------------------- the door of MONAI
@@ -244,7 +244,7 @@ def test_monai_bundle_run_says_where_the_weights_are_and_respects_the_lock(tiny_
 def test_the_lock_is_held_while_data_are_read(tiny_phantom, tmp_path, monkeypatch):
     seen = []
 
-    def reading(cases: object, preset: object) -> None:
+    def reading(cases: object, preset: object, memory: object) -> None:
         with pytest.raises(DataError, match="another training") as caught:
             _in_thread(lambda: Run(tmp_path / "run").acquire())
         seen.append(str(caught.value))
