@@ -49,6 +49,7 @@ module                  holds
 ======================  =========================================================================================
 
 Example:
+    >>> import torch
     >>> from monai_ssl.networks import VNet, recompute
     >>> network = VNet(spatial_dims=2, base_channels=2)
     >>> with recompute.disabled():
