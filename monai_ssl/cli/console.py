@@ -9,10 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# they report every engine run, also under names that exist only later
+# They report every engine run. MONAI gives some of its loggers a level and a handler when it is imported, which may be
+# while a command runs: a filter outlives that.
 NOISY = (
     "monai.bundle.scripts",
     "monai.bundle.workflows",
+    "monai.data.image_writer",
+    "monai.inferers.inferer",
+    "monai.transforms.compose",
     "monai_ssl.engines.trainer.SemiSupervisedTrainer",
     "monai.engines.evaluator.SupervisedEvaluator",
 )
@@ -36,6 +40,8 @@ def quiet() -> Iterator[None]:
     root_handlers = list(logging.root.handlers)
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in NOISY:
+        logging.getLogger(name).addFilter(_is_error)
     ours.setLevel(logging.INFO)
     # on the root, so that the logging.conf of a user's own bundle takes its place
     logging.root.addHandler(timed)
@@ -50,6 +56,12 @@ def quiet() -> Iterator[None]:
         logging.root.handlers[:] = root_handlers
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+        for name in NOISY:
+            logging.getLogger(name).removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 @contextmanager

@@ -348,6 +348,23 @@ class TestTrain:
         assert (tmp_path / "run" / "preset.yaml").is_file()
         assert not list((tmp_path / "run").glob(".*.pending"))
 
+    def test_a_new_process_says_no_more(self, tiny_phantom, tmp_path):
+        """MONAI is imported while the command runs there, and brings its own handlers."""
+        command = [
+            sys.executable,
+            "-m",
+            "monai_ssl",
+            "train",
+            "supervised",
+            str(tiny_phantom),
+            *TINY,
+            "--check",
+            "False",
+        ]
+        done = subprocess.run([*command, "--output", str(tmp_path / "run")], capture_output=True, text=True, check=True)
+        assert [line.partition(": ")[0] for line in done.stdout.splitlines()] == ["supervised", "weights", "next"]
+        assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in done.stderr.splitlines()), done.stderr
+
     def test_finished_run_typed_again_keeps_its_files(self, trained, tiny_phantom, capsys):
         before = {name: (trained / name).read_bytes() for name in ("model.pt", "training.csv")}
         assert run("train", "dtc", tiny_phantom, *TINY, "--output", trained) == 0

@@ -84,6 +84,17 @@ def test_what_the_command_line_says_is_heard_by_who_listens(tiny_phantom, traine
     assert any(line.startswith("warning: training: ") for line in said)
 
 
+def test_a_notebook_is_left_in_peace(tiny_phantom, tmp_path):
+    """In a process of its own: MONAI's handlers hold the streams that were there when it was imported."""
+    code = f"import monai_ssl, sys; monai_ssl.train('dtc', sys.argv[1], output=sys.argv[2], check=False, **{TINY})"
+    command = [sys.executable, "-W", "always", "-c", code, str(tiny_phantom), str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == ""
+    assert "input summary" not in done.stderr
+    assert "parsing config_file" not in done.stderr
+    assert "Logging file" not in done.stderr
+
+
 def test_the_noted_command_trains_the_same(trained, tiny_phantom, tmp_path):
     words = shlex.split(trained.record.command)
     assert words[:3] == ["monai-ssl", "train", "dtc"]
