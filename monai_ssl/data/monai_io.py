@@ -70,8 +70,10 @@ def _without_foreign_readers() -> Iterator[None]:
         plugin.setLevel(level)
 
 
-class LoadScand(LoadImaged):
+class LoadImageScand(LoadImaged):
     """MONAI's ``LoadImaged`` with the reader of this package: file names -> tensors with affine, types as stored.
+
+    Its name begins with LoadImage, because MONAI Deploy knows loading transforms by that.
 
     Args:
         keys: of the file names.
@@ -79,7 +81,7 @@ class LoadScand(LoadImaged):
         allow_missing_keys: see MONAI.
 
     Example:
-        >>> load = LoadScand("image")
+        >>> load = LoadImageScand("image")
         >>> load({"image": "scan.mha"})  # doctest: +SKIP
     """
 

@@ -38,7 +38,7 @@ from monai.transforms import (
 
 from monai_ssl.data.cases import image_files
 from monai_ssl.data.guard import CheckCase
-from monai_ssl.data.monai_io import AtomicNibabelWriter, LoadScand
+from monai_ssl.data.monai_io import AtomicNibabelWriter, LoadImageScand
 from monai_ssl.data.preset import Preset
 from monai_ssl.errors import DataError
 from monai_ssl.transforms import (
@@ -67,7 +67,7 @@ def preprocessing(preset: Preset, label: bool = False) -> Compose:
 def _preprocessing(preset: Preset, keys: list[str]) -> list[Transform]:
     mode = ["bilinear", "nearest"][: len(keys)]
     steps: list[Transform] = [
-        *(LoadScand(key, label=key == "label") for key in keys),
+        *(LoadImageScand(key, label=key == "label") for key in keys),
         EnsureChannelFirstd(keys),
         EnsureTyped("image", dtype="float32"),
         CheckCase(preset),
@@ -119,7 +119,7 @@ def validation_preprocessing(preset: Preset) -> Compose:
     """:func:`preprocessing` of the image, and the label as it is on disk: scores are on the original grid."""
     return Compose(
         [
-            LoadScand("label", label=True, allow_missing_keys=True),
+            LoadImageScand("label", label=True, allow_missing_keys=True),
             EnsureChannelFirstd("label", allow_missing_keys=True),
             *_preprocessing(preset, ["image"]),
         ]

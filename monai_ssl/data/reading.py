@@ -2,7 +2,7 @@
 
 NIfTI and Analyze files are read by nibabel, MetaImage, NRRD and DICOM files by SimpleITK, PNG, JPEG, BMP and TIFF by
 Pillow, arrays by NumPy. The reader keeps no state between files, so that threads can share it. MONAI's transforms reach
-it through :class:`monai_ssl.data.monai_io.LoadScand`.
+it through :class:`monai_ssl.data.monai_io.LoadImageScand`.
 """
 
 from __future__ import annotations

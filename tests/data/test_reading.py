@@ -17,7 +17,7 @@ from PIL import Image
 from monai_ssl.curation.verify import verify
 from monai_ssl.data import CaseDataset, DataError, load_preset, preprocessing, validation_preprocessing
 from monai_ssl.data.datalist import Datalist
-from monai_ssl.data.monai_io import LoadScand
+from monai_ssl.data.monai_io import LoadImageScand
 from monai_ssl.data.pipelines import postprocessing, training_preprocessing
 from monai_ssl.data.reading import handed_over, load_original, read_label, read_scan, read_volume
 from monai_ssl.runs.scoring import evaluate_predictions
@@ -222,7 +222,7 @@ def test_tensors_are_those_of_monai(tmp_path, shape, dtype):
     many = [str(save_nifti(tmp_path / f"{i}.nii.gz", voxels(dtype, SHAPE, i))) for i in range(3)]
     for image in (path, many):
         theirs = Compose([LoadImaged("image", image_only=True, dtype=None), EnsureChannelFirstd("image")])
-        ours = Compose([LoadScand("image"), EnsureChannelFirstd("image")])
+        ours = Compose([LoadImageScand("image"), EnsureChannelFirstd("image")])
         a, b = theirs({"image": image})["image"], ours({"image": image})["image"]
         np.testing.assert_array_equal(a.numpy(), b.numpy())
         assert (a.dtype, a.stride(), a.shape) == (b.dtype, b.stride(), b.shape)
@@ -234,7 +234,7 @@ def test_tensors_are_those_of_monai(tmp_path, shape, dtype):
 def test_threads_share_the_reader(tmp_path):
     files = [[str(save_nifti(tmp_path / f"{c}_{i}.nii.gz", voxels("int16", SHAPE, 10 * c + i))) for i in range(4)]
              for c in range(8)]  # fmt: skip
-    load = LoadScand("image")
+    load = LoadImageScand("image")
     with ThreadPoolExecutor(8) as pool:
         loaded = list(pool.map(lambda names: load({"image": names})["image"].numpy(), files * 4))
     for index, array in enumerate(loaded):
@@ -397,6 +397,6 @@ def test_the_memory_of_the_check_is_bounded(tmp_path):
 
 
 def test_building_the_loader_says_nothing_of_other_readers(recwarn, caplog):
-    LoadScand("image")
+    LoadImageScand("image")
     assert not list(recwarn)
     assert not caplog.records

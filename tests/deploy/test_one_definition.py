@@ -16,7 +16,7 @@ import pytest
 import torch
 from commands import run
 from monai.bundle import ConfigParser
-from monai.transforms import Compose, SaveImaged
+from monai.transforms import Compose, LoadImage, SaveImaged
 
 from monai_ssl.engines import VolumeSegmenter
 from monai_ssl.runs.predict import open_segmenter
@@ -92,7 +92,10 @@ def deploy_app(source: Path, image: Path, folder: Path) -> Maps:
     extra = {"inference.json": ""}
     network = torch.jit.load(source / "models" / "model.ts", _extra_files=extra)
     before, inferer, after = parts(json.loads(extra["inference.json"]), source)
-    prepared = before({"image": str(image)})
+    # the SDK takes out what loads files, by the names of the classes, and hands over a volume
+    rest = [step for step in before.transforms if not type(step).__name__.startswith(("LoadImage", "SaveImage"))]
+    volume = LoadImage(image_only=True)(image)
+    prepared = Compose(rest)({"image": volume})
     found = VolumeSegmenter("cpu", network, before, inferer, after).infer(prepared)["pred"]
     return finished(after({"pred": found, **prepared}))
 
