@@ -310,10 +310,12 @@ def fill(state, base):
         value.copy_(torch.from_numpy(r.astype(np.float32)))
 
 
-# the layout sums in another order: the first layers' gradients move by 4e-3, more than by the number of threads
-@pytest.mark.parametrize(("layout", "rtol"), [(torch.contiguous_format, 2e-3), (torch.channels_last_3d, 1e-2)])
-def test_golden_ssnet_whole_step(golden, monkeypatch, layout, rtol):
-    method = SmoothnessSeparation(VNet(dropout=0.0), max_iterations=6000, epsilon=10.0).train()
+# In float64: float32 moves the gradients of the first layers by 4e-3 from one kernel or layout to another. The released
+# numbers are up to 3.3e-3 from float64 there.
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_golden_ssnet_whole_step(golden, monkeypatch, layout):
+    rtol = 5e-3
+    method = SmoothnessSeparation(VNet(dropout=0.0), max_iterations=6000, epsilon=10.0).train().double()
     unused = [PointwiseHead(32, 32, 1, negative_slope=0.2) for _ in range(3)]
     modules = {
         "network": method.network,
@@ -330,10 +332,10 @@ def test_golden_ssnet_whole_step(golden, monkeypatch, layout, rtol):
         fill(state, base=1000)
     method.network.to(memory_format=layout)
     image = np.random.RandomState(int(golden["step_x_seed"])).standard_normal((4, 1, 32, 32, 16)).astype(np.float32)
-    image = torch.from_numpy(image).contiguous(memory_format=layout)
+    image = torch.from_numpy(image).double().contiguous(memory_format=layout)
     label = torch.from_numpy(np.random.RandomState(23).randint(0, 2, (4, 32, 32, 16)))[:2, None]
     noise = torch.from_numpy(np.random.RandomState(24).rand(4, 1, 32, 32, 16).astype(np.float32))
-    monkeypatch.setattr(torch, "rand_like", lambda x: noise)
+    monkeypatch.setattr(torch, "rand_like", lambda x: noise.to(x.dtype))
     outputs, correct = [], []
     method.network.heads[0].register_forward_hook(lambda m, x, y: outputs.append(y.detach()))
     renew = method.renew

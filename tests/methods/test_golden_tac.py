@@ -74,15 +74,16 @@ def load_released(golden, **options):
 
 
 def step_batch(golden):
-    image = torch.from_numpy(golden["A/image"])
+    image = torch.from_numpy(golden["A/image"]).double()
     label = torch.from_numpy(golden["A/label_index"].astype(np.int64))[:, None]
     return {"image": image[:2], "label": label[:2]}, {"image": image[2:]}
 
 
 @pytest.fixture
 def step(golden):
+    """In float64: what is left between our numbers and the released ones is their rounding, the same on every CPU."""
     network, keys = load_released(golden)
-    return TaskAffinityConsistency(network, empty="zero"), *step_batch(golden), keys
+    return TaskAffinityConsistency(network.double(), empty="zero"), *step_batch(golden), keys
 
 
 def test_golden_tac_step(golden, step):
@@ -99,8 +100,9 @@ def test_golden_tac_step(golden, step):
     assert len(gradients) == 5
     for key in gradients:
         expected = golden[key]
-        # entries far below the largest one are differences of large sums
-        check(parameters[keys[key[13:]]].grad, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+        # the released gradient of the first convolution is known to 2.4e-5 of its largest entry, the others to 1e-5
+        known_to = 3e-5 if "block_one" in key else 1e-5
+        check(parameters[keys[key[13:]]].grad, expected, rtol=0, atol=known_to * np.abs(expected).max())
 
 
 def test_golden_tac_step_representations(golden, step):
@@ -116,7 +118,8 @@ def test_golden_tac_step_representations(golden, step):
             halves = {"lab": x[:2], "unlab": x[2:]}
             for kind, mask in masks.items():
                 representation, _ = class_representations(halves[kind], mask, "batch")
-                check(representation.transpose(0, 1), golden[f"A/train/{name}_{kind}_x{scale}"], atol=1e-6)
+                expected = golden[f"A/train/{name}_{kind}_x{scale}"]
+                check(representation.transpose(0, 1), expected, rtol=0, atol=3e-6 * np.abs(expected).max())
             distances.append(loss(x, torch.cat([masks["lab"], masks["unlab"]]), 2).item())
         key = "context_per_scale_x1_to_x5" if name == "E" else "structural_per_scale_x4_to_x1"
         check(distances if name == "E" else distances[::-1], golden[f"A/train/{key}"])
