@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -75,10 +75,14 @@ def write_atomically(files: Mapping[Path, str | bytes]) -> None:
             file.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
 
 
-def files_below(root: str | Path) -> Iterator[Path]:
+def files_below(root: str | Path, without: Collection[str] = ()) -> Iterator[Path]:
     """Every file below a folder, sorted, folder by folder; links are followed.
 
     Hidden files and folders are ignored (macOS writes a ``._name`` next to every file, and ``__MACOSX``).
+
+    Args:
+        root: the folder.
+        without: subfolders that hold a file of such a name are left out, with all that is below them.
 
     Example:
         >>> list(files_below("/does/not/exist"))
@@ -86,7 +90,11 @@ def files_below(root: str | Path) -> Iterator[Path]:
     """
     for folder, subfolders, names in os.walk(root, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
-        if len(Path(folder).relative_to(root).parts) >= MAX_DEPTH:
+        depth = len(Path(folder).relative_to(root).parts)
+        if depth and not set(without).isdisjoint(names):
+            subfolders.clear()
+            continue
+        if depth >= MAX_DEPTH:
             subfolders.clear()
         for name in sorted(names):
             if not name.startswith("."):

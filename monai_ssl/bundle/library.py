@@ -188,6 +188,8 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
     check_overrides(bundle, configs, overrides)
     files = [str(bundle / "configs" / name) for name in configs]
     logging_file = bundle / "configs" / "logging.conf"
+    # MONAI takes None for "not given"
+    given = {key: "$None" if value is None else value for key, value in overrides.items()}
     log: Any = str(logging_file) if logging_file.is_file() and not is_shipped(bundle) else False
     with warnings.catch_warnings(), _without_summary() if is_shipped(bundle) else nullcontext():
         if is_shipped(bundle):  # MONAI warns of configs from strangers
@@ -197,7 +199,7 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
             meta_file={},  # MONAI would evaluate what the metadata say: they are data here
             logging_file=log,
             bundle_root=literal(bundle),
-            **overrides,
+            **given,
         )
         workflow.run()
         workflow.finalize()

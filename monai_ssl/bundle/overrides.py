@@ -137,7 +137,7 @@ def check_ids(bundle: Path, configs: Sequence[str], ids: Iterable[str]) -> None:
 
 
 def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:
-    """:func:`check_ids`, and: where a boolean is wanted, anything else is refused.
+    """:func:`check_ids`, and: where a boolean is wanted, anything else is refused, and a boolean for a number.
 
     A boolean is wanted where the config holds one, or where the parameter of the block's ``_target_`` is one.
 
@@ -154,9 +154,11 @@ def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str
     config = merged_config(bundle, configs)
     for key, value in overrides.items():
         block, name = _find(config, key)
+        present = block.get(name) if isinstance(block, dict) else None
+        if isinstance(value, bool) and isinstance(present, (int, float)) and not isinstance(present, bool):
+            raise DataError(f"--{key}: must be a number, got {value!r}")
         if isinstance(value, bool) or (isinstance(value, str) and value.startswith(("$", "@"))):
             continue
-        present = block.get(name) if isinstance(block, dict) else None
         wanted = isinstance(present, bool)
         optional = False
         if present is None and isinstance(block, dict) and "_target_" in block:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from monai_ssl.data.cases import IMAGE_SUFFIXES, Entry, name_order, split_suffix
+from monai_ssl.data.cases import IMAGE_SUFFIXES, TRAINING_FILES, Entry, name_order, split_suffix
 from monai_ssl.errors import DataError, enumerated
 from monai_ssl.files import files_below
 
@@ -83,7 +83,7 @@ def _stem(relative: str) -> str:
 
 def image_names(root: Path) -> list[str]:
     """Image files below ``root``, as relative POSIX paths in an order that is the same everywhere."""
-    found = (path.relative_to(root).as_posix() for path in files_below(root))
+    found = (path.relative_to(root).as_posix() for path in files_below(root, TRAINING_FILES))
     return sorted((name for name in found if name.lower().endswith(IMAGE_SUFFIXES)), key=name_order)
 
 

@@ -32,6 +32,10 @@ IMAGE_SUFFIXES = (
     ".npz",
 )
 
+# a folder below the images that holds one of these was written by a training or a prediction: it is no data
+TRAINING_FILES = ("run.json", "checkpoint.pt")
+PREDICTION_FILE = "predict.json"
+
 
 def image_files(entry: Mapping[str, Any]) -> list[str]:
     """All image files of one case: one, or one per channel.

@@ -20,7 +20,7 @@ from monai.transforms import Compose, LoadImaged, MapTransform, SaveImaged, Tran
 from torch import Tensor, nn
 
 import monai_ssl
-from monai_ssl.data.cases import image_files
+from monai_ssl.data.cases import PREDICTION_FILE, image_files
 from monai_ssl.data.pipelines import saved_file, saver
 from monai_ssl.data.preset import Preset, dump_preset
 from monai_ssl.engines.pipeline import Outcome, Pipeline
@@ -28,7 +28,7 @@ from monai_ssl.errors import DataError
 from monai_ssl.files import write_text
 from monai_ssl.transforms import LabelsOnImageGridd, on_image_grid
 
-RECORD = "predict.json"
+RECORD = PREDICTION_FILE
 # float32 copies of a volume that loading, normalizing and inverting hold at one time
 COPIES = 6
 

@@ -43,7 +43,7 @@ def comparison_sentence(comparison: Comparison, name_a: str, name_b: str) -> str
     number = number_text(comparison.mean_difference, digits, scale, sign=True)
     interval = interval_text(comparison.ci_low, comparison.ci_high, digits, scale)
     cases = f"better on {comparison.wins} of {plural(comparison.n, 'case')}"
-    text = f"{name_a} minus {name_b}: {number} {unit} {interval}"
+    text = f"{name_a} minus {name_b}: {number} {unit}" + (f" {interval}" if comparison.ci_low is not None else "")
     return f"{text}, {p_value_text(comparison.p_value)}, {cases}: {verdict(comparison)}."
 
 

@@ -165,7 +165,10 @@ def _iterations(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int |
         return None
     parser = ConfigParser(dict(config))
     parser.update(dict(settings))
-    return int(parser.get_parsed_content("max_iterations"))
+    value = parser.get_parsed_content("max_iterations")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise DataError(f"--max_iterations: must be an integer >= 1, got {value!r}")
+    return value
 
 
 def _environment() -> dict[str, Any]:

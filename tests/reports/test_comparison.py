@@ -141,6 +141,15 @@ def test_two_classes_and_failures(tmp_path):
     assert "(failed)" in text
 
 
+def test_one_case_has_no_interval():
+    result = Comparison(
+        metric="dice", label=None, n=1, mean_a=0.5, mean_b=0.51, mean_difference=-0.01, median_difference=-0.01,
+        ci_low=None, ci_high=None, p_value=1.0, higher_is_better=True, wins=0, losses=1, ties=0,
+    )  # fmt: skip
+    sentence = comparison_sentence(result, "dtc", "floor")
+    assert sentence.startswith("dtc minus floor: \u22121.0 points, p = 1.00, better on 0 of 1 case: too few cases")
+
+
 @pytest.mark.parametrize(
     ("difference", "low", "high", "p", "n", "verdict"),
     [

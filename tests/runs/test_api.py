@@ -279,3 +279,11 @@ def test_records_are_json(trained):
     content = json.loads((trained.folder / "run.json").read_text())
     stated = "bundle overrides dataset flavor dataset_dir datalist max_iterations status command versions machine"
     assert set(content) == set(stated.split())
+
+
+def test_null_replaces_a_value_of_the_config(tiny_phantom, tmp_path):
+    """MONAI takes None for "not given"."""
+    given: dict[str, object] = {**TINY, "output": tmp_path / "run", "check": False, "method#variant": None}
+    with pytest.raises(RuntimeError) as caught:
+        monai_ssl.train("dtc", tiny_phantom, **given)
+    assert str(caught.value.__cause__) == "variant must be one of ('released', 'paper'), got None"
