@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,3 +38,21 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
     ):
         gradient.copy_(mean.view_as(gradient))
         parameter.grad = gradient
+
+
+def from_first(value: Any) -> Any:
+    """``value`` of the first process in every process of the group; a collective call inside one."""
+    if not in_group():
+        return value
+    values = [value]
+    torch.distributed.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def any_of(flag: int, device: torch.device | str) -> int:
+    """The largest of the numbers that the processes of the group give; a collective call inside one."""
+    if not in_group():
+        return flag
+    found = torch.tensor(flag, device=device)
+    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return int(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,37 @@ class UsageError(DataError):
 
 class TrainingDivergedError(RuntimeError):
     """A loss term or the gradient became NaN or infinite; the message names step, term and cases."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C ended a training after the step that was in work; the message says where its state is."""
+
+
+class ResourceError(RuntimeError):
+    """The machine gave out: memory, shared memory, or a process that somebody killed."""
+
+
+def out_of_resources(error: BaseException) -> ResourceError | None:
+    """What an error of PyTorch says of the machine, with the next step; None for all other errors."""
+    text = " ".join(str(error).split())
+    again = "the last checkpoint is intact: run the same command again to continue"
+    if "DataLoader worker" in text and ("Bus error" in text or "shared memory" in text):
+        return ResourceError(
+            f"a loader process found no room in shared memory; give the container more (--shm-size 8g) or use "
+            f"--num_workers 0; {again}"
+        )
+    if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
+        found = re.search(r"by signal: (\w+)", text)
+        return ResourceError(
+            f"a loader process was killed ({found[1] if found else 'without a word'}), as a rule by the system because "
+            f"memory ran out; use fewer --num_workers (0: none), or give the job more memory; {again}"
+        )
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or "can't allocate memory" in text:
+        return ResourceError(
+            "memory ran out; try --accumulation_steps 2, smaller --labeled_batch_size and --unlabeled_batch_size, a "
+            f"smaller patch_size in the preset, or fewer --num_workers; {again}"
+        )
+    return None
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+FULL_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
+FULL = ": the disk is full, or your quota of it is used up; free some space, then run the same command again"
 # deeper than any archive; links may run in circles
 MAX_DEPTH = 12
 
@@ -37,8 +40,9 @@ def atomic_paths(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
         for target, file in zip(targets, temporary, strict=True):
             os.replace(file, target)
     except OSError as error:
+        reason = f"{error.strerror or error}{FULL if error.errno in FULL_ERRORS else ''}"
         raise OSError(
-            error.errno, f"cannot write ({error.strerror or error}); the previous file, if any, is intact", str(target)
+            error.errno, f"cannot write ({reason}); the previous file, if any, is intact", str(target)
         ) from error
     finally:
         for file in temporary:

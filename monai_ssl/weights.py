@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +24,34 @@ def save(content: Any, path: str | Path) -> None:
     with atomic_path(path) as temporary:
         try:
             torch.save(content, temporary)
-        except RuntimeError as error:  # torch's zip writer reports a full disk as RuntimeError
-            raise OSError(28, " ".join(str(error).split())[:120], str(path)) from error
+        except RuntimeError as error:  # torch's zip writer keeps to itself why it failed
+            _try_to_write(temporary)
+            raise OSError(errno.EIO, " ".join(str(error).split())[:120], str(path)) from error
+
+
+def _try_to_write(path: Path) -> None:
+    """Fails as a write of PyTorch's has just failed, with the system's own reason."""
+    with open(path, "ab") as file:
+        for _ in range(16):
+            file.write(bytes(1 << 20))
+            file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: str | Path, map_location: Any = "cpu") -> Any:
     """``torch.load`` of tensors and plain containers; never unpickles objects.
 
+    Checksums are compared first: PyTorch writes them, but does not look at them.
+
     Raises:
-        DataError: when the file is missing, truncated, or holds anything but tensors and plain containers.
+        DataError: when the file is missing, truncated, changed by as little as a bit, or holds anything but tensors and
+            plain containers.
     """
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"the checksum of its part {damaged} is wrong: a damaged disk or copy")
         return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; `monai-ssl train` writes it") from None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import re
 import shutil
 import stat
 import sys
 import tempfile
+import traceback
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -18,7 +20,7 @@ from typing import Any
 
 import monai_ssl
 from monai_ssl.bundle.overrides import check_ids, check_overrides, literal, read_config
-from monai_ssl.errors import DataError
+from monai_ssl.errors import DataError, ResourceError, TrainingDivergedError
 
 __all__ = [
     "available_bundles",
@@ -179,7 +181,8 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
         MONAI's ``ConfigParser``, whose objects are those that ran.
 
     Raises:
-        DataError: for an id that no config knows.
+        DataError: for an id that no config knows, and whatever the configs' components raise: MONAI's wrapping of it
+            is taken off.
     """
     from monai.bundle import create_workflow
 
@@ -194,16 +197,35 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
     with warnings.catch_warnings(), _without_summary() if is_shipped(bundle) else nullcontext():
         if is_shipped(bundle):  # MONAI warns of configs from strangers
             warnings.filterwarnings("ignore", "parsing config_file", UserWarning)
-        workflow = create_workflow(
-            config_file=files,
-            meta_file={},  # MONAI would evaluate what the metadata say: they are data here
-            logging_file=log,
-            bundle_root=literal(bundle),
-            **given,
-        )
-        workflow.run()
-        workflow.finalize()
+        try:
+            workflow = create_workflow(
+                config_file=files,
+                meta_file={},  # MONAI would evaluate what the metadata say: they are data here
+                logging_file=log,
+                bundle_root=literal(bundle),
+                **given,
+            )
+            workflow.run()
+            workflow.finalize()
+        except RuntimeError as error:
+            if (cause := _unwrapped(error)) is error:
+                raise
+            raise cause from None
     return workflow.parser
+
+
+def _unwrapped(error: BaseException) -> BaseException:
+    """What went wrong inside a config, where that is somebody's to correct; else the error as it is."""
+    cause: BaseException | None = error
+    while type(cause) is RuntimeError and re.match(r"Failed to (instantiate|evaluate)", str(cause)):
+        cause = cause.__cause__
+    if cause is None or cause is error:
+        return error
+    if isinstance(cause, (DataError, TrainingDivergedError, ResourceError, OSError, MemoryError)):
+        return cause
+    frames = traceback.extract_tb(cause.__traceback__)
+    ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(monai_ssl.__file__).parent)
+    return cause if ours and isinstance(cause, (ValueError, TypeError)) else error
 
 
 @contextmanager

@@ -79,8 +79,8 @@ def read_config(path: Path) -> dict[str, Any]:
     return copy.deepcopy(content)
 
 
-def merged_config(bundle: Path, configs: Sequence[str]) -> dict[str, Any]:
-    """The configs of a bundle, later files over earlier ones, as ``monai.bundle`` merges them.
+def merged_config(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The configs of a bundle, later files over earlier ones, as ``monai.bundle`` merges them; then the overrides.
 
     Raises:
         DataError: when a file is missing.
@@ -92,6 +92,8 @@ def merged_config(bundle: Path, configs: Sequence[str]) -> dict[str, Any]:
             raise DataError(f"bundle: {bundle} has no configs/{name}; is it a whole bundle?")
         for key, value in read_config(file).items():
             _merge(merged, str(key), value)
+    for key, value in (overrides or {}).items():
+        _merge(merged, key, value)
     return merged
 
 

@@ -7,7 +7,7 @@ import inspect
 import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +36,6 @@ class Command:
         home: ``module:function``; the module must import neither PyTorch nor MONAI when it is loaded, since ``--help``
             and typing errors are answered from the function's signature and docstring.
         show: prints the result and returns the exit status (None: 0); gets the arguments that were typed, too.
-        renamed: parameter of the function -> what it is called on the command line.
         optional: positional arguments that usage shows although they have defaults.
         example: for ``--help``.
     """
@@ -44,7 +43,6 @@ class Command:
     name: str
     home: str
     show: Callable[[Any, Given], int | None] = _show_nothing
-    renamed: Mapping[str, str] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
     example: str = ""
 
@@ -57,8 +55,7 @@ class Command:
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """Names on the command line -> parameters of the function."""
-        signature = inspect.signature(self.function)
-        return {self.renamed.get(name, name): parameter for name, parameter in signature.parameters.items()}
+        return dict(inspect.signature(self.function).parameters)
 
     @property
     def usage(self) -> str:
@@ -184,7 +181,6 @@ COMMANDS: dict[str, Command] = {
             "train",
             "monai_ssl.runs.train:train",
             _show_train,
-            renamed={"method": "bundle"},
             example="train dtc SCANS --flavor practical --seed 1 --max_iterations 3000 --method#unsupervised_weight 0",
         ),
         Command("evaluate", "monai_ssl.runs.evaluation:evaluate", _show_evaluation, optional=("RUN",)),

@@ -13,7 +13,7 @@ from monai_ssl.cli.console import quiet
 from monai_ssl.cli.errors import users_mistake
 from monai_ssl.cli.help import command_help, overview
 from monai_ssl.cli.parsing import parse
-from monai_ssl.errors import UsageError
+from monai_ssl.errors import TrainingInterrupted, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -26,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         with quiet():
             status = _dispatch(words)
+    except TrainingInterrupted:  # the training has said how to go on
+        raise SystemExit(130) from None
     except KeyboardInterrupt:
         hint = "; run the same command again to resume" if words[:1] in (["train"], ["demo"], ["prepare"]) else ""
         print(f"\ninterrupted{hint}", file=sys.stderr)

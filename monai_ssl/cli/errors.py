@@ -8,7 +8,8 @@ import traceback
 from pathlib import Path
 
 import monai_ssl
-from monai_ssl.errors import DataError, TrainingDivergedError
+from monai_ssl.errors import DataError, ResourceError, TrainingDivergedError, out_of_resources
+from monai_ssl.files import FULL, FULL_ERRORS
 
 
 def users_mistake(error: BaseException) -> str | None:
@@ -20,10 +21,10 @@ def users_mistake(error: BaseException) -> str | None:
     link: BaseException | None = error
     while link is not None and link not in chain:
         chain.append(link)
-        link = link.__cause__ or link.__context__
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     torch = sys.modules.get("torch")  # not loaded for its errors alone
     for link in chain:
-        if isinstance(link, (DataError, TrainingDivergedError)):
+        if isinstance(link, (DataError, TrainingDivergedError, ResourceError)):
             return _line(link)
         if torch is not None and isinstance(link, torch.OutOfMemoryError):
             return (
@@ -31,7 +32,11 @@ def users_mistake(error: BaseException) -> str | None:
                 "and --unlabeled_batch_size, or a smaller patch_size in the preset"
             )
     for link in chain:
+        if isinstance(link, (MemoryError, RuntimeError)) and (known := out_of_resources(link)):
+            return _line(known)
         if isinstance(link, OSError):
+            if link.errno in FULL_ERRORS and FULL not in str(link):
+                return f"{link.filename or 'a file'}: {link.strerror}{FULL}"
             return f"{link.filename}: {link.strerror}" if link.filename and link.strerror else _line(link)
     root = chain[-1]
     frames = traceback.extract_tb(root.__traceback__)

@@ -38,7 +38,7 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
     Example:
         >>> from monai_ssl.cli.commands import COMMANDS
         >>> parse(COMMANDS["train"], ["dtc", "2024", "--seed", "3", "--resume", "false"])
-        {'seed': 3, 'resume': False, 'method': 'dtc', 'dataset_dir': '2024'}
+        {'seed': 3, 'resume': False, 'bundle': 'dtc', 'dataset_dir': '2024'}
     """
     parameters = command.parameters
     hints = _hints(command.function)

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from monai_ssl.data.cases import case_names
 from monai_ssl.errors import DataError
+from monai_ssl.interrupts import outlive_requests
 
 
 def position_seed(*position: int) -> int:
@@ -128,6 +129,7 @@ def _begin_worker(worker: int) -> None:
     The switch is global in MONAI, so it is thrown only in loader processes, for their whole life. In the main process
     (``num_workers=0``) transforms track: another thread there, a MONAI Label server for example, may rely on it.
     """
+    outlive_requests()
     set_track_meta(False)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from ignite.engine.events import EventEnum
 from monai.engines import Trainer
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
@@ -18,7 +21,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from monai_ssl.data.streams import TwoStreamLoader, position_seed
-from monai_ssl.distributed import average_gradients
+from monai_ssl.distributed import any_of, average_gradients, in_group
+from monai_ssl.engines.crowding import crowded
 from monai_ssl.engines.precision import (
     autocast,
     autocast_dtype,
@@ -27,11 +31,19 @@ from monai_ssl.engines.precision import (
     prefers_channels_last,
     shield_bfloat16_convolutions,
 )
-from monai_ssl.errors import DataError, TrainingDivergedError
+from monai_ssl.errors import DataError, TrainingDivergedError, TrainingInterrupted, out_of_resources
+from monai_ssl.interrupts import StopRequest, stop_requests
 from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.methods import SemiSupervisedMethod
 
 logger = logging.getLogger(__name__)
+
+
+class RunEvents(EventEnum):
+    """What Ignite has no events for: ``OPENED`` before the data are read, ``CLOSED`` however the training ends."""
+
+    OPENED = "opened"
+    CLOSED = "closed"
 
 
 @dataclass
@@ -67,6 +79,9 @@ class SemiSupervisedTrainer(Trainer):
     other use of the torch generator is seeded by (seed, iteration, rank), so a run that was killed and resumed follows
     the same trajectory bit for bit, whatever validation or previews drew in between.
 
+    SIGINT (Ctrl-C) and SIGTERM let the step in work end; the handlers of ``COMPLETED`` then save it, and :meth:`run`
+    raises. A second one acts at once. This needs the main thread; elsewhere signals are left alone.
+
     The host waits for the device once per step, after everything was queued: terms and gradient norm come over
     together, and are checked before the optimizer moves. Each adversary adds one wait, a gradient scaler one more.
 
@@ -101,6 +116,8 @@ class SemiSupervisedTrainer(Trainer):
         DataError: for a label with :data:`~monai_ssl.losses.IGNORE_LABEL` where the method does not honor it.
         TrainingDivergedError: when a term or the gradient is not finite; the weights and the last checkpoint are those
             of the last good step.
+        TrainingInterrupted: a KeyboardInterrupt, after SIGINT; SystemExit after SIGTERM.
+        ResourceError: when memory ran out, or a loader process was killed.
     """
 
     def __init__(
@@ -157,9 +174,15 @@ class SemiSupervisedTrainer(Trainer):
             epoch_length=len(train_data_loader),
             handlers=handlers,
             decollate=False,
+            event_names=[*kwargs.pop("event_names", []), RunEvents],
             **kwargs,
         )
         self.state.output = None
+        self.logger.addFilter(_announces_no_end)
+        self.request = StopRequest()
+        # the signal for which this run ends, 0 while it goes on; whether a resumed run owes the end of its epoch; and
+        # where the state of a stopped run is
+        self.stopping, self.unsettled, self.stopped_at = 0, False, ""
 
     @property
     def plain_method(self) -> SemiSupervisedMethod:
@@ -176,16 +199,49 @@ class SemiSupervisedTrainer(Trainer):
     def run(self) -> None:  # type: ignore[override]
         """Train to the end; handlers such as ``RunCheckpoint`` may move the start to where a previous run stopped."""
         streams: Any = self.data_loader
-        streams.prepare()
-        logger.info(
-            "%d labeled and %d unlabeled cases, %d iterations, %s",
-            streams.n_labeled,
-            streams.n_unlabeled,
-            self.total_iterations,
-            "float32" if self.dtype is None else str(self.dtype).removeprefix("torch."),
-        )
-        # Trainer.run would make a CUDA-only scaler: ours exists already and is part of the checkpoint
-        super(Trainer, self).run()
+        self.request, self.stopping, self.unsettled, self.stopped_at = StopRequest(), 0, False, ""
+        try:
+            self.fire_event(RunEvents.OPENED)
+            streams.prepare()
+            logger.info(
+                "%d labeled and %d unlabeled cases, %d iterations, %s",
+                streams.n_labeled,
+                streams.n_unlabeled,
+                self.total_iterations,
+                "float32" if self.dtype is None else str(self.dtype).removeprefix("torch."),
+            )
+            if torch.device(self.state.device).type == "cpu" and (crowd := crowded(torch.get_num_threads())):
+                logger.warning("%s", crowd)
+            with stop_requests(self.request):
+                # Trainer.run would make a CUDA-only scaler: ours exists already and is part of the checkpoint
+                super(Trainer, self).run()
+        except (MemoryError, RuntimeError) as error:
+            if (known := out_of_resources(error)) is None:
+                raise
+            raise known from error
+        finally:
+            self.fire_event(RunEvents.CLOSED)
+        if self.request.signal or self.stopping:
+            self._leave(self.request.signal or self.stopping)
+
+    def stop_now(self) -> None:
+        """Called by a handler between two steps: end here, as far as this process alone can decide it."""
+        if self.request.signal and not in_group():
+            self.stopping = self.request.signal
+            self.terminate()
+
+    def _leave(self, number: int) -> None:
+        """Say where the run stands, and end what called it."""
+        name = signal.Signals(number).name
+        saved = f"; {self.stopped_at} holds all of it" if self.stopped_at else ""
+        done, total = self.state.iteration, self.total_iterations
+        text = f"stopped by {name} after iteration {done} of {total}{saved}: run the same command again to continue"
+        if self.state.rank == 0:
+            logger.warning("%s", text)
+        program = getattr(sys.modules.get("__main__"), "__spec__", None)
+        if number != signal.SIGINT or (program is not None and program.name.startswith("monai.bundle")):
+            raise SystemExit(128 + number)
+        raise TrainingInterrupted(text)
 
     def _iteration(self, engine: Any, batch: dict[str, Any]) -> Any:
         if batch is None:
@@ -218,7 +274,8 @@ class SemiSupervisedTrainer(Trainer):
         self.grad_scaler.update()  # once, after every optimizer
         self.plain_method.after_step()
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
-        if iteration + 1 >= self.total_iterations and (iteration + 1) % engine.state.epoch_length:
+        self.stopping = any_of(self.request.signal, engine.state.device)  # all processes after the same step
+        if self.stopping or (iteration + 1 >= self.total_iterations and (iteration + 1) % engine.state.epoch_length):
             engine.terminate()  # inside an epoch; at its end Ignite stops by itself, and its epoch handlers run
         step = {
             "loss": sum(totals.values()),
@@ -332,6 +389,11 @@ class SemiSupervisedTrainer(Trainer):
             f"iteration {iteration}: {what} is {value}; cases in this batch: {cases}. The last checkpoint is intact. "
             "Run `monai-ssl check` on the data; else lower the learning rate, clip gradients or set amp to off."
         )
+
+
+def _announces_no_end(record: logging.LogRecord) -> bool:
+    """Ignite reports every exception that it passes on; whoever catches it reports it as well."""
+    return "run is terminating due to exception" not in str(record.msg)
 
 
 def _adversaries(method: SemiSupervisedMethod) -> dict[str, Adversary]:

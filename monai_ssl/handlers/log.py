@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from monai_ssl.engines.trainer import RunEvents, SemiSupervisedTrainer
 from monai_ssl.files import write_text
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class TrainingLog:
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.write)
         engine.add_event_handler(Events.COMPLETED, self.close)
+        if isinstance(engine, SemiSupervisedTrainer):  # also where it fails
+            engine.add_event_handler(RunEvents.CLOSED, self.close)
 
     def _open(self, fields: list[str], iteration: int) -> None:
         if self._file is not None:
@@ -115,7 +118,7 @@ class ValidationLog:
 
     def write(self, evaluator: Any, trainer: Any) -> None:
         metrics = {key: value for key, value in evaluator.state.metrics.items() if isinstance(value, (int, float))}
-        if trainer.state.rank != 0 or not metrics:
+        if trainer.state.rank != 0 or not metrics or getattr(trainer, "stopping", 0):
             return
         iteration = trainer.state.iteration
         fields = truncate(self.path, iteration, ["iteration", *metrics])
@@ -128,21 +131,27 @@ class ValidationLog:
 class Progress:
     """A bar with remaining time and losses on a terminal; one quiet line every ``seconds`` elsewhere.
 
+    Every line says how much time is left. After ten steps, or after two that took long, one line more says how long the
+    whole takes on this machine.
+
     Args:
         seconds: between two lines where stderr is no terminal.
         description: in front of the bar.
     """
 
-    unit, short_unit = "iteration", "it"
+    unit, short_unit, estimates = "iteration", "it", True
 
     def __init__(self, seconds: float = 30.0, description: str = "training") -> None:
         self.seconds, self.description = seconds, description
         self._bar: tqdm | None = None
         self._said = -math.inf
         self._began: tuple[float, int] | None = None
+        self._steady: tuple[float, int] | None = None
+        self._estimated = False
         self._average: float | None = None
 
     def attach(self, engine: Engine) -> None:
+        engine.add_event_handler(Events.GET_BATCH_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
         engine.add_event_handler(Events.COMPLETED, self.close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
@@ -162,6 +171,9 @@ class Progress:
         terms = " ".join(f"{name} {value:.3g}" for name, value in output["terms"].items())
         return f"loss {self._average:.4g} ({terms})"
 
+    def _begin(self, engine: Any) -> None:
+        self._began = self._began or (time.monotonic(), engine.state.iteration)
+
     def update(self, engine: Any) -> None:
         if getattr(engine.state, "rank", 0) != 0 or (text := self.text_of(engine)) is None:
             return
@@ -177,23 +189,59 @@ class Progress:
             self._said = now
             said = [f"{self.description}: {self.unit} {done} of {total}", text, self._left(done, total, now)]
             logger.info(", ".join(part for part in said if part))
+        self._estimate(done, total, now)
+        self._steady = self._steady or (now, done)
+
+    def _rate(self, done: int, now: float) -> float:
+        """Seconds per step; the first one, which waits for loaders, counts only as long as it is alone."""
+        for start, first in filter(None, (self._steady, self._began)):
+            if done > first:
+                return (now - start) / (done - first)
+        return 0.0
 
     def _left(self, done: int, total: int, now: float) -> str:
-        start, first = self._began or (now, done)
-        if not first < done < total:
-            return ""
-        seconds = (now - start) / (done - first) * (total - done)
-        return f"{seconds:.0f} s left" if seconds < 100 else f"{timedelta(seconds=round(seconds))} left"
+        if done >= total:
+            start, first = self._began or (now, done)
+            return f"took {spoken(now - start)}" if done > first and self.estimates else ""
+        rate = self._rate(done, now)
+        return f"{spoken(rate * (total - done))} left" if rate else ""
+
+    def _estimate(self, done: int, total: int, now: float) -> None:
+        """Once, as soon as it can be known: what this machine takes for the whole."""
+        start, first = self._steady or (now, done)
+        if self._estimated or not self.estimates or done - first < 2 or (done - first < 10 and now - start < 30):
+            return
+        self._estimated = True
+        rate = (now - start) / (done - first)
+        if total > done + 10:
+            whole, left = spoken(rate * total), spoken(rate * (total - done))
+            text = (
+                f"{self.description}: {rate:.2g} s per {self.unit} on this machine: {total} take {whole}, {left} left"
+            )
+            if self._bar is None:
+                logger.info(text)
+            else:
+                self._bar.write(text, file=sys.stderr)
 
     def _failed(self, engine: Engine, error: BaseException) -> None:
         self.close()
         raise error
 
     def close(self, engine: Engine | None = None) -> None:
-        self._began = None
+        self._began = self._steady = None
+        self._estimated = False
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def spoken(seconds: float) -> str:
+    """
+    Example:
+        >>> spoken(12.3), spoken(4000)
+        ('12 s', '1:06:40')
+    """
+    return f"{seconds:.0f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
 
 
 class CaseProgress(Progress):
@@ -206,6 +254,7 @@ class CaseProgress(Progress):
     """
 
     unit = short_unit = "case"
+    estimates = False
 
     def __init__(self, total: int | None = None, description: str = "cases", seconds: float = 30.0) -> None:
         super().__init__(seconds, description)

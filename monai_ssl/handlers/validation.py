@@ -27,15 +27,25 @@ class Validation(ValidationHandler):
 
     _validated = 0
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Any) -> None:
         super().attach(engine)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.ITERATION_COMPLETED, self._stop, engine)
 
-    def __call__(self, engine: Engine) -> None:
+    def _stop(self, validator: Engine, engine: Any) -> None:
+        """Whoever asked a training to stop does not want to wait for the other cases."""
+        engine.stop_now()
+        if engine.stopping:
+            validator.terminate()  # the log leaves out what was not finished
+
+    def __call__(self, engine: Any) -> None:
         super().__call__(engine)
-        self._validated = engine.state.iteration
+        if not engine.stopping:
+            self._validated = engine.state.iteration
 
     def _finish(self, engine: Any) -> None:
         # a finished run that is started again makes no step, and its validation is in the log
-        if engine.data_loader.start < engine.state.iteration == engine.total_iterations > self._validated:
+        begun = engine.data_loader.start < engine.state.iteration or engine.unsettled
+        if begun and not engine.stopping and engine.state.iteration == engine.total_iterations > self._validated:
             self(engine)

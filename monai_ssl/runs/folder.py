@@ -99,10 +99,20 @@ class Run:
 
     @property
     def iteration(self) -> int:
-        """Iterations that the checkpoint counts as done; 0 without one."""
+        """Iterations that the checkpoint counts as done; 0 without one.
+
+        Raises:
+            DataError: when the checkpoint cannot be read.
+        """
         from monai_ssl.weights import load
 
-        return int(load(self.checkpoint).get("iteration", 0)) if self.checkpoint.is_file() else 0
+        if not self.checkpoint.is_file():
+            return 0
+        state = load(self.checkpoint)
+        done = state.get("iteration") if isinstance(state, dict) else None
+        if isinstance(done, bool) or not isinstance(done, int) or done < 0:
+            raise DataError(f"{self.checkpoint}: is no checkpoint of a run (no number of iterations); move it away")
+        return done
 
     def weights(self, ckpt: str | os.PathLike[str] | None = None) -> Path:
         """The weights to use; says so when they are those of an unfinished training.
@@ -169,6 +179,18 @@ class Run:
                 f"output: {self.folder} holds a {foreign[0]} that no run of `{PROGRAM} train` wrote; give another "
                 "folder"
             )
+
+    def refuse_other_data(self, dataset_dir: Path) -> None:
+        """Stop before a folder that nobody named is taken from a run on other data.
+
+        Raises:
+            DataError: when the run's data are still where they were, and not these.
+        """
+        if not (self.folder / RECORD).is_file():
+            return
+        former = Path(self.record.dataset_dir)
+        if former != dataset_dir and former.is_dir():
+            raise DataError(f"output: {self.folder} holds a run on {former}; name a folder for this one with --output")
 
     def acquire(self) -> bool:
         """Become the folder's only writer; the system lets the lock go when the process ends, however it ends.
@@ -243,13 +265,21 @@ class Run:
                 os.replace(self.folder / _waiting(name), self.folder / name)
 
     def settle(self) -> None:
-        """After a training that may have failed at its start: adopt, unless the record of a previous run stands."""
-        if self.checkpoint.exists() or not (self.folder / RECORD).exists():
+        """After a training that may have failed at its start: what waits then must not replace a previous record."""
+        if (self.folder / RECORD).exists():
+            for name in (RECORD, PRESET):
+                (self.folder / _waiting(name)).unlink(missing_ok=True)
+        else:
             self.adopt()
 
     def finish(self, record: Record) -> None:
         """Note that the training came to its end."""
         write_text(self.folder / RECORD, record.model_copy(update={"status": "complete"}).text())
+
+    def note(self, **changes: Any) -> None:
+        """Correct a record, where there is one: ``python -m monai.bundle run`` may continue a run that has one."""
+        if (self.folder / RECORD).is_file():
+            write_text(self.folder / RECORD, self.record.model_copy(update=changes).text())
 
     def set_aside(self) -> Path:
         """Move the run's files to ``previous-1`` (2, 3, ...), so that another run may begin; returns that folder."""

@@ -1,11 +1,10 @@
-"""What is noted about a run (``run.json``), and what makes two runs the same run."""
+"""What is noted about a run: ``run.json``."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,44 +81,3 @@ def training_command(bundle: str, options: Mapping[str, Any]) -> str:
         text = json.dumps(value) if value is None or isinstance(value, (bool, dict, list, tuple)) else str(value)
         words += [f"--{key}", text]
     return shlex.join(words)
-
-
-def run_identity(engine: Any, stated: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be equal for two trainings to be the same run, as plain values.
-
-    ``max_iterations`` does not belong here: a run may be prolonged.
-
-    Args:
-        engine: the trainer.
-        stated: what the configuration adds.
-    """
-    streams = engine.data_loader
-    pool = streams.streams["unlabeled"][0].cases.entries if streams.n_unlabeled else []
-    return {
-        **{key: plain(value) for key, value in stated.items()},
-        "seed": engine.seed,
-        "labeled cases": cases_digest(streams.labeled.entries),
-        "unlabeled cases": cases_digest(pool),
-        "labeled_batch_size": streams.labeled_batch_size,
-        "unlabeled_batch_size": streams.unlabeled_batch_size,
-        "precision": str(engine.dtype or "float32").removeprefix("torch."),
-        "method": type(engine.plain_method).__name__,
-        "unsupervised_weight": engine.plain_method.unsupervised_weight,
-    }
-
-
-def cases_digest(entries: Sequence[Mapping[str, Any]]) -> str:
-    """Short hash of file names and of the contents of label files: an edited label makes another run."""
-    digest = hashlib.sha256()
-    for entry in entries:
-        images = entry["image"] if isinstance(entry["image"], (list, tuple)) else [entry["image"]]
-        digest.update("|".join(Path(str(image)).name for image in images).encode())
-        label = entry.get("label")
-        if label is not None and Path(str(label)).is_file():
-            digest.update(Path(str(label)).read_bytes())
-    return f"{len(entries)} ({digest.hexdigest()[:12]})"
-
-
-def plain(value: Any) -> Any:
-    """``value`` as a checkpoint may hold it: a number, a text, a boolean, None."""
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)

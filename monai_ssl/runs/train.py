@@ -23,7 +23,7 @@ console = logging.getLogger("monai_ssl.console")
 
 
 def train(
-    method: str | Path,
+    bundle: str | Path,
     dataset_dir: str | Path,
     datalist: str | Path = "datalist.json",
     dataset: str | Path | None = None,
@@ -37,12 +37,12 @@ def train(
     nobody else write to the run's folder meanwhile.
 
     Args:
-        method: dtc, supervised, ... (`monai-ssl list`), or the folder of your own bundle.
+        bundle: dtc, supervised, ... (`monai-ssl list`), or the folder of your own bundle.
         dataset_dir: folder of the data.
         datalist: JSON inside it (or a path); `monai-ssl split` writes one.
         dataset: preset: left_atrium, hippocampus, phantom, ..., or the path of your own YAML; default: what the
             bundle names (left_atrium), or carries in it (a packaged one).
-        output: folder of the run; default: runs/BUNDLE-DATASET-seedSEED.
+        output: folder of the run; default: runs/BUNDLE-PRESET-FOLDER-seedSEED.
         check: read all scans first and stop at bad data (seconds); False skips it.
         **overrides: any id of the bundle's configs/train.yaml: flavor, seed, max_iterations, labeled_batch_size, amp,
             device, method#unsupervised_weight, ...
@@ -61,22 +61,22 @@ def train(
     from monai_ssl.bundle.library import find_bundle, is_shipped, own_dataset, run_bundle
     from monai_ssl.bundle.overrides import check_overrides, handed_on, literal, merged_config
 
-    bundle = find_bundle(method)
+    home = find_bundle(bundle)
     overrides = american_overrides(overrides)
-    check_overrides(bundle, ["train.yaml"], overrides)
+    check_overrides(home, ["train.yaml"], overrides)
 
     from monai_ssl.data.loading import load_datalist
     from monai_ssl.data.preset import load_preset
     from monai_ssl.runs.record import Record, training_command
 
-    source = dataset if dataset is not None else own_dataset(bundle)
+    source = dataset if dataset is not None else own_dataset(home)
     if isinstance(source, (str, Path)) and str(source).endswith((".yaml", ".yml")):
         source = str(Path(source).expanduser().resolve())
     preset = load_preset(source, overrides.get("flavor"))
     cases = load_datalist(datalist, dataset_dir)
     cases.require("training")
-    run = Run(output or Path("runs") / f"{bundle.name}-{preset.name}-seed{overrides.get('seed', 0)}")
     folder = Path(dataset_dir).expanduser().resolve()
+    run = Run(output or _default_folder(home.name, preset, folder, overrides.get("seed", 0)))
     settings: dict[str, Any] = {
         "dataset": literal(source) if isinstance(source, str) else source,
         "dataset_dir": literal(folder),
@@ -86,18 +86,20 @@ def train(
     for key in settings.keys() & overrides.keys():
         raise DataError(f"--{key}: give it as --output" if key == "output_dir" else f"--{key}: given twice")
     run.refuse_foreign(folder)
+    if output is None:
+        run.refuse_other_data(folder)
     from monai_ssl.data.reading import handed_over
 
-    console.info("%s: %s (%s), %s, output %s", bundle.name, preset.name, preset.flavor, counted(cases.counts()),
+    console.info("%s: %s (%s), %s, output %s", home.name, preset.name, preset.flavor, counted(cases.counts()),
                  run.folder)  # fmt: skip
     # a scan is read once: the cache takes over what the check has read, as far as that fits into memory
     with run.locked(), handed_over() as memory:
+        known = merged_config(home, ["train.yaml"], overrides)
         if check:
-            cases = verified(cases, preset, memory)
+            cases = verified(cases, preset, memory, pool=_reads_the_pool(known))
         # what is loaded and checked is handed on, so that the configs need not load it again
-        known = merged_config(bundle, ["train.yaml"])
         settings |= handed_on(known, preset=preset, cases=cases) | overrides
-        name = bundle.name if is_shipped(bundle) else str(bundle)
+        name = home.name if is_shipped(home) else str(home)
         places = {"dataset_dir": folder, "datalist": cases.path, "dataset": dataset, "output": run.folder}
         typed = {key: value for key, value in places.items() if value is not None}
         record = Record(bundle=name, overrides=overrides, dataset=preset.name, flavor=preset.flavor,
@@ -105,7 +107,7 @@ def train(
                         command=training_command(name, typed | overrides), **_environment())  # fmt: skip
         run.announce(record, preset)
         try:
-            run_bundle(bundle, ["train.yaml"], settings)
+            run_bundle(home, ["train.yaml"], settings)
         finally:
             run.settle()
         run.finish(record)
@@ -127,15 +129,21 @@ def american_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def verified(cases: Datalist, preset: Preset, memory: ScanMemory | None = None) -> Datalist:
+def verified(cases: Datalist, preset: Preset, memory: ScanMemory | None = None, pool: bool = True) -> Datalist:
     """The cases, once every scan that training needs has been read and found fit; ``memory`` keeps what was read.
+
+    Args:
+        cases: of the training.
+        preset: what they must be.
+        memory: keeps what was read.
+        pool: whether the training reads unlabeled images.
 
     Raises:
         DataError: when one is not; all errors are said before, a line each.
     """
     from monai_ssl.curation.verify import verify
 
-    problems = verify(cases, preset, sections=("training", "unlabeled", "validation"), memory=memory)
+    problems = verify(cases, preset, sections=("training", *["unlabeled"] * pool, "validation"), memory=memory)
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
         if problem.severity == "warning":
@@ -155,6 +163,24 @@ def verified(cases: Datalist, preset: Preset, memory: ScanMemory | None = None) 
     if errors:
         raise DataError(f"data: {plural(len(errors), 'error')}, nothing was trained; correct them, then train again")
     return cases
+
+
+def _default_folder(bundle: str, preset: Preset, data: Path, seed: Any) -> Path:
+    """``runs/dtc-left_atrium-scans-seed0``: what tells trainings apart, the folder of the data among it."""
+    from monai_ssl.data.preset import available_presets
+
+    names = [name for name in (preset.name, data.name) if name in available_presets() or name == data.name]
+    return Path("runs") / "-".join([bundle, *dict.fromkeys(names), f"seed{seed}"])
+
+
+def _reads_the_pool(config: Mapping[str, Any]) -> bool:
+    """Whether the method of a config looks at unlabeled images."""
+    import pydoc
+
+    block = config.get("method")
+    target = block.get("_target_") if isinstance(block, Mapping) else None
+    method = pydoc.locate(target) if isinstance(target, str) else None
+    return bool(getattr(method, "uses_unlabeled", True)) and config.get("unlabeled_batch_size") != 0
 
 
 def _iterations(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:
