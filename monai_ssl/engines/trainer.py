@@ -249,6 +249,7 @@ class SemiSupervisedTrainer(Trainer):
         iteration = engine.state.iteration - 1  # Ignite counts from 1
         if iteration >= self.total_iterations:  # a finished run that is started again
             engine.terminate()
+            engine.state.iteration = iteration  # which Ignite has counted up already
             return engine.state.output or []
         torch.manual_seed(position_seed(self.seed, 2, iteration, engine.state.rank))
         self.method.train()

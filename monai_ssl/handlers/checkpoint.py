@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ class RunCheckpoint:
         self._content: dict[str, Any] = {}
         self._aliases: dict[str, str] = {}
         self._held = self._supervised = False
-        self._saved = time.monotonic()
+        self._saved = monotonic()
 
     def attach(self, engine: Engine) -> None:
         if isinstance(engine, SemiSupervisedTrainer):  # before its data are read, and however it ends
@@ -119,7 +119,7 @@ class RunCheckpoint:
         engine.add_event_handler(Events.STARTED, self._catch_up)
 
     def _overdue(self) -> bool:
-        return self.minutes is not None and time.monotonic() - self._saved > 60 * self.minutes
+        return self.minutes is not None and monotonic() - self._saved > 60 * self.minutes
 
     def _catch_up(self, engine: Any) -> None:
         """What follows the end of an epoch, where the run stopped in between."""
@@ -161,7 +161,7 @@ class RunCheckpoint:
             if not self._supervised:
                 self.run.note(status="started", max_iterations=engine.total_iterations)
             self.run.sweep()
-        self._saved = time.monotonic()
+        self._saved = monotonic()
 
     def _compare(self, engine: Any, state: dict[str, Any] | None) -> list[str]:
         """Fill in what this run is; what makes it another one than the checkpoint's. One process reads the files."""
@@ -251,7 +251,7 @@ class RunCheckpoint:
             {key: value.detach().cpu().contiguous() for key, value in method.network.state_dict().items()},
             self.run.model,
         )
-        self._saved = time.monotonic()
+        self._saved = monotonic()
 
 
 def _is_plain(value: Any) -> bool:

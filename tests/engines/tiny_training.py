@@ -64,6 +64,7 @@ def build(
     max_iterations=11,
     epoch_length=4,
     interval=3,
+    minutes=None,
     seed=0,
     amp="off",
     schedule="poly",
@@ -86,7 +87,7 @@ def build(
     if folder is not None:
         evaluator = WeightNorm(learner)
         validation = [Validation(interval=1, validator=evaluator), ValidationLog(folder, evaluator)]
-        checkpoint = RunCheckpoint(folder, interval=interval, resume=resume)
+        checkpoint = RunCheckpoint(folder, interval=interval, resume=resume, minutes=minutes)
         # ``before`` stands where a kill hits hardest: behind the checkpoint, in front of the logs
         hooks = [checkpoint, *before, *(validation if validate else []), TrainingLog(folder, tensorboard=False)]
     return SemiSupervisedTrainer(

@@ -1,5 +1,6 @@
 """Reading and writing files of weights: whole or absent, and never code."""
 
+import errno
 import os
 import pickle
 import resource
@@ -184,3 +185,57 @@ def test_what_is_saved_is_a_zip_of_tensors(tmp_path):
     save({"a": torch.arange(3)}, tmp_path / "model.pt")
     assert zipfile.is_zipfile(tmp_path / "model.pt")
     assert torch.equal(load(tmp_path / "model.pt")["a"], torch.arange(3))
+
+
+# ------------------------------------------------------------------------------------------------- bits
+
+
+def test_a_changed_bit_is_found_before_anything_is_loaded(tmp_path):
+    """A file either says that it is damaged, or holds what it held: never other numbers."""
+    torch.manual_seed(0)
+    path, expected = tmp_path / "model.pt", DualTaskVNet(2, base_channels=2).state_dict()
+    save(expected, path)
+    sound = path.read_bytes()
+    positions = torch.randint(8 * len(sound), (300,), generator=torch.Generator().manual_seed(1)).tolist()
+    refused = 0
+    for position in positions:
+        damaged = bytearray(sound)
+        damaged[position // 8] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            found = load(path)
+        except DataError as error:
+            refused += 1
+            assert str(error).startswith(f"{path}: not a readable file of weights (")  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+            continue
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[key], value) for key, value in expected.items())
+    assert refused > 200  # the rest is padding, dates, and what is written twice
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_called_a_full_disk(tmp_path, number):
+    with pytest.raises(
+        OSError, match=r"cannot write \(.*: the disk is full, or your quota .* free some space"
+    ) as caught:
+        write_half(tmp_path / "file.txt", OSError(number, os.strerror(number)))
+    assert caught.value.errno == number
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_pytorch_meets_a_full_disk(tmp_path, monkeypatch):
+    original = torch.save
+
+    def onto_a_full_disk(content, path):
+        Path(path).symlink_to("/dev/full")
+        original(content, path)
+
+    write_text(tmp_path / "model.pt", "former")
+    monkeypatch.setattr(torch, "save", onto_a_full_disk)
+    with pytest.raises(OSError, match=r"the disk is full, or your quota .*model\.pt") as caught:
+        save({"a": torch.zeros(1000)}, tmp_path / "model.pt")
+    assert caught.value.errno == errno.ENOSPC
+    assert (tmp_path / "model.pt").read_text() == "former"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
