@@ -20,7 +20,7 @@ from typing import Any
 
 import monai_ssl
 from monai_ssl.bundle.overrides import check_ids, check_overrides, literal, read_config
-from monai_ssl.errors import DataError, ResourceError, TrainingDivergedError
+from monai_ssl.errors import DataError, ResourceError, TrainingDivergedError, one_line
 
 __all__ = [
     "available_bundles",
@@ -210,22 +210,32 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
         except RuntimeError as error:
             if (cause := _unwrapped(error)) is error:
                 raise
-            raise cause from None
+            raise cause from cause.__cause__
     return workflow.parser
 
 
 def _unwrapped(error: BaseException) -> BaseException:
-    """What went wrong inside a config, where that is somebody's to correct; else the error as it is."""
+    """What went wrong inside a config, without MONAI's wrapping; in a line where the code is somebody else's."""
     cause: BaseException | None = error
+    text = ""
     while type(cause) is RuntimeError and re.match(r"Failed to (instantiate|evaluate)", str(cause)):
-        cause = cause.__cause__
+        text, cause = str(cause), cause.__cause__
     if cause is None or cause is error:
         return error
     if isinstance(cause, (DataError, TrainingDivergedError, ResourceError, OSError, MemoryError)):
         return cause
     frames = traceback.extract_tb(cause.__traceback__)
     ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(monai_ssl.__file__).parent)
-    return cause if ours and isinstance(cause, (ValueError, TypeError)) else error
+    if ours and isinstance(cause, (ValueError, TypeError)):
+        return cause
+    if (
+        ours or ".run()" in text or type(cause).__name__ == "OutOfMemoryError"
+    ):  # a bug, or nothing that is written there
+        return error
+    hint = "MONAI_SSL_DEBUG=1 shows the traceback"
+    mistake = DataError(f"{one_line(cause)} ({type(cause).__name__} in the bundle's config; {hint})")
+    mistake.__cause__ = cause
+    return mistake
 
 
 @contextmanager
