@@ -6,9 +6,9 @@ import csv
 import logging
 import math
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from ignite.engine import Engine, Events
@@ -172,12 +172,12 @@ class Progress:
         return f"loss {self._average:.4g} ({terms})"
 
     def _begin(self, engine: Any) -> None:
-        self._began = self._began or (time.monotonic(), engine.state.iteration)
+        self._began = self._began or (monotonic(), engine.state.iteration)
 
     def update(self, engine: Any) -> None:
         if getattr(engine.state, "rank", 0) != 0 or (text := self.text_of(engine)) is None:
             return
-        done, total, now = engine.state.iteration, self.total_of(engine), time.monotonic()
+        done, total, now = engine.state.iteration, self.total_of(engine), monotonic()
         self._began = self._began or (now, done)
         if sys.stderr.isatty():
             if self._bar is None:
@@ -259,7 +259,7 @@ class CaseProgress(Progress):
     def __init__(self, total: int | None = None, description: str = "cases", seconds: float = 30.0) -> None:
         super().__init__(seconds, description)
         self.total = total
-        self._said = time.monotonic()  # a short evaluation says one line, at its end
+        self._said = monotonic()  # a short evaluation says one line, at its end
 
     def total_of(self, engine: Any) -> int:
         return self.total or int(engine.state.epoch_length)

@@ -91,7 +91,7 @@ class TestEveryBundle:
         parser = config(bundle, dataset, "literature", **ids)
         assert rates(parser, (0, 20, 40)) == pytest.approx([0.5, 0.25, 0.0])
         assert parser.get_parsed_content("labeled_batch_size") == 3
-        assert parser.get_parsed_content("epochs") == 1
+        assert parser.get_parsed_content("epochs") == 4  # of ten iterations, so that it is validated before its end
 
     def test_shape_of_a_shorter_run_is_the_same(self, bundle, dataset):
         long = config(bundle, dataset, "literature")
@@ -161,3 +161,24 @@ def test_command_line_trains_the_published_protocol(tiny_phantom, tmp_path):
     assert json.loads((tmp_path / "run" / "run.json").read_text())["max_iterations"] == 15000
     (line,) = (tmp_path / "run" / "training.csv").read_text().splitlines()[1:]
     assert "0.01" in line.split(",")
+
+
+@pytest.mark.parametrize(
+    ("iterations", "epoch", "interval", "first"),
+    [
+        (6000, 100, 10, 1000),  # as published
+        (15000, 100, 10, 1000),
+        (2000, 100, 5, 500),
+        (600, 100, 1, 100),
+        (250, 62, 1, 62),
+        (40, 10, 1, 10),
+        (8, 8, 1, 8),
+    ],
+)
+def test_the_first_validation_comes_early_enough(iterations, epoch, interval, first):
+    parser = config("dtc", "left_atrium", "literature", max_iterations=iterations)
+    assert parser.get_parsed_content("epoch_length") == epoch
+    assert parser.get_parsed_content("val_interval") == interval
+    assert epoch * interval == first
+    # every validation of the run is reached: as many epochs as it takes
+    assert (parser.get_parsed_content("epochs") - 1) * epoch < iterations <= parser.get_parsed_content("epochs") * epoch

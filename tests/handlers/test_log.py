@@ -7,7 +7,7 @@ import pytest
 from ignite.engine import Engine, Events
 
 from monai_ssl.handlers import CaseProgress, Progress, TrainingLog, ValidationLog
-from monai_ssl.handlers.log import truncate
+from monai_ssl.handlers.log import spoken, truncate
 
 FIELDS = ["iteration", "loss", "dice", "lr", "grad_norm"]
 
@@ -213,3 +213,49 @@ def test_silent_ranks():
     progress = Progress()
     progress.update(engine)
     assert progress._average is None
+
+
+def lines_of(caplog, monkeypatch, n, seconds, start=0, every=0.0):
+    """What a training says whose steps take ``seconds`` (a function of their number)."""
+    clock = [1000.0]
+    monkeypatch.setattr("monai_ssl.handlers.log.monotonic", lambda: clock[0])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
+    caplog.set_level(logging.INFO, "monai_ssl")
+
+    def step(engine, batch):
+        clock[0] += seconds(engine.state.iteration)
+        return [{"loss": 1.0, "terms": {"dice": 1.0}, "lr": 0.1, "grad_norm": 1.0}]
+
+    engine = Engine(step)
+    engine.state.rank, engine.total_iterations = 0, n
+    Progress(every).attach(engine)
+    engine.add_event_handler(Events.STARTED, lambda e: setattr(e.state, "iteration", start))
+    engine.run(range(n - start), max_epochs=1, epoch_length=n)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_every_line_says_how_much_time_is_left(caplog, monkeypatch):
+    said = lines_of(caplog, monkeypatch, 5, lambda i: 20 if i == 1 else 10)
+    left = [line.rpartition(", ")[2] for line in said]
+    # the first step, which waits for the loaders, counts only as long as it is alone
+    assert left == ["80 s left", "30 s left", "20 s left", "10 s left", "took 60 s"]
+
+
+def test_a_resumed_run_counts_its_own_steps(caplog, monkeypatch):
+    said = lines_of(caplog, monkeypatch, 1000, lambda i: 36, start=996)
+    assert [line.rpartition(", ")[2] for line in said] == ["0:01:48 left", "72 s left", "36 s left", "took 0:02:24"]
+
+
+@pytest.mark.parametrize(("seconds", "after"), [(1, 11), (20, 3)])
+def test_one_line_says_what_the_whole_takes(caplog, monkeypatch, seconds, after):
+    said = lines_of(caplog, monkeypatch, 6000, lambda i: seconds, every=3600)
+    told = [line for line in said if " on this machine: " in line]
+    left = spoken(seconds * (6000 - after))
+    assert told == [
+        f"training: {seconds} s per iteration on this machine: 6000 take {spoken(6000 * seconds)}, {left} left"
+    ]
+    assert said.index(told[0]) == 1  # right after the first
+
+
+def test_short_runs_need_no_estimate(caplog, monkeypatch):
+    assert not [line for line in lines_of(caplog, monkeypatch, 15, lambda i: 1) if " on this machine: " in line]
