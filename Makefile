@@ -40,7 +40,7 @@ bundles: $(BASE)  ## Render bundles/*/bundle.yaml into complete bundles, and the
 	$(BIN)/python -m monai_ssl.bundle.render
 
 test: $(DEV)  ## All tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 $(PYTEST_ARGS)
 
 # MONAI Label wants NumPy 1 and pydicom 2, the Deploy SDK pydicom 3: an environment for each. Nothing is left to the
 # resolver that would move PyTorch; sam2, which MONAI Label asks for, is built against the PyTorch that is there.
@@ -72,7 +72,7 @@ test-deploy: $(DEPLOY)/.ready  ## The example app of MONAI Deploy, in its own en
 	$(DEPLOY)/bin/python -m pytest tests/deploy/test_deploy_app.py $(PYTEST_ARGS)
 
 coverage: $(DEV)  ## The same with coverage and its gate
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadgroup --cov --cov-report=term $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --cov --cov-report=term $(PYTEST_ARGS)
 
 lint: $(DEV)  ## Style and types
 	$(BIN)/ruff check .

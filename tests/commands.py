@@ -11,6 +11,8 @@ import torch
 from monai_ssl import cli
 from monai_ssl.runs.predict import open_segmenter
 
+# the bundle whose commands are tried in new interpreters, and whose configs stand for what all have in common
+IN_FULL = "dtc"
 TINY = ["--dataset", "phantom", "--max_iterations", "4", "--epoch_length", "2", "--val_interval", "2",
         "--num_workers", "0", "--amp", "off", "--device", "cpu", "--network_def#base_channels", "2"]  # fmt: skip
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import TINY, balance, run
@@ -13,12 +15,18 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Tests of a file stay together, for what they share; the bundles are the longest file, and each stands alone."""
-    for item in items:
-        callspec = getattr(item, "callspec", None)
-        folder = callspec.params.get("bundle") if callspec else None
-        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {getattr(folder, 'name', '')}"))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            bundle = re.search(r"\[(\w+)", test) if file.endswith("test_bundles.py") else None
+            return f"{file} {bundle[1] if bundle else ''}"
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

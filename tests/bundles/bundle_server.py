@@ -2,7 +2,8 @@
 
 A process that has imported everything and computed nothing forks once per command; the child then does what
 ``python -m monai.bundle`` does in a new interpreter: same arguments, same working directory, own exit status. Requests
-come as JSON lines ``{"arguments", "folder", "log"}`` on stdin; each is answered by a line with the exit status.
+come as JSON lines ``{"arguments", "folder", "log", "environments"}`` on stdin: a child for each dictionary of
+environment variables, as ``torchrun`` starts its processes. Each request is answered by a line with the exit status.
 """
 
 import json
@@ -23,8 +24,9 @@ import monai_ssl.handlers
 import monai_ssl.methods  # noqa: F401
 
 
-def execute(arguments: list[str], folder: str, log: str) -> int:
-    file = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+def execute(arguments: list[str], folder: str, log: str, environment: dict[str, str]) -> int:
+    os.environ.update(environment)
+    file = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.chdir(folder)
@@ -44,9 +46,12 @@ if __name__ == "__main__":
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            sys.exit(execute(**request))
-        _, status = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(status), flush=True)
+        children = []
+        for environment in request.pop("environments"):
+            child = os.fork()
+            if child == 0:
+                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+                sys.exit(execute(**request, environment=environment))
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(next((code for code in codes if code), 0), flush=True)

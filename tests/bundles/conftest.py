@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-IN_FULL = "dtc"
+from commands import IN_FULL
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -17,6 +17,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -31,6 +32,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from commands import IN_FULL
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.transforms import Compose, SaveImage, SaveImaged
 from monai.utils import set_determinism
@@ -94,7 +96,7 @@ class BundleServer:
         assert self.process.stdout is not None
         assert self.process.stdout.readline() == "ready\n"
 
-    def __call__(self, arguments: list[str], folder: Path, log: Path, seconds: int = 300) -> Result:
+    def __call__(self, arguments: list[str], folder: Path, log: Path, processes: int = 1, seconds: int = 300) -> Result:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
 
@@ -104,7 +106,12 @@ class BundleServer:
         former = signal.signal(signal.SIGALRM, late)
         signal.alarm(seconds)
         try:
-            request = {"arguments": arguments, "folder": str(folder), "log": str(log)}
+            request = {
+                "arguments": arguments,
+                "folder": str(folder),
+                "log": str(log),
+                "environments": ranks(processes) if processes > 1 else [{}],
+            }
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
             status = int(self.process.stdout.readline())
@@ -116,7 +123,16 @@ class BundleServer:
     def close(self) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=60)
+
+
+def ranks(n: int) -> list[dict[str, str]]:
+    """What ``torchrun`` sets for its ``n`` processes on one machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(n), "LOCAL_WORLD_SIZE": str(n)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(n)]
 
 
 @dataclass
@@ -140,7 +156,10 @@ class Bundle:
         return ["--dataset", "phantom", *width]
 
     def run(self, command: str, *extra: str, folder: Path | None = None, real: bool = False, **names: Path) -> Result:
-        """Run one of ``COMMANDS``; ``names`` fill its variables, ``real`` starts a new interpreter."""
+        """Run one of ``COMMANDS``; ``names`` fill its variables, ``real`` starts a new interpreter.
+
+        Without ``real``, what ``torch.distributed.run`` would start is forked.
+        """
         for name, value in names.items():
             command = command.replace(f'"${name}"', shlex.quote(str(value)))
         words = [*shlex.split(command), *extra]
@@ -158,7 +177,8 @@ class Bundle:
             return Result(done.returncode, done.stdout)
         log = self.root.parent / f"{self.root.name}-{len(self.logs)}.log"
         self.logs.append(log)
-        return self.server(words[3:], folder or self.root, log)
+        start = words.index("monai.bundle") + 1
+        return self.server(words[start:], folder or self.root, log, processes=2 if "--nproc_per_node=2" in words else 1)
 
 
 def tiny_training(output_dir: Path | None = None) -> list[str]:
@@ -228,8 +248,9 @@ def bundle(
 
 @pytest.fixture(scope="module")
 def trained(bundle: Bundle) -> Bundle:
-    """The bundle after one epoch, by the command in a new interpreter: ``models/model.pt`` exists."""
-    bundle.run(TRAIN, *bundle.tiny, *tiny_training(), real=True, DATA=bundle.data).ok()
+    """The bundle after one epoch, one of them by the command in a new interpreter: ``models/model.pt`` exists."""
+    real = bundle.source.name == IN_FULL
+    bundle.run(TRAIN, *bundle.tiny, *tiny_training(), real=real, DATA=bundle.data).ok()
     models = bundle.root / "models"
     shutil.copy(models / "model.pt", models / "as_trained.pt")
     torch.save(balanced(bundle), models / "model.pt")
@@ -408,7 +429,8 @@ class TestTraining:
         assert logged["val_mean_dice"] == 1
 
     def test_two_processes(self, bundle: Bundle, tmp_path: Path) -> None:
-        text = bundle.run(MULTI_GPU, *bundle.tiny, *tiny_training(tmp_path), real=True, DATA=bundle.data).ok().text
+        real = bundle.source.name == IN_FULL
+        text = bundle.run(MULTI_GPU, *bundle.tiny, *tiny_training(tmp_path), real=real, DATA=bundle.data).ok().text
         assert "2 labeled and" in text
         state = torch.load(tmp_path / "model.pt", weights_only=True)
         parsed(bundle, "inference.yaml").get_parsed_content("network_def").load_state_dict(state, strict=True)
