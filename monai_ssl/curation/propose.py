@@ -281,7 +281,7 @@ def _intensity(found: list[ScanStatistics], reasons: list[str]) -> dict[str, Any
         tissue = [f.tissue for f in found if f.tissue is not None]
         if tissue:
             low, high = np.median(tissue, axis=0)
-            margin = 0.5 * (high - low)
+            margin = 0.5 * (high - low) or 100.0
             window = [10 * math.floor((low - margin) / 10), 10 * math.ceil((high + margin) / 10)]
             why = f"twice the range of the labeled structures ({low:.0f} to {high:.0f})"
         else:

@@ -7,22 +7,33 @@ methods x datasets need no copies of configs. ``load_preset("left_atrium")`` rea
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from monai_ssl.errors import DataError
+from monai_ssl.data.yaml_mapping import read_mapping
+from monai_ssl.errors import DataError, one_line
 
 PRESET_DIR = Path(__file__).parent / "presets"
+# one patch of so many values takes 1 GB in float32, before any layer
+MOST_PATCH_VOXELS = 2**28
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"\S")]
+Millimeters = Annotated[float, Field(gt=0, le=1000)]
+Axis = Annotated[int, Field(ge=0, le=2)]
+Voxels = Annotated[int, Field(ge=0, le=2**16)]
+Iterations = Annotated[int, Field(ge=1, le=10**9)]
+Rows = Annotated[int, Field(ge=0, le=2**16)]
 
 
 class _Strict(BaseModel):
     # built when the first preset is validated: who misspells a name has the answer before
-    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True, allow_inf_nan=False)
 
 
 class Intensity(_Strict):
@@ -41,6 +52,11 @@ class Intensity(_Strict):
 
     @model_validator(mode="after")
     def _window(self) -> Intensity:
+        low, high = self.percentiles
+        if not 0 <= low < high <= 100:
+            raise ValueError(f"intensity.percentiles must be 0 <= low < high <= 100, got {[low, high]}")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"intensity.window must be [low, high] with low < high, got {list(self.window)}")
         if self.policy == "window" and self.window is None:
             raise ValueError("intensity.policy 'window' needs intensity.window: [low, high]")
         if self.window is not None and (self.policy not in ("window", "zscore") or self.nonzero):
@@ -60,12 +76,20 @@ class Augmentation(_Strict):
     """
 
     policy: Literal["literature", "practical", "none"] = "practical"
-    flip_axes: tuple[int, ...] = ()
-    rotate90_axes: tuple[int, int] | None = None
-    rotation_degrees: float = Field(default=10.0, ge=0)
+    flip_axes: tuple[Axis, ...] = ()
+    rotate90_axes: tuple[Axis, Axis] | None = None
+    rotation_degrees: float = Field(default=10.0, ge=0, le=180)
     scale: float = Field(default=0.1, ge=0, lt=1)
     affine_probability: float = Field(default=0.5, ge=0, le=1)
     intensity_probability: float = Field(default=0.3, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _axes(self) -> Augmentation:
+        for key in ("flip_axes", "rotate90_axes"):
+            axes = getattr(self, key) or ()
+            if len(set(axes)) < len(axes):
+                raise ValueError(f"augmentation.{key} must name each axis once, got {list(axes)}")
+        return self
 
 
 class StrongView(_Strict):
@@ -80,10 +104,10 @@ class StrongView(_Strict):
     """
 
     probability: float = Field(default=0.8, ge=0, le=1)
-    noise: float = Field(default=0.2, ge=0)
-    blur: float = Field(default=1.0, ge=0.3)
+    noise: float = Field(default=0.2, ge=0, le=100)
+    blur: float = Field(default=1.0, ge=0.3, le=100)
     scale: float = Field(default=0.4, ge=0, lt=1)
-    shift: float = Field(default=0.4, ge=0)
+    shift: float = Field(default=0.4, ge=0, le=100)
     gamma: tuple[float, float] = (0.5, 2.0)
 
     @model_validator(mode="after")
@@ -96,27 +120,34 @@ class StrongView(_Strict):
 class Window(_Strict):
     """Sliding window at inference: exact ``stride`` in voxels (the literature's way) or ``overlap`` in [0, 1)."""
 
-    stride: tuple[int, ...] | None = None
+    stride: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     overlap: float = Field(default=0.25, ge=0, lt=1)
     mode: Literal["constant", "gaussian"] = "gaussian"
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, le=2**16)
 
 
 class Training(_Strict):
     """Recommended protocol; what papers publish of single methods is in the bundles, see ``Preset.published``."""
 
-    max_iterations: int = Field(default=6000, ge=1)
-    epoch_length: int = Field(default=100, ge=1)
-    val_interval: int = Field(default=10, ge=1, description="in epochs of epoch_length iterations")
-    labeled_batch_size: int = Field(default=2, ge=1)
-    unlabeled_batch_size: int = Field(default=2, ge=0)
-    learning_rate: float = Field(default=0.01, gt=0)
+    max_iterations: Iterations = 6000
+    epoch_length: Iterations = 100
+    val_interval: Iterations = Field(default=10, description="in epochs of epoch_length iterations")
+    labeled_batch_size: Rows = Field(default=2, ge=1)
+    unlabeled_batch_size: Rows = 2
+    learning_rate: float = Field(default=0.01, gt=0, le=1e6)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
     schedule: Literal["step", "poly", "cosine", "constant"] = "step"
     milestones: tuple[float, ...] = (2500 / 6000, 5000 / 6000)
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the iterations with a linear warm-up")
     clip_gradient_norm: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _milestones(self) -> Training:
+        shares = list(self.milestones)
+        if any(not 0 < share <= 1 for share in shares) or shares != sorted(set(shares)):
+            raise ValueError(f"training.milestones must be rising shares of max_iterations in (0, 1], got {shares}")
+        return self
 
 
 class Preset(_Strict):
@@ -144,18 +175,18 @@ class Preset(_Strict):
             ``[82471001, SCT, Left atrium]``; classes without one get a private code.
     """
 
-    name: str
+    name: Name
     description: str = ""
-    flavor: str = "practical"
+    flavor: Name = "practical"
     spatial_dims: Literal[2, 3] = 3
-    channels: tuple[str, ...] = ("image",)
-    modality: str = "MR"
-    labels: dict[int, str]
+    channels: Annotated[tuple[Name, ...], Field(min_length=1)] = ("image",)
+    modality: Name = "MR"
+    labels: dict[int, Name]
     orientation: str | None = "RAS"
-    spacing: tuple[float, ...] | None = None
-    resize: tuple[int, int] | None = None
+    spacing: tuple[Millimeters, ...] | None = None
+    resize: tuple[Annotated[Voxels, Field(ge=1)], Annotated[Voxels, Field(ge=1)]] | None = None
     center_crop: tuple[float | None, ...] | None = None
-    patch_size: tuple[int, ...]
+    patch_size: tuple[Voxels, ...]
     intensity: Intensity = Field(default_factory=Intensity)
     augmentation: Augmentation = Field(default_factory=Augmentation)
     strong_view: StrongView = Field(default_factory=StrongView)
@@ -170,6 +201,17 @@ class Preset(_Strict):
         if sorted(self.labels) != list(range(len(self.labels))) or len(self.labels) < 2:
             raise ValueError(
                 f"labels must be 0 (background), 1, ... without gap, at least two, got {list(self.labels)}"
+            )
+        for key, names in (("labels", list(self.labels.values())), ("channels", list(self.channels))):
+            twice = [name for name in names if names.count(name) > 1]
+            if twice:
+                raise ValueError(f"{key} must have different names, got {twice[0]!r} {names.count(twice[0])} times")
+        axes = [next((k for k, pair in enumerate(("LR", "AP", "IS")) if code in pair), None)
+                for code in ("RAS" if self.orientation is None else self.orientation)]  # fmt: skip
+        if sorted(axes, key=str) != [0, 1, 2]:
+            raise ValueError(
+                "orientation must be three axis codes, one each of L/R, A/P and I/S, as RAS, or null for the stored "
+                f"grid, got {self.orientation!r}"
             )
         for index, (value, scheme, meaning) in self.codes.items():
             # VRs of a coded entry: SH, SH, LO
@@ -196,9 +238,23 @@ class Preset(_Strict):
             )
         if self.window.stride is not None and len(self.window.stride) != self.spatial_dims:
             raise ValueError(f"window.stride must have {self.spatial_dims} entries, got {list(self.window.stride)}")
+        for key in ("flip_axes", "rotate90_axes"):
+            beyond = [axis for axis in getattr(self.augmentation, key) or () if axis >= self.spatial_dims]
+            if beyond:
+                raise ValueError(f"augmentation.{key} must be axes 0 to {self.spatial_dims - 1}, got {beyond[0]}")
         if any(p < 16 or p % 16 for p in self.patch_size):
             raise ValueError(
                 f"patch_size must be multiples of 16 (four halvings in the networks), got {list(self.patch_size)}"
+            )
+        if math.prod(self.patch_size) > MOST_PATCH_VOXELS:
+            raise ValueError(
+                f"patch_size must not exceed {MOST_PATCH_VOXELS} voxels in all (1 GB), got {list(self.patch_size)}"
+            )
+        stride = self.window.stride
+        if stride is not None and any(step > side for step, side in zip(stride, self.patch_size, strict=True)):
+            raise ValueError(
+                f"window.stride must not exceed patch_size {list(self.patch_size)}, or voxels are left out, got "
+                f"{list(stride)}"
             )
         turned = (0, 1) if self.augmentation.policy == "literature" else self.augmentation.rotate90_axes
         if turned is not None and self.patch_size[turned[0]] != self.patch_size[turned[1]]:
@@ -248,10 +304,14 @@ def load_preset(name: str | Path | Mapping[str, Any], flavor: str | None = None,
         path, content = _read(name)
     content = _american(content, path)
     flavors = content.pop("flavors", {}) or {}
+    if not isinstance(flavors, dict) or not all(isinstance(v, dict) or v is None for v in flavors.values()):
+        raise DataError(f"{path}: flavors: must map names to the keys that differ, got {_received(flavors)}")
     default = content.pop("default_flavor", next(iter(flavors), None))
     chosen = flavor or default
+    if chosen is not None and not isinstance(chosen, str):
+        raise DataError(f"{path}: default_flavor: must be a name, got {_received(chosen)}")
     if flavors and chosen not in flavors:
-        raise DataError(f"flavor: {path.name} offers {', '.join(flavors)}, got {flavor!r}")
+        raise DataError(f"flavor: {path.name} offers {', '.join(flavors)}, got {chosen!r}")
     if flavors:
         content = _merge(content, flavors[chosen] or {})
         content["flavor"] = chosen
@@ -270,7 +330,21 @@ def load_preset(name: str | Path | Mapping[str, Any], flavor: str | None = None,
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
             message = f"unknown key; known keys are in the docstring of monai_ssl.data.preset.{type_hint(first['loc'])}"
-        raise DataError(f"{path}: {where}: {message} (got {first.get('input')!r})") from None
+        # values of whole mappings say nothing, and the messages of this module name their own
+        got = "" if first["type"] == "value_error" else f" (got {_received(first.get('input'))})"
+        raise DataError(f"{path}: {one_line(where, 100)}: {one_line(message, 600)}{got}") from None
+    except RecursionError:
+        raise DataError(f"{path}: a preset must not be nested so deeply; remove brackets") from None
+
+
+def _received(value: Any) -> str:
+    """A value for a message, in one short line."""
+    if isinstance(value, (dict, list)) and len(value) > 20:
+        return f"{type(value).__name__} with {len(value)} entries"
+    try:
+        return one_line(repr(value), 100)
+    except (ValueError, RecursionError):  # an integer of thousands of digits, brackets in brackets
+        return type(value).__name__
 
 
 # British keys of version 0.1; they are read until the release after the next
@@ -308,15 +382,7 @@ def _read(name: str | Path) -> tuple[Path, dict[str, Any]]:
             raise DataError(
                 f"dataset: must be one of {', '.join(available_presets())} or the path of a preset .yaml, got {name!r}"
             )
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot read the preset ({error.strerror}); check the path") from None
-    except yaml.YAMLError as error:
-        raise DataError(f"{path}: is not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: a preset must be a mapping of keys to values, got {type(content).__name__}")
-    return path, content
+    return path, read_mapping(path, "a preset")
 
 
 def type_hint(location: tuple[Any, ...]) -> str:

@@ -15,6 +15,7 @@ from monai_ssl.data.pipelines import (
     training_preprocessing,
     validation_preprocessing,
 )
+from monai_ssl.data.preset import PRESET_DIR
 
 SMALL = {"patch_size": [16, 16, 16], "labels": {0: "background", 1: "organ"}}
 
@@ -140,10 +141,170 @@ def test_rejects(tmp_path, content, message):
         load_preset(write_preset(tmp_path, **content))
 
 
+INFINITE = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"spacing": [0, 1, 1]}, r"spacing\.0: .*greater than 0"),
+        ({"spacing": [1, -1, 1]}, r"spacing\.1: .*greater than 0 \(got -1\)"),
+        ({"spacing": [1, 1, float("nan")]}, r"spacing\.2: .*finite"),
+        ({"spacing": [1, 1, INFINITE]}, r"spacing\.2: .*finite"),
+        ({"intensity": {"percentiles": [99, 1]}}, r"percentiles must be 0 <= low < high <= 100, got \[99\.0, 1\.0\]"),
+        ({"intensity": {"percentiles": [5, 5]}}, r"percentiles must be 0 <= low < high"),
+        ({"intensity": {"percentiles": [-1, 50]}}, r"percentiles must be 0 <= low < high"),
+        ({"intensity": {"percentiles": [0, 100.5]}}, r"percentiles must be 0 <= low < high"),
+        ({"intensity": {"policy": "window", "window": [200, -100]}}, r"intensity\.window must be \[low"),
+        ({"intensity": {"policy": "window", "window": [0, 0]}}, r"intensity\.window must be \[low, high\] with low"),
+        ({"intensity": {"policy": "window", "window": [-INFINITE, 0]}}, r"intensity\.window\.0: .*finite"),
+        ({"augmentation": {"flip_axes": [3]}}, r"augmentation\.flip_axes\.0: .*less than or equal to 2"),
+        ({"augmentation": {"flip_axes": [-1]}}, r"augmentation\.flip_axes\.0: .*greater than or equal to 0"),
+        ({"augmentation": {"flip_axes": [1, 1]}}, r"flip_axes must name each axis once, got \[1, 1\]"),
+        ({"augmentation": {"rotate90_axes": [1, 1]}}, r"rotate90_axes must name each axis once"),
+        ({"augmentation": {"rotate90_axes": [0, 10**19]}}, r"rotate90_axes\.1: "),
+        ({"augmentation": {"rotation_degrees": 1e9}}, r"rotation_degrees: .*180"),
+        ({"spatial_dims": 2, "patch_size": [16, 16], "augmentation": {"flip_axes": [2]}},
+         r"augmentation\.flip_axes must be axes 0 to 1, got 2"),
+        ({"training": {"milestones": [float("nan")]}}, r"training\.milestones\.0: .*finite"),
+        ({"training": {"milestones": [0.5, 0.2]}}, r"training\.milestones must be rising shares .* got \[0\.5, 0\.2\]"),
+        ({"training": {"milestones": [2500, 5000]}}, r"training\.milestones must be rising shares"),
+        ({"training": {"learning_rate": INFINITE}}, r"training\.learning_rate: .*finite"),
+        ({"training": {"max_iterations": 10**400}}, r"training\.max_iterations: "),
+        ({"labels": {0: "background", 1: ""}}, r"labels\.1: "),
+        ({"labels": {0: "background", 1: "  "}}, r"labels\.1: "),
+        ({"labels": {0: "background", 1: "a", 2: "a"}}, r"labels must have different names, got 'a' 2 times"),
+        ({"channels": []}, r"channels: .*at least 1"),
+        ({"channels": ["T1", "T1"]}, r"channels must have different names, got 'T1' 2 times"),
+        ({"channels": [""]}, r"channels\.0: "),
+        ({"name": ""}, r"name: "),
+        ({"window": {"stride": [0, 8, 8]}}, r"window\.stride\.0: .*greater than or equal to 1"),
+        ({"window": {"stride": [8, 8, 17]}}, r"window\.stride must not exceed patch_size .* got \[8, 8, 17\]"),
+        ({"patch_size": [16, 16, 10**9]}, r"patch_size\.2: .*less than or equal to 65536"),
+        ({"patch_size": [4096, 4096, 4096]}, r"patch_size must not exceed \d+ voxels in all"),
+        ({"resize": [0, 32]}, r"resize\.0: "),
+        ({"orientation": "RAX"}, r"orientation must be three axis codes.* got 'RAX'"),
+        ({"orientation": "RLS"}, r"orientation must be three axis codes"),
+        ({"orientation": ""}, r"orientation must be three axis codes"),
+        ({"flavors": ["practical"]}, r"flavors: must map names to the keys that differ, got \['practical'\]"),
+        ({"flavors": "practical"}, r"flavors: must map names to the keys that differ, got 'practical'"),
+        ({"flavors": {"a": 3}}, r"flavors: must map names"),
+        ({"flavors": {"a": {}}, "default_flavor": {}}, r"offers a, got|default_flavor: must be a name"),
+        ({"flavors": {"a": {}}, "default_flavor": ["a"]}, r"default_flavor: must be a name, got \['a'\]"),
+        ({"flavors": {"a": {}}, "default_flavor": "b"}, r"offers a, got 'b'"),
+        ({"modality": "x" * 5000}, r"modality: .{0,400}$"),
+    ],
+)  # fmt: skip
+def test_rejects_nonsense(tmp_path, content, message):
+    with pytest.raises(DataError, match=message) as caught:
+        load_preset(write_preset(tmp_path, **content))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"name: caf\xe9\n", r"must be text in UTF-8, got other bytes in line 1; save it as UTF-8"),
+        ("name: x\n".encode("utf-16"), r"must be text in UTF-8"),
+        (b"", r"must be a mapping of keys to values, got NoneType"),
+        (b"- a\n", r"must be a mapping of keys to values, got list"),
+        (b"a: " + b"[" * 3000, r"must not be nested so deeply|is not valid YAML"),
+        (b"a: " + b"[" * 40 + b"]" * 40, r"more than 30 levels of brackets"),
+        (b"name: a\nname: b\n", r"is not valid YAML .*the key 'name' stands twice"),
+        (b"labels: {0: a, 1: b, 1: c}\n", r"the key '1' stands twice"),
+        (b"a:\tb\n\tc: d\n", r"is not valid YAML"),
+        (b"name: !!python/object/apply:os.system ['true']\n", r"is not valid YAML .*could not determine a constructor"),
+        (b"name: 2020-13-45\n", r"holds a value that cannot be read"),
+        (b"name: " + b"9" * 5000 + b"\n", r"holds a value that cannot be read"),
+        (b"1: 2\n", r"keys must be names, got 1; quote it"),
+        (b"a: &a [x, x, x, x, x, x, x, x, x, x]\n" + b"".join(
+            f"{new}: &{new} [{', '.join([f'*{old}'] * 10)}]\n".encode()
+            for old, new in zip("abcdefgh", "bcdefghi", strict=True)), r"more than 20000 values"),
+        (b"#" * 1_000_001, r"must have at most 1000000 bytes, got 1000001"),
+        (b"name: 2020-01-01\npatch_size: [16, 16, 16]\nlabels: {0: a, 1: b}\n", r"name: .*valid string"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else "",
+)  # fmt: skip
+def test_rejects_files_that_are_no_presets(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text)
+    with pytest.raises(DataError, match=message) as caught:
+        load_preset(path)
+    assert str(caught.value).startswith(str(path))
+    assert len(str(caught.value)) < len(str(path)) + 800
+
+
+def test_reads_a_file_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + yaml.safe_dump(SMALL).encode())
+    assert load_preset(path).name == "mine"
+
+
+VALUES = [0, -1, 1, 2, 16, 10**9, 10**19, 10**400, 0.5, -0.5, float("nan"), INFINITE, -INFINITE, None, True, False, "",
+          "x", "RAS", "a\nb", "$import os", "@x", [], [1], [1, 2], [16, 16, 16], [0, 10**19], [None], ["a", "a"], {},
+          {"a": 1}, {0: "a"}, {1: "b"}, [[]], "9" * 300, "\u5de6\u5fc3\u623f"]  # fmt: skip
+
+
+def mutated(random):
+    """A shipped preset with one to three values, keys or bytes changed."""
+    names = available_presets()
+    path = PRESET_DIR / f"{names[random.randint(len(names))]}.yaml"
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for _ in range(random.randint(1, 4)):
+        places, stack = [], [content]
+        while stack:
+            value = stack.pop()
+            pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
+            places += [(value, key) for key, _ in pairs]
+            stack += [part for _, part in pairs if isinstance(part, (dict, list))]
+        if not places:
+            break
+        holder, key = places[random.randint(len(places))]
+        what = random.randint(4)
+        if what == 0:
+            del holder[key]
+        elif what == 1 and isinstance(holder, dict):
+            holder[
+                ["flavours", "default_flavour", "spacing", "strong_view", "codes", "unknown", 7][random.randint(7)]
+            ] = VALUES[random.randint(len(VALUES))]
+        else:
+            holder[key] = VALUES[random.randint(len(VALUES))]
+    raw = bytearray(yaml.safe_dump(content, allow_unicode=True).encode())
+    if random.rand() < 0.3:
+        for _ in range(random.randint(1, 4)):
+            raw[random.randint(len(raw))] = random.randint(256)
+    return bytes(raw)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is now spelled")
+def test_2000_mutated_presets_are_refused_in_a_line_or_usable(tmp_path):
+    random = np.random.RandomState(0)
+    path, refused, accepted = tmp_path / "mine.yaml", 0, 0
+    for _ in range(2000):
+        raw = mutated(random)
+        path.write_bytes(raw)
+        try:
+            preset = load_preset(path)
+        except DataError as error:
+            refused += 1
+            message = str(error)
+            assert "\n" not in message, raw
+            assert len(message) < len(str(path)) + 800, raw
+            continue
+        accepted += 1
+        for build in (preprocessing, training_preprocessing, validation_preprocessing, random_transforms):
+            build(preset)
+        (tmp_path / "copy.yaml").write_text(dump_preset(preset), encoding="utf-8")
+        assert load_preset(tmp_path / "copy.yaml") == preset, raw
+    assert refused > 500
+    assert accepted > 200
+
+
 def test_rejects_names_and_files(tmp_path):
     with pytest.raises(DataError, match=r"dataset: must be one of .*left_atrium.* or the path .* got 'left_atrum'"):
         load_preset("left_atrum")
-    with pytest.raises(DataError, match=r"none\.yaml: cannot read the preset \(No such file"):
+    with pytest.raises(DataError, match=r"none\.yaml: cannot be read \(No such file"):
         load_preset(tmp_path / "none.yaml")
     (tmp_path / "bad.yaml").write_text("a: [")
     with pytest.raises(DataError, match=r"bad\.yaml: is not valid YAML"):
