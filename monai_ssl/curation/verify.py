@@ -8,15 +8,16 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import nibabel as nib
 import numpy as np
 from tqdm import tqdm
 
 from monai_ssl.data.cases import Entry, image_files, real_path
 from monai_ssl.data.datalist import SECTIONS, Datalist
+from monai_ssl.data.placement import placement
 from monai_ssl.data.preset import Preset
-from monai_ssl.data.reading import Scan, ScanMemory, grid_difference, read_scan, rounded
-from monai_ssl.data.rules import Severity, case_findings, valid_affine
+from monai_ssl.data.reading import ScanMemory, read_scan, rounded
+from monai_ssl.data.rules import Severity, case_findings
+from monai_ssl.data.scan import Scan, grid_difference
 from monai_ssl.errors import DataError, dimensions, one_line
 
 __all__ = ["Problem", "verify"]
@@ -143,14 +144,17 @@ def _check_case(section: str, entry: Entry, preset: Preset, memory: ScanMemory |
 def _check_files(
     case: _Case, files: list[str], label_file: str | None, preset: Preset, memory: ScanMemory | None
 ) -> None:
-    def read(file: str) -> Scan | None:
+    def read(file: str, label: bool = False) -> Scan | None:
         try:
-            scan = read_scan(file)
+            scan = read_scan(file, label)
         except DataError as error:
             case.add("read", "error", str(error), file)
             return None
         if memory is not None:
             memory.keep(file, scan)
+        scan = rounded(scan) if label else scan
+        for note in scan.notes:
+            case.add("header", "warning", note, file)
         return scan
 
     # every file is read, whatever is wrong with the others: one round of mending should be enough
@@ -164,8 +168,7 @@ def _check_files(
     label = None
     if label_file is not None:
         case.labeled = True
-        label = read(label_file)
-        label = None if label is None else rounded(label)
+        label = read(label_file, label=True)
     if any(problem.severity == "error" and problem.file != label_file for problem in case.problems):
         return
 
@@ -173,11 +176,11 @@ def _check_files(
     affine = scans[0].affine
     image = scans[0].channel_first if len(scans) == 1 else np.concatenate([scan.channel_first for scan in scans])
     scans.clear()
-    effective = None
-    if affine is not None and valid_affine(affine):
-        effective = _geometry(case, affine, image.shape[1:], preset)
+    seen = None if affine is None else placement(affine, image.shape[1:], preset)
+    if seen is not None:
+        case.spacing, case.orientation = seen.spacing, seen.orientation
     voxels, label_affine = (None, None) if label is None else (label.channel_first, label.affine)
-    for finding in case_findings(image, voxels, preset, effective, affine, label_affine):
+    for finding in case_findings(image, voxels, preset, affine, label_affine):
         case.add(finding.rule, finding.severity, finding.message, label_file if finding.about == "label" else None)
 
     # what the comparison of all cases needs
@@ -185,33 +188,6 @@ def _check_files(
         case.classes = frozenset(int(value) for value in np.unique(voxels))
     if not any(p.rule in ("constant", "empty_image") and p.severity == "error" for p in case.problems):
         case.digest = _digest(image)
-
-
-def _geometry(case: _Case, affine: np.ndarray, spatial: tuple[int, ...], preset: Preset) -> tuple[float, ...] | None:
-    """Note spacing and orientation; return the shape that the network will see, or None where it cannot be said."""
-    dims = preset.spatial_dims
-    if len(spatial) not in ((3,) if dims == 3 else (2, 3)):
-        return None
-    zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))[: len(spatial)]
-    shape: np.ndarray = np.asarray(spatial, dtype=float)
-    if len(spatial) == 3:
-        case.orientation = "".join(code or "?" for code in nib.aff2axcodes(affine))
-        if preset.orientation is not None and "?" not in case.orientation:
-            start = nib.orientations.axcodes2ornt(case.orientation)
-            end = nib.orientations.axcodes2ornt(preset.orientation)
-            order = nib.orientations.ornt_transform(start, end)[:, 0].astype(int)
-            zooms, shape = zooms[np.argsort(order)], shape[np.argsort(order)]
-    zooms, shape = zooms[:dims], shape[:dims]  # of the slices, for a 2D network
-    case.spacing = tuple(float(zoom) for zoom in zooms)
-    if preset.spacing is not None:
-        shape = shape * zooms / np.asarray(preset.spacing, dtype=float)
-        zooms = np.asarray(preset.spacing, dtype=float)
-    for axis, size in enumerate((preset.center_crop or ())[:dims]):
-        if size is not None:
-            shape[axis] = min(shape[axis], size / zooms[axis])
-    if preset.resize is not None:
-        shape = np.asarray(preset.resize, dtype=float)
-    return tuple(float(size) for size in shape)
 
 
 def _digest(image: np.ndarray) -> str:

@@ -58,8 +58,8 @@ _HOMES = {
 }
 # configs name these by attribute: monai_ssl.data.cases.image_files
 _MODULES = (
-    "cases", "datalist", "dicom", "guard", "images", "loading", "monai_io", "pipelines", "pool", "preset", "protocol",
-    "reading", "rules", "streams", "writing",
+    "cases", "datalist", "dicom", "formats", "guard", "images", "loading", "monai_io", "pipelines", "placement", "pool",
+    "preset", "protocol", "reading", "rules", "scan", "streams", "writing",
 )  # fmt: skip
 
 __all__ = [

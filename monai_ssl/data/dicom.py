@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monai_ssl.data.reading import LPS_TO_RAS
+from monai_ssl.data.scan import LPS_TO_RAS
 from monai_ssl.errors import DataError
 from monai_ssl.files import files_below
 

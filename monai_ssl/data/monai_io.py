@@ -14,7 +14,8 @@ from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys, SpaceKeys
 
-from monai_ssl.data.reading import Scan, read_channels, rounded
+from monai_ssl.data.reading import read_channels, rounded
+from monai_ssl.data.scan import Scan
 from monai_ssl.files import atomic_path
 
 
@@ -38,7 +39,7 @@ class ScanReader(ImageReader):
         Raises:
             DataError: naming the file.
         """
-        scan = read_channels([str(file) for file in ensure_tuple(data)])
+        scan = read_channels([str(file) for file in ensure_tuple(data)], self.label)
         return rounded(scan) if self.label else scan
 
     def get_data(self, img: Scan) -> tuple[np.ndarray, dict[str, Any]]:

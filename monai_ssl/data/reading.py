@@ -1,55 +1,30 @@
 """The one reader of image files: what ``check`` accepts is what training, evaluation and prediction get, to the voxel.
 
-NIfTI and Analyze files are read by nibabel, MetaImage, NRRD and DICOM files by SimpleITK, PNG, JPEG, BMP and TIFF by
-Pillow, arrays by NumPy. The reader keeps no state between files, so that threads can share it. MONAI's transforms reach
-it through :class:`monai_ssl.data.monai_io.LoadImageScand`.
+The formats are in :mod:`monai_ssl.data.formats`. The reader keeps no state between files, so that threads can share it.
+MONAI's transforms reach it through :class:`monai_ssl.data.monai_io.LoadImageScand`.
 """
 
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from monai_ssl.data.cases import IMAGE_SUFFIXES, split_suffix
+from monai_ssl.data.cases import IMAGE_SUFFIXES
+from monai_ssl.data.formats import format_of
+from monai_ssl.data.scan import AFFINE_RULE, Scan, grid_difference, valid_affine
 from monai_ssl.errors import DataError, one_line
 
-LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # further from an integer than any rounding of a scale factor, nearer than any interpolation
 LABEL_ROUNDING = 1e-3
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One image file as stored.
-
-    Attributes:
-        voxels: ``(X, Y[, Z])``, with channels where ``channel_axis`` says; real numbers in a type that PyTorch knows,
-            in the machine's byte order.
-        affine: ``(4, 4)`` from indices to RAS millimeters, None where the format states none (PNG and the like).
-        channel_axis: -1 for channels last, as files store them; 0 for channels first; None without channels.
-    """
-
-    voxels: np.ndarray
-    affine: np.ndarray | None
-    channel_axis: int | None = None
-
-    @property
-    def channel_first(self) -> np.ndarray:
-        """The voxels as ``(C, X, Y[, Z])``, a view."""
-        return self.voxels[None] if self.channel_axis is None else np.moveaxis(self.voxels, self.channel_axis, 0)
-
-    @property
-    def spatial_shape(self) -> tuple[int, ...]:
-        return self.channel_first.shape[1:]
 
 
 def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -74,19 +49,13 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
 
 def read_label(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     """:func:`read_volume` of a label: values that a scale factor of the file moved off an integer come back to it."""
-    scan = rounded(read_scan(path))
+    scan = rounded(read_scan(path, label=True))
     return scan.channel_first, scan.affine
 
 
 def load_original(path: str | Path) -> np.ndarray:
     """First channel of an image file as stored, float32 ``(*spatial)``."""
     return np.asarray(read_scan(path).channel_first[0], dtype=np.float32)
-
-
-def spacing_of(affine: Any, dims: int) -> list[float]:
-    """Voxel size in mm from an affine, one entry per axis."""
-    matrix = np.asarray(affine, dtype=float)
-    return [float(size) for size in np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))[:dims]]
 
 
 def rounded(scan: Scan) -> Scan:
@@ -101,11 +70,19 @@ def rounded(scan: Scan) -> Scan:
         return scan
     whole = np.round(voxels)
     off = np.abs(voxels - whole).max(initial=0)
-    return Scan(whole, scan.affine, scan.channel_axis) if 0 < off <= LABEL_ROUNDING else scan
+    if not 0 < off <= LABEL_ROUNDING:
+        return scan
+    note = f"label values are within {off:.2g} of integers (a scale factor in the header moves them) and are rounded"
+    return replace(scan, voxels=whole, notes=(*scan.notes, note))
 
 
-def read_scan(path: str | Path) -> Scan:
-    """:func:`read_volume` with the axes as stored; takes over what a :func:`handed_over` check has read already."""
+def read_scan(path: str | Path, label: bool = False) -> Scan:
+    """:func:`read_volume` with the axes as stored; takes over what a :func:`handed_over` check has read already.
+
+    Args:
+        path: the file, or a folder that holds one DICOM series.
+        label: it holds classes: a picture's palette is not looked up.
+    """
     memory = _memory
     if memory is not None and (scan := memory.take(path)) is not None:
         return scan
@@ -115,7 +92,7 @@ def read_scan(path: str | Path) -> Scan:
     if file.is_file() and file.stat().st_size == 0:
         raise DataError("file must not be empty, got 0 bytes: copy or export it again")
     try:
-        scan = _format(file)(file)
+        scan = format_of(file).read(file, label)
     except DataError:
         raise
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -124,8 +101,8 @@ def read_scan(path: str | Path) -> Scan:
         ) from error
     except PermissionError as error:
         raise DataError("file must be readable, but access is denied: check its permissions") from error
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise DataError("image must fit into memory, but there is not enough: is its header right?") from error
     except Exception as error:  # readers raise whatever they like
         text = one_line(error)
         if ("Expected" in text and "bytes" in text) or "buffer is" in text or "unpack requires" in text:
@@ -138,14 +115,25 @@ def read_scan(path: str | Path) -> Scan:
         raise DataError(
             f"image must have at most 4 axes (x, y, z, channel), got shape {scan.voxels.shape}: split it into files"
         )
-    return Scan(_real(scan.voxels), scan.affine, scan.channel_axis)
+    if scan.affine is not None and not valid_affine(scan.affine):
+        raise DataError(AFFINE_RULE)
+    return replace(scan, voxels=_real(scan.voxels))
 
 
-def read_channels(files: Sequence[str]) -> Scan:
+def count_values(path: str | Path) -> int:
+    """How many values the header of a file promises, without reading them; 0 where it does not tell."""
+    try:
+        return math.prod(format_of(Path(path)).shape_of(Path(path)))
+    except Exception:  # not there, or broken: reading it says what is wrong
+        return 0
+
+
+def read_channels(files: Sequence[str], label: bool = False) -> Scan:
     """Several files of one grid as the channels of one scan.
 
     Args:
         files: one file per channel (or per group of channels).
+        label: see :func:`read_scan`.
 
     Raises:
         DataError: for a file that cannot be read or is on another grid, naming it.
@@ -153,7 +141,7 @@ def read_channels(files: Sequence[str]) -> Scan:
     scans: list[Scan] = []
     for file in files:
         try:
-            scan = read_scan(file)
+            scan = read_scan(file, label)
         except DataError as error:
             raise DataError(f"{file}: {error}") from error
         if scans and (problem := grid_difference(scan, scans[0], files[0])):
@@ -165,48 +153,7 @@ def read_channels(files: Sequence[str]) -> Scan:
         voxels = np.stack([scan.voxels for scan in scans])
     else:
         voxels = np.concatenate([scan.channel_first for scan in scans])
-    return Scan(voxels, scans[0].affine, 0)
-
-
-def grid_difference(scan: Scan, first: Scan, name: str) -> str:
-    """Why a channel is not on the first one's grid; empty where it does."""
-    if scan.spatial_shape != first.spatial_shape:
-        text = f"channels must have one shape, got {scan.spatial_shape} and {first.spatial_shape} of {name}"
-        return f"{text}: resample them to one grid"
-    if not same_affine(scan.affine, first.affine):
-        text = f"channels must be on one grid, got an affine that differs from {name}"
-        return f"{text} ({affine_difference(scan.affine, first.affine)}): resample them to one grid"
-    return ""
-
-
-AFFINE_TOLERANCE = 1e-3
-
-
-def same_affine(first: np.ndarray | None, second: np.ndarray | None) -> bool:
-    """Whether two affines agree within 1e-3; a format that states none agrees with every other."""
-    if first is None or second is None:
-        return True
-    return bool(np.allclose(first, second, rtol=0, atol=AFFINE_TOLERANCE))
-
-
-def affine_difference(first: np.ndarray | None, second: np.ndarray | None) -> str:
-    assert first is not None
-    assert second is not None
-    return f"by up to {np.abs(first - second).max():.4g}"
-
-
-# ---------------------------------------------------------------------------------------------------------- formats
-
-
-def _format(file: Path) -> Callable[[Path], Scan]:
-    suffix = (split_suffix(file.name)[1] or file.suffix).lower()
-    if suffix in (".nii", ".nii.gz", ".hdr", ".img"):
-        return _read_nifti
-    if suffix in (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"):
-        return _read_picture
-    if suffix in (".npy", ".npz"):
-        return _read_array
-    return _read_itk
+    return Scan(voxels, scans[0].affine, 0, scans[0].notes)
 
 
 def _real(array: np.ndarray) -> np.ndarray:
@@ -219,104 +166,6 @@ def _real(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint64:
         return array.astype(np.int64 if array.size == 0 or array.max() < 2**63 else np.float64)
     return array
-
-
-def _read_nifti(file: Path) -> Scan:
-    import nibabel as nib
-
-    if file.name.lower().endswith(".nii.gz"):
-        with open(file, "rb") as stream:
-            if stream.read(2) != b"\x1f\x8b":
-                raise DataError(
-                    "file must be gzip-compressed as .nii.gz says, got other bytes: rename or export it again"
-                )
-        # nibabel stops at the last voxel and never sees the checksum after it
-        with gzip.open(file) as stream:
-            content = stream.read()
-        kind = nib.Nifti2Image if content[:4] in (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c") else nib.Nifti1Image
-        try:
-            image: Any = kind.from_bytes(content)
-        except nib.filebasedimages.ImageFileError as error:
-            raise DataError(f"file must be NIfTI as its name says, got: {one_line(error)}; export it again") from error
-    else:
-        image = nib.load(file)
-    if len(image.shape) > 4:
-        raise DataError(
-            f"image must have at most 4 axes (x, y, z, channel), got shape {image.shape}: split it into files"
-        )
-    array = np.asarray(image.dataobj)
-    return Scan(array, _nifti_affine(image), -1 if array.ndim == 4 else None)
-
-
-def _nifti_affine(image: Any) -> np.ndarray:
-    """The affine of a NIfTI file; the qform's, where it alone agrees with the voxel sizes that the header states."""
-    if hasattr(image, "get_sform") and image.header["sform_code"] != 0 and image.header["qform_code"] != 0:
-        dims = min(len(image.shape), 3)
-
-        def agrees(affine: np.ndarray) -> bool:
-            sizes = np.sqrt((affine[:dims, :dims] ** 2).sum(axis=0))
-            return bool(np.allclose(image.header.get_zooms()[:dims], sizes))
-
-        if not agrees(image.affine) and agrees(image.get_qform()):
-            image.set_sform(image.get_qform())
-    return np.array(image.affine, dtype=np.float64)
-
-
-def _read_itk(file: Path) -> Scan:
-    import SimpleITK as sitk  # noqa: N813
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    try:
-        image = sitk.ReadImage(str(file))
-    except RuntimeError as error:
-        # the last line of ITK's report says what is wrong, the others where in ITK it was found out
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise DataError(
-            f"file must be an image of a known format ({', '.join(IMAGE_SUFFIXES[:5])}, ...), got: "
-            f"{one_line(ValueError(lines[-1] if lines else 'nothing readable'))}; is it complete? Else convert it to "
-            "NIfTI (.nii.gz)"
-        ) from error
-    return from_sitk(image)
-
-
-def from_sitk(image: Any) -> Scan:
-    """A SimpleITK image ``(x, y[, z][, t])`` with its place in space; vectors and frames become channels."""
-    import SimpleITK as sitk  # noqa: N813
-
-    dims, vector = image.GetDimension(), image.GetNumberOfComponentsPerPixel() > 1
-    if dims == 4 and vector:
-        raise DataError(f"image must have at most 4 axes (x, y, z, channel), got vectors on 4 axes {image.GetSize()}")
-    stored = sitk.GetArrayFromImage(image)  # (z, y, x) or (z, y, x, component)
-    axes = (*reversed(range(dims)), *([dims] if vector else []))
-    array = np.ascontiguousarray(stored.transpose(axes))
-    affine, space = np.eye(4), min(dims, 3)
-    direction = np.array(image.GetDirection()).reshape(dims, dims)[:space, :space]
-    affine[:space, :space] = direction * np.array(image.GetSpacing()[:space])
-    affine[:space, 3] = image.GetOrigin()[:space]
-    if vector and dims == 2:  # (x, y, c) would be taken for a volume
-        array = array[:, :, None]
-    return Scan(array, LPS_TO_RAS @ affine, -1 if vector or dims == 4 else None)
-
-
-def _read_picture(file: Path) -> Scan:
-    from PIL import Image
-
-    with Image.open(file) as picture:
-        if getattr(picture, "n_frames", 1) > 1:
-            raise DataError(f"picture must have one page, got {picture.n_frames}: write the volume as NIfTI (.nii.gz)")
-        array = np.asarray(picture)
-    # rows and columns -> x and y
-    return Scan(np.swapaxes(array, 0, 1), None, -1 if array.ndim == 3 else None)
-
-
-def _read_array(file: Path) -> Scan:
-    content = np.load(file, allow_pickle=False)
-    if isinstance(content, np.ndarray):
-        return Scan(content, None)
-    with content:
-        if len(content.files) != 1:
-            raise DataError(f"file must hold one array, got {len(content.files)}: write one file per channel")
-        return Scan(content[content.files[0]], None)
 
 
 # ------------------------------------------------------------------------------------------ from one reader to the next

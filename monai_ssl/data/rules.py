@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
+from monai_ssl.data.formats.promise import check_memory
+from monai_ssl.data.placement import placement
 from monai_ssl.data.preset import Intensity, Preset
-from monai_ssl.data.reading import affine_difference, same_affine
+from monai_ssl.data.scan import AFFINE_RULE, affine_difference, same_affine, valid_affine
+from monai_ssl.errors import DataError, dimensions
 
 Severity = Literal["error", "warning"]
 
@@ -47,7 +51,6 @@ def case_findings(
     image: Any,
     label: Any,
     preset: Preset,
-    shape: Sequence[float] | None = None,
     affine: np.ndarray | None = None,
     label_affine: np.ndarray | None = None,
 ) -> list[Finding]:
@@ -57,9 +60,8 @@ def case_findings(
         image: array or tensor, channel first, (C, X, Y[, Z]).
         label: label map, (1, X, Y[, Z]) or (X, Y[, Z]); None for an unlabeled case.
         preset: the dataset preset.
-        shape: spatial shape after reorientation and resampling, where ``image`` is not there yet; compared with
-            ``preset.patch_size``. None takes the image's.
-        affine, label_affine: (4, 4) of the two files, None where they state none.
+        affine, label_affine: (4, 4) of the two files, None where they state none. The image's tells the size that the
+            network will see, which is compared with ``preset.patch_size``.
 
     Returns:
         the findings; empty where all is well.
@@ -81,11 +83,17 @@ def case_findings(
         found.append(Finding(rule, severity, message, "label"))
 
     if affine is not None and not valid_affine(affine):
-        add("affine", "error",
-            "header must state a valid affine, got one without volume or not finite: export it again")  # fmt: skip
+        add("affine", "error", AFFINE_RULE)
         affine = None
     image = _to_numpy(image)
-    if not _image_findings(image, preset, shape, add):
+    seen = None if affine is None else placement(affine, image.shape[1:], preset)
+    if seen is not None:
+        try:
+            needed = 4.0 * image.shape[0] * math.prod(seen.resampled)
+            check_memory(needed, f"it is resampled to {dimensions(seen.resampled)} voxels")
+        except DataError as error:
+            add("memory", "error", str(error))
+    if not _image_findings(image, preset, None if seen is None else seen.shape, add):
         return found
     if label is not None:
         _label_findings(_to_numpy(label), image.shape[1:], preset, add_label)
@@ -94,11 +102,6 @@ def case_findings(
             advice = "resample the label to the image, or copy the image's header if only the header is wrong"
             add_label("affine", "error", f"{text} ({affine_difference(label_affine, affine)}): {advice}")
     return found
-
-
-def valid_affine(affine: np.ndarray) -> bool:
-    """Whether an affine (4, 4) is finite and spans a volume."""
-    return bool(np.isfinite(affine).all() and abs(np.linalg.det(affine[:3, :3])) >= 1e-12)
 
 
 def _image_findings(image: np.ndarray, preset: Preset, shape: Sequence[float] | None, add: _Add) -> bool:

@@ -10,7 +10,8 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from monai_ssl.data.cases import case_name, case_names
-from monai_ssl.data.reading import load_original, spacing_of
+from monai_ssl.data.reading import load_original
+from monai_ssl.data.scan import spacing_of
 from monai_ssl.errors import DataError
 from monai_ssl.metrics import case_metrics, write_results
 from monai_ssl.reports.figures import overlay_figure

@@ -62,7 +62,7 @@ def evaluate_predictions(
     import numpy as np
 
     from monai_ssl.data import load_preset
-    from monai_ssl.data.reading import spacing_of
+    from monai_ssl.data.scan import spacing_of
 
     if dataset_dir is None and datalist is None:
         raise DataError("evaluate: --predictions needs --dataset_dir (and --datalist) for the labels")

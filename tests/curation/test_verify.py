@@ -234,7 +234,12 @@ def test_a_2d_preset_takes_images_and_stacks_of_slices(dataset, tmp_path):
 
 
 def test_5d(dataset):
-    save(dataset.image(), voxels(0, (12, 10, 8, 1, 3)))
+    save(dataset.image(), voxels(0, (12, 10, 8, 1, 3)))  # a vector image of NIfTI
+    assert "must have 1 channel(s) (MR), got 3" in only(dataset.verify(), "error", dataset.image())
+
+
+def test_a_series_of_vector_images(dataset):
+    save(dataset.image(), voxels(0, (12, 10, 8, 2, 3)))
     assert "at most 4 axes" in only(dataset.verify(), "error", dataset.image())
 
 

@@ -285,7 +285,7 @@ def spoiled(kind: str, folder: Path) -> tuple[Path, str]:
     if kind == "truncated nrrd":
         path = save_itk(folder / "scan.nrrd", voxels("int16"))
         path.write_bytes(path.read_bytes()[:2000])
-        return path, "is it complete"
+        return path, "file must be complete"
     if kind == "no data beside the header":
         path = save_itk(folder / "scan.mhd", voxels("int16"))
         for other in folder.glob("*raw"):

@@ -7,7 +7,8 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 
 from monai_ssl.data import DataError
-from monai_ssl.data.reading import load_original, spacing_of
+from monai_ssl.data.reading import load_original
+from monai_ssl.data.scan import spacing_of
 from monai_ssl.handlers import EvaluationResults, Preview
 from monai_ssl.metrics import case_metrics, read_results
 

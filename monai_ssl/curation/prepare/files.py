@@ -11,7 +11,8 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from monai_ssl.data.reading import LPS_TO_RAS, from_sitk, read_scan
+from monai_ssl.data.formats.itk import from_sitk, to_sitk
+from monai_ssl.data.reading import read_scan
 from monai_ssl.errors import DataError
 
 
@@ -50,18 +51,6 @@ def _sitk() -> Any:
 
     SimpleITK.ProcessObject.SetGlobalWarningDisplay(False)
     return SimpleITK
-
-
-def to_sitk(array: np.ndarray, affine: np.ndarray) -> Any:
-    """SimpleITK image of voxels ``(X, Y, Z)`` with an affine to RAS; the inverse of
-    :func:`monai_ssl.data.reading.from_sitk`."""
-    image = _sitk().GetImageFromArray(np.ascontiguousarray(array.T))
-    lps = LPS_TO_RAS @ affine
-    spacing = np.sqrt((lps[:3, :3] ** 2).sum(axis=0))
-    image.SetSpacing([float(s) for s in spacing])
-    image.SetOrigin([float(o) for o in lps[:3, 3]])
-    image.SetDirection([float(d) for d in (lps[:3, :3] / spacing).flatten()])
-    return image
 
 
 def read_dicom(folder: str | Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
