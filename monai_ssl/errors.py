@@ -60,8 +60,8 @@ def out_of_resources(error: BaseException) -> ResourceError | None:
     return None
 
 
-def one_line(error: BaseException, limit: int = 160) -> str:
-    """What an exception says, without line breaks, cut to ``limit`` characters; its type where it says nothing.
+def one_line(error: BaseException | str, limit: int = 160) -> str:
+    """What an exception or a text says, in one line, cut to ``limit`` characters; its type where it says nothing.
 
     Example:
         >>> one_line(ValueError("two\\n  lines"))

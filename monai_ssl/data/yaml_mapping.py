@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
                 if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                     if (key.tag, key.value) in seen:
                         raise yaml.constructor.ConstructorError(
-                            None, None, f"the key {one_line(ValueError(key.value), 60)!r} stands twice", key.start_mark
+                            None, None, f"the key {one_line(key.value, 60)!r} stands twice", key.start_mark
                         )
                     seen.add((key.tag, key.value))
         return super().construct_mapping(node, deep)
@@ -67,7 +67,7 @@ def read_mapping(path: Path, what: str) -> dict[str, Any]:
         raise DataError(f"{path}: {what} must be a mapping of keys to values, got {type(content).__name__}")
     for key in content:
         if not isinstance(key, str):
-            raise DataError(f"{path}: keys must be names, got {one_line(ValueError(repr(key)), 60)}; quote it")
+            raise DataError(f"{path}: keys must be names, got {one_line(repr(key), 60)}; quote it")
     return content
 
 
