@@ -103,3 +103,30 @@ def files_below(root: str | Path, without: Collection[str] = ()) -> Iterator[Pat
         for name in sorted(names):
             if not name.startswith("."):
                 yield Path(folder) / name
+
+
+# what a spreadsheet takes for a formula; the apostrophe, so that the way back is unique
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "'")
+
+
+def cell(text: str) -> str:
+    """A text for a table in CSV: with an apostrophe before it where a spreadsheet would take it for a formula.
+
+    Numbers stay as they are. :func:`text_of_cell` gives the text back.
+
+    Example:
+        >>> cell("=1+1"), cell("-0.5"), cell("case 1"), text_of_cell(cell("@a"))
+        ("'=1+1", '-0.5', 'case 1', '@a')
+    """
+    if not text.startswith(FORMULAS):
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
+
+def text_of_cell(text: str) -> str:
+    """The text that :func:`cell` wrote."""
+    return text[1:] if text.startswith("'") else text

@@ -5,14 +5,18 @@ from __future__ import annotations
 import difflib
 import json
 import logging
+import lzma
+import os
 import re
 import shutil
 import stat
+import struct
 import sys
 import tempfile
 import traceback
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
@@ -20,7 +24,7 @@ from typing import Any
 
 import monai_ssl
 from monai_ssl.bundle.overrides import check_ids, check_overrides, literal, read_config
-from monai_ssl.errors import DataError, ResourceError, TrainingDivergedError, one_line
+from monai_ssl.errors import DataError, ResourceError, TrainingDivergedError, enumerated, one_line
 
 __all__ = [
     "available_bundles",
@@ -36,6 +40,8 @@ __all__ = [
     "run_bundle",
     "unpack",
 ]
+
+console = logging.getLogger("monai_ssl.console")
 
 
 def bundles_root() -> Path:
@@ -102,23 +108,69 @@ def copy_bundle(name: str, output: str | Path) -> Path:
 
 
 def copy_files(source: Path, target: Path, head: str, weights: bool = False) -> None:
-    """Write the files of a bundle into another folder, without what runs have left in it.
+    """Write the files of a bundle into another folder: those that belong to a bundle, and nothing else.
+
+    What lies beside them (a run's pictures and tables, notes, scans, links) may show patients; it stays, and a line
+    names it.
 
     Args:
         source: the bundle. One that is rendered is rendered anew, without its sources.
         target: folder, new or empty.
         head: first line of every rendered file that can carry a comment.
-        weights: also copy ``models/*.pt``.
+        weights: also copy ``models/model.pt``.
     """
     from monai_ssl.bundle.render import write_bundle
     from monai_ssl.bundle.spec import PAGE, SPEC
 
-    left_out = ["*.ts", "*.onnx", "*.onnx.data", "eval", "data", "__pycache__", ".gitkeep"]
-    shutil.copytree(source, target, dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns(*left_out, SPEC, PAGE, *([] if weights else ["*.pt"])))  # fmt: skip
+    left_out = []
+    for folder, folders, names in os.walk(source):
+        here = Path(folder).relative_to(source)
+        for name in [name for name in folders if (Path(folder) / name).is_symlink()]:
+            left_out.append((here / name).as_posix())
+        folders[:] = sorted(name for name in folders if name not in REMADE and not name.startswith("."))
+        for name in sorted(names):
+            part = here / name
+            if (source / part).is_symlink() or not _belongs(part, weights):
+                if not _remade(part):
+                    left_out.append(part.as_posix())
+                continue
+            (target / here).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / part, target / part)
+    target.mkdir(parents=True, exist_ok=True)
     if (source / SPEC).is_file():
         write_bundle(source, target, head)
+    for name in (SPEC, PAGE):
+        (target / name).unlink(missing_ok=True)
     (target / "models").mkdir(exist_ok=True)
+    if left_out:
+        console.info("left out of %s, as no part of a bundle: %s", target.name, enumerated(left_out))
+
+
+# folders that no copy needs
+REMADE = ("__pycache__", "eval", "data")
+
+
+def _belongs(part: Path, weights: bool) -> bool:
+    """Whether a file is one that bundles are made of: configs, pages, scores, licence, code of its own, weights."""
+    folder, suffix = part.parts[0], part.suffix.lower()
+    if len(part.parts) == 1:
+        return suffix == ".py" or part.stem.upper() in ("LICENSE", "LICENCE", "NOTICE", "README", "CITATION")
+    if folder == "configs":
+        return len(part.parts) == 2 and suffix in (".yaml", ".yml", ".json", ".conf")
+    if folder == "docs":
+        scores = part.parts[1] == "results" and part.name in ("summary.json", "per_case.csv")
+        return suffix == ".md" or scores or part.name in ("LICENSE", "license.txt", "data_license.txt")
+    if folder == "models":
+        return weights and part.as_posix() == "models/model.pt"
+    return suffix == ".py"
+
+
+def _remade(part: Path) -> bool:
+    """Whether it is missed by nobody: exported again, or a sign for git."""
+    from monai_ssl.bundle.spec import PAGE, SPEC
+
+    exported = part.parts[0] == "models" and part.name.startswith(("model.", "checkpoint."))
+    return exported or part.name in (".gitkeep", SPEC, PAGE)
 
 
 @contextmanager
@@ -143,27 +195,39 @@ def unpack(archive: Path, folder: Path) -> None:
     """Unpack a zip file that may come from anybody.
 
     Raises:
-        DataError: for a damaged archive, a member whose path leads out of it (``..``, absolute), a link, or more than
-            4 GB of content.
+        DataError: for a damaged or encrypted archive, a member whose path leads out of it (``..``, absolute), lies more
+            than 32 folders deep or stands twice, a link, or more than 4 GB of content.
     """
     try:
         with zipfile.ZipFile(archive) as source:
             members = source.infolist()
             for member in members:
                 path = PurePosixPath(member.filename.replace("\\", "/"))
+                name = one_line(member.filename, 60)
                 if path.is_absolute() or ".." in path.parts or ":" in member.filename:
-                    raise DataError(
-                        f"bundle: {archive} names a file outside itself ({member.filename!r}); not unpacked"
-                    )
+                    raise DataError(f"bundle: {archive} names a file outside itself ({name!r}); not unpacked")
                 if stat.S_ISLNK(member.external_attr >> 16):
-                    raise DataError(f"bundle: {archive} holds a link ({member.filename!r}); not unpacked")
+                    raise DataError(f"bundle: {archive} holds a link ({name!r}); not unpacked")
+                if len(path.parts) > 32:
+                    raise DataError(f"bundle: {archive} has folders {len(path.parts)} deep; not unpacked")
+                if member.flag_bits & 1:
+                    raise DataError(
+                        f"bundle: {archive} is encrypted ({name!r}); unpack it yourself, then name its folder"
+                    )
+            names = [member.filename for member in members]
+            if len(set(names)) < len(names):
+                raise DataError(f"bundle: {archive} holds a file twice; not unpacked")
             if sum(member.file_size for member in members) > 4e9:
                 raise DataError(f"bundle: {archive} would take more than 4 GB; not unpacked")
             source.extractall(folder)
     except FileNotFoundError:
         raise DataError(f"bundle: {archive} does not exist; check the path") from None
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise DataError(f"bundle: {archive} is no readable zip file ({error})") from None
+    except DataError:
+        raise
+    # the library raises what it comes across: unknown compression, broken streams, names that are none
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, ValueError, struct.error,
+            OverflowError, MemoryError) as error:  # fmt: skip
+        raise DataError(f"bundle: {archive} is no readable zip file ({one_line(error)})") from None
 
 
 def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) -> Any:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from monai_ssl.bundle.library import copy_files, read_json
 from monai_ssl.data import Preset, load_datalist, load_preset
 from monai_ssl.data.cases import image_files
 from monai_ssl.errors import DataError
+from monai_ssl.files import atomic_path
 from monai_ssl.reports.model_card import model_card, times
 
 TOLERANCE = 1e-4
@@ -105,6 +107,7 @@ def export(folder: Path, onnx: bool = False) -> dict[str, float]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # deprecations of torch's own exporters
         warnings.simplefilter("ignore")
         ckpt_export(filepath=str(models / "model.ts"), **settings)
+        _strip_torchscript(models / "model.ts")
         if onnx:
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # "torchvision is not installed"
             onnx_export(filepath=str(models / "model.onnx"), input_shape=list(shape), **settings)
@@ -124,6 +127,16 @@ def export(folder: Path, onnx: bool = False) -> dict[str, float]:
         if not difference <= TOLERANCE:  # also NaN
             raise DataError(f"{name}: logits differ from model.pt's by {difference:g}, allowed are {TOLERANCE:g}")
     return differences
+
+
+def _strip_torchscript(path: Path) -> None:
+    """Take out the tables of source lines: they hold folders of this machine."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(member, archive.read(member)) for member in archive.infolist()]
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        for member, content in members:
+            if not member.filename.endswith(".debug_pkl"):
+                archive.writestr(zipfile.ZipInfo(member.filename), content)
 
 
 def _strip_onnx(path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from monai_ssl.files import write_atomically
+from monai_ssl.files import cell, text_of_cell, write_atomically
 
 from .cases import METRICS, Row
 from .statistics import summarize
@@ -125,11 +125,12 @@ def write_results(output_dir: str | os.PathLike[str], rows: Sequence[Row], meta:
     extra = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in _COLUMNS]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, fieldnames=[*_COLUMNS, *extra], restval="", lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({key: cell(key) for key in writer.fieldnames})
     for row in rows:
         # repr keeps every digit; float() first, because NumPy scalars print their type
         numbers = {key: repr(float(row[key])) for key in _NUMBERS if key in row}
-        writer.writerow({**row, **numbers})
+        texts = {key: cell(value) for key, value in row.items() if isinstance(value, str)}
+        writer.writerow({**row, **texts, **numbers})
     defaults: dict[str, Any] = {
         "command": shlex.join(sys.orig_argv),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -193,7 +194,11 @@ def read_results(output_dir: str | os.PathLike[str]) -> Results:
             raise ValueError(f"{PER_CASE_NAME} must have the columns {missing}, got {reader.fieldnames}")
         rows: list[Row] = []
         for record in reader:
-            row: Row = dict(record)
+            row: Row = {
+                text_of_cell(key): text_of_cell(value) if isinstance(value, str) else value
+                for key, value in record.items()
+                if key is not None
+            }
             try:
                 row["label"] = int(row["label"])
                 for key in _NUMBERS:

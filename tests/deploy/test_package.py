@@ -18,8 +18,8 @@ import torch
 import yaml
 from commands import TINY, fails, run
 
-from monai_ssl.bundle.library import available_bundles, bundles_root, opened
-from monai_ssl.data import load_preset
+from monai_ssl.bundle.library import available_bundles, bundles_root, copy_files, opened
+from monai_ssl.data import DataError, load_preset
 from monai_ssl.deploy import package as packaging
 
 
@@ -157,6 +157,58 @@ class TestRefusals:
         assert not (tmp_path / "out").exists()
 
 
+class TestWhatStays:
+    """A copy holds what bundles are made of; what a run or a person left beside it may show patients."""
+
+    STRAY = ("models/previews/iteration-000002.png", "models/training.csv", "models/checkpoint.pt", "models/run.json",
+             "models/tensorboard/events.out", "notes.txt", "docs/slice.png", "configs/patients.csv", "images/a.nii.gz",
+             "docs/results/testing/failures.csv", "eval/a_seg.nii.gz", ".git/config", "models/other.pt")  # fmt: skip
+    KEPT = ("LICENSE", "docs/README.md", "configs/train.yaml", "own/network.py", "scripts/losses.py", "models/model.pt")
+
+    @pytest.fixture
+    def own(self, tmp_path):
+        folder = tmp_path / "own"
+        sources = shutil.ignore_patterns("bundle.yaml", "method.md", "*.pt")
+        shutil.copytree(bundles_root() / "dtc", folder, ignore=sources)
+        for name in (*self.STRAY, "own/network.py", "scripts/losses.py", "models/model.pt"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text("SECRET-MRN" if name in self.STRAY else "# code")
+        (tmp_path / "secret.py").write_text("SECRET-MRN")
+        (folder / "linked.py").symlink_to(tmp_path / "secret.py")
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "scan.py").write_text("SECRET-MRN")
+        (folder / "folder").symlink_to(tmp_path / "elsewhere")
+        return folder
+
+    @pytest.mark.parametrize("weights", [True, False])
+    def test_allow_list(self, own, tmp_path, weights, caplog):
+        with caplog.at_level("INFO", "monai_ssl.console"):
+            copy_files(own, tmp_path / "copy", "A copy.", weights=weights)
+        copy = tmp_path / "copy"
+        files = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
+        assert not files & set(self.STRAY)
+        assert {name for name in self.KEPT if weights or not name.endswith(".pt")} <= files
+        assert weights == ("models/model.pt" in files)
+        assert all(b"SECRET" not in (tmp_path / "copy" / name).read_bytes() for name in files)
+        assert not any(path.is_symlink() for path in (tmp_path / "copy").rglob("*"))
+        assert "left out of copy, as no part of a bundle: " in caplog.text
+        assert "notes.txt" in caplog.text or "more" in caplog.text
+
+    @pytest.mark.parametrize("name", available_bundles())
+    def test_nothing_is_missed_in_the_shipped_ones(self, name, tmp_path, caplog):
+        with caplog.at_level("INFO", "monai_ssl.console"):
+            copy_files(bundles_root() / name, tmp_path / name, "A copy.")
+        assert "left out" not in caplog.text
+
+    def test_torchscript_names_no_folder_of_this_machine(self, packaged):
+        with zipfile.ZipFile(packaged / "models" / "model.ts") as archive:
+            assert not [name for name in archive.namelist() if name.endswith(".debug_pkl")]
+            for member in archive.namelist():
+                content = archive.read(member)
+                for place in (str(Path.home()), str(packaged), str(bundles_root().parent), "site-packages"):
+                    assert place.encode() not in content, member
+
+
 class TestForeignBundles:
     """Bundles of strangers. Their configs are code and trusted by the user; nothing else may be."""
 
@@ -199,6 +251,38 @@ class TestForeignBundles:
                 path.write_bytes(b"PK no zip")
             with pytest.raises(ValueError, match=message), opened(path):
                 raise AssertionError("it was opened")
+
+    @pytest.mark.parametrize("kind", ["encrypted", "compression", "deflate", "levels", "twice", "long name", "size"])
+    @pytest.mark.filterwarnings("ignore:Duplicate name")
+    def test_zip_that_cannot_be_unpacked(self, tmp_path, kind):
+        path = tmp_path / "bad.zip"
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("b/configs/metadata.json", "{}" * 500)
+            if kind == "levels":
+                file.writestr("a/" * 1200 + "x", "deep")
+            elif kind == "long name":
+                file.writestr("a" * 5000, "long")
+            elif kind == "twice":
+                file.writestr("b/configs/metadata.json", "[]")
+        raw = bytearray(path.read_bytes())
+        local, central = raw.index(b"PK\x03\x04"), raw.index(b"PK\x01\x02")
+        if kind == "encrypted":
+            raw[local + 6] |= 1
+            raw[central + 8] |= 1
+        elif kind == "compression":
+            raw[local + 8] = raw[central + 10] = 77
+        elif kind == "deflate":
+            start = local + 30 + len("b/configs/metadata.json")
+            raw[start : start + 6] = b"\xff" * 6
+        elif kind == "size":
+            raw[central + 24 : central + 28] = b"\xfe" * 4
+        path.write_bytes(bytes(raw))
+        with pytest.raises(DataError) as caught, opened(path):
+            raise AssertionError("it was opened")
+        message = str(caught.value)
+        assert message.startswith(f"bundle: {path}")
+        assert "\n" not in message
+        assert len(message) < len(str(path)) + 300
 
     def test_pickle_as_weights(self, packaged, image, tmp_path, capsys):
         class Evil:

@@ -102,3 +102,16 @@ def test_environment_is_json():
     assert json.loads(json.dumps(values)) == values
     assert values["versions"]["numpy"] == np.__version__
     assert values["machine"]["cores"] >= 1
+
+
+def test_names_are_no_formulas_in_a_spreadsheet(tmp_path):
+    names = ["=1+1", "+a", "-a", "@a", "\ta", "'a", "a=1", "-3"]
+    rows = [
+        row
+        for name in names
+        for row in case_metrics(np.eye(4, dtype=int), np.eye(4, dtype=int), {1: "x"}, 1.0, case=name)
+    ]
+    path = write_results(tmp_path, rows, {})["per_case"]
+    for line in path.read_text(encoding="utf-8").splitlines()[1:-1]:
+        assert line.lstrip('"')[0] not in "=+-@\t"
+    assert [row["case"] for row in read_results(tmp_path).rows] == names
