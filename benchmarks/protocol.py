@@ -47,7 +47,7 @@ def jobs(protocol: str) -> tuple[dict, list[tuple[str, dict[str, Any]]]]:
                 for key, value in options.items()
             }
             datalist = run.get("datalist", content["datalist"])
-            found.append((f"{name}-seed{seed}", {"method": run["bundle"], "datalist": datalist, **options}))
+            found.append((f"{name}-seed{seed}", {"bundle": run["bundle"], "datalist": datalist, **options}))
     return content, found
 
 

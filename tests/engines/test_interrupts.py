@@ -24,6 +24,14 @@ from monai_ssl.runs import Run
 OPTIONS = {"validate": True, "interval": 100, "max_iterations": 11, "epoch_length": 4}
 
 
+@pytest.fixture(autouse=True)
+def _signals_act():
+    # a shell starts what it puts into the background with SIGINT ignored
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
 class Ask:
     """Raises a signal at a chosen moment of a chosen iteration (counted from 1)."""
 
