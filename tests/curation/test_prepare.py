@@ -18,8 +18,9 @@ from monai_ssl.curation.prepare.files import onto_grid, read_dicom, resampled, t
 from monai_ssl.curation.prepare.left_atrium import label_window
 from monai_ssl.curation.split import make_split
 from monai_ssl.data import DataError, load_datalist, load_preset
+from monai_ssl.data.formats.itk import from_sitk
 from monai_ssl.data.pipelines import preprocessing
-from monai_ssl.data.reading import from_sitk, read_volume
+from monai_ssl.data.reading import read_volume
 
 RAS = np.diag([1.0, 1.0, 1.0, 1.0])
 
