@@ -21,7 +21,7 @@ LAYERS = (
     ("losses", "transforms"),
     ("networks",),
     ("weights",),
-    ("errors", "files", "distributed", "interrupts", "labels", "_lazy"),
+    ("errors", "files", "distributed", "interrupts", "labels", "machine", "_lazy"),
 )
 LEVEL = {room: len(LAYERS) - number for number, rooms in enumerate(LAYERS) for room in rooms}
 # the package itself (its version, its folder) and `python -m monai_ssl`

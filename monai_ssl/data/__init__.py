@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from monai_ssl.errors import DataError
 
+    from .cache import CaseCache
     from .cases import case_name
     from .datalist import Datalist
     from .images import images_to_segment
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 # public name -> the module that defines it
 _HOMES = {
     "AtomicNibabelWriter": "monai_ssl.data.monai_io",
+    "CaseCache": "monai_ssl.data.cache",
     "CaseDataset": "monai_ssl.data.streams",
     "DataError": "monai_ssl.errors",
     "Datalist": "monai_ssl.data.datalist",
@@ -58,12 +60,13 @@ _HOMES = {
 }
 # configs name these by attribute: monai_ssl.data.cases.image_files
 _MODULES = (
-    "cases", "datalist", "dicom", "formats", "guard", "images", "loading", "monai_io", "pipelines", "placement", "pool",
-    "preset", "protocol", "reading", "rules", "scan", "streams", "writing",
+    "cache", "cases", "content", "datalist", "dicom", "footprint", "formats", "guard", "images", "loading", "mapped",
+    "monai_io", "pipelines", "placement", "pool", "preset", "protocol", "reading", "rules", "scan", "streams", "writing",
 )  # fmt: skip
 
 __all__ = [
     "AtomicNibabelWriter",
+    "CaseCache",
     "CaseDataset",
     "DataError",
     "Datalist",

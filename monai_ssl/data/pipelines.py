@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,27 @@ from monai_ssl.transforms import (
     RandSliceRotateFlipd,
     RandSliceSelectd,
 )
+
+
+class Preparation(Compose):
+    """Deterministic transforms of a preset that know what their result depends on, and how large it is.
+
+    Args:
+        transforms: the steps.
+        preset: of which they were made.
+        padded: for training, see :func:`monai_ssl.data.footprint.footprint`.
+        label: whether they prepare labels.
+
+    Attributes:
+        content: text that is equal for two preparations with equal results; a chain of other transforms has none.
+        slices: what is prepared is read slice by slice.
+    """
+
+    def __init__(self, transforms: Sequence[Transform], preset: Preset, padded: bool, label: bool) -> None:
+        super().__init__(list(transforms))
+        self.preset, self.padded = preset, padded
+        self.content = json.dumps([padded, label, preset.model_dump(mode="json")], sort_keys=True)
+        self.slices = preset.spatial_dims == 2
 
 
 def preprocessing(preset: Preset, label: bool = False) -> Compose:
@@ -117,13 +139,12 @@ def _intensity(preset: Preset) -> list[Transform]:
 
 def validation_preprocessing(preset: Preset) -> Compose:
     """:func:`preprocessing` of the image, and the label as it is on disk: scores are on the original grid."""
-    return Compose(
-        [
-            LoadImageScand("label", label=True, allow_missing_keys=True),
-            EnsureChannelFirstd("label", allow_missing_keys=True),
-            *_preprocessing(preset, ["image"]),
-        ]
-    )
+    steps = [
+        LoadImageScand("label", label=True, allow_missing_keys=True),
+        EnsureChannelFirstd("label", allow_missing_keys=True),
+        *_preprocessing(preset, ["image"]),
+    ]
+    return Preparation(steps, preset, padded=False, label=True)
 
 
 def postprocessing(
@@ -231,7 +252,7 @@ def training_preprocessing(preset: Preset, label: bool = True) -> Compose:
     steps.append(EnsureTyped("image", dtype="float32", track_meta=False))
     if label:
         steps.append(EnsureTyped("label", dtype="uint8", track_meta=False))
-    return Compose(steps)
+    return Preparation(steps, preset, padded=True, label=label)
 
 
 def _padding(preset: Preset, keys: list[str]) -> Transform:

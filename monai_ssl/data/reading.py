@@ -22,6 +22,7 @@ from monai_ssl.data.cases import IMAGE_SUFFIXES
 from monai_ssl.data.formats import format_of
 from monai_ssl.data.scan import AFFINE_RULE, Scan, grid_difference, valid_affine
 from monai_ssl.errors import DataError, one_line
+from monai_ssl.machine import available_memory
 
 # further from an integer than any rounding of a scale factor, nearer than any interpolation
 LABEL_ROUNDING = 1e-3
@@ -175,11 +176,15 @@ class ScanMemory:
     """Scans that a check has read and that the training's cache reads next, as far as they fit into a budget.
 
     Args:
-        budget: bytes; None takes a quarter of the memory that is free.
+        budget: bytes; None takes a quarter of the memory that is available.
+
+    Attributes:
+        held: bytes that are in it now.
     """
 
-    def __init__(self, budget: int | None = None) -> None:
-        self.budget = _free_memory() // 4 if budget is None else budget
+    def __init__(self, budget: float | None = None) -> None:
+        self.budget = available_memory() // 4 if budget is None else budget
+        self.held = 0
         self._scans: dict[str, tuple[tuple[int, int], Scan]] = {}
         self._lock = threading.Lock()
 
@@ -191,6 +196,7 @@ class ScanMemory:
         with self._lock:
             if scan.voxels.nbytes <= self.budget:
                 self.budget -= scan.voxels.nbytes
+                self.held += scan.voxels.nbytes
                 self._scans[os.path.realpath(path)] = (_stamp(path), scan)
 
     def take(self, path: str | Path) -> Scan | None:
@@ -202,6 +208,7 @@ class ScanMemory:
             if found is None:
                 return None
             self.budget += found[1].voxels.nbytes
+            self.held -= found[1].voxels.nbytes
         try:
             return found[1] if found[0] == _stamp(path) else None
         except OSError:
@@ -213,7 +220,7 @@ _memory: ScanMemory | None = None
 
 
 @contextmanager
-def handed_over(budget: int | None = None) -> Iterator[ScanMemory]:
+def handed_over(budget: float | None = None) -> Iterator[ScanMemory]:
     """A memory from which every reader of this process takes, once, what was kept in it.
 
     Args:
@@ -237,8 +244,6 @@ def _stamp(path: str | Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _free_memory() -> int:
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows, macOS
-        return 4 << 30
+def held_bytes() -> int:
+    """Bytes of memory that scans take which were read and not taken over yet."""
+    return 0 if _memory is None else _memory.held

@@ -9,18 +9,29 @@ of one process with batch 2B.
 from __future__ import annotations
 
 import gc
+import math
 import sys
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import CacheDataset, MetaTensor, list_data_collate, set_track_meta
-from monai.transforms import Compose, Transform
-from torch.utils.data import DataLoader, Dataset, Sampler
+from monai.data import Dataset, MetaTensor, get_track_meta, list_data_collate, set_track_meta
+from monai.transforms import Compose, Transform, convert_to_contiguous
+from monai.transforms.traits import RandomizableTrait
+from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
 
+from monai_ssl.data.cache import CaseCache, DiskFullError, plan_together
 from monai_ssl.data.cases import case_names
+from monai_ssl.data.content import case_keys
+from monai_ssl.data.footprint import Footprint, footprint
+from monai_ssl.data.mapped import Mapped
+from monai_ssl.data.preset import Preset
+from monai_ssl.distributed import in_group
 from monai_ssl.errors import DataError
 from monai_ssl.interrupts import outlive_requests
 
@@ -30,41 +41,96 @@ def position_seed(*position: int) -> int:
     return int(np.random.SeedSequence([p & 0xFFFFFFFF for p in position]).generate_state(1)[0])
 
 
-class CaseDataset(CacheDataset):
-    """A ``CacheDataset`` that loads when :meth:`prepare` is called instead of when it is built.
+class CaseDataset(Dataset):
+    """Cases with everything deterministic done, once, when :meth:`prepare` is called.
 
-    Bundle configs are instantiated by tools that only inspect them (property checks, MONAI Label's start-up), also
-    where no data exist yet. Everything deterministic is cached; random transforms belong to the stream.
+    Not when it is built: bundle configs are instantiated by tools that only inspect them (property checks, MONAI
+    Label's start-up), also where no data exist yet. Random transforms belong to the stream.
 
     Args:
         data: datalist entries ``{"image": path[, "label": path]}``.
         transform: deterministic transforms.
-        num_workers: threads that fill the cache.
+        num_workers: threads that prepare the cases.
+        cache: keeps what is prepared, and may be shared; None: all in memory.
+
+    Attributes:
+        ready: whether the cases are prepared.
 
     Raises:
-        DataError: from :meth:`prepare`, naming every case that cannot be used.
+        ValueError: when a transform is random.
+        DataError: from :meth:`prepare`, naming the case that cannot be used.
     """
 
-    def __init__(self, data: Sequence[dict[str, Any]], transform: Compose | None = None, num_workers: int = 2) -> None:
-        # random transforms make new tensors: the cache needs no copies
-        super().__init__([], transform or Compose([]), progress=False, num_workers=num_workers, copy_cache=False)
+    def __init__(
+        self,
+        data: Sequence[dict[str, Any]],
+        transform: Compose | None = None,
+        num_workers: int = 2,
+        cache: CaseCache | None = None,
+    ) -> None:
+        super().__init__([], transform or Compose([]))
+        for step in self.transform.flatten().transforms:  # type: ignore[attr-defined]
+            if isinstance(step, RandomizableTrait):
+                raise ValueError(
+                    f"transform must be deterministic, got {type(step).__name__}; give it to the TwoStreamLoader"
+                )
         self.entries = list(data)
         self.names = case_names(self.entries)
-        self._ready = False
+        self.num_workers, self.cache, self.ready = max(int(num_workers), 1), cache, False
+        self._kept: list[Any] = []
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def prepare(self) -> None:
-        """Fill the cache, once; progress is shown on a terminal."""
-        if not self._ready:
-            self.progress = sys.stderr.isatty()
-            self.set_data([dict(entry) for entry in self.entries])
-            self._ready = True
+    @cached_property
+    def content_keys(self) -> list[str | None]:
+        """What the prepared content of each case depends on, see :func:`monai_ssl.data.content.case_keys`."""
+        return case_keys(self.entries, getattr(self.transform, "content", None))
 
-    def _load_cache_item(self, idx: int) -> Any:
+    def footprint(self) -> Footprint:
+        """What the cases take after preparation, estimated from the headers of their files."""
+        preset, padded = (getattr(self.transform, name, None) for name in ("preset", "padded"))
+        if not isinstance(preset, Preset):
+            return Footprint(len(self), 0, len(self))
+        return footprint(self.entries, preset, bool(padded))
+
+    def prepare(self) -> None:
+        """Prepare all cases, once; progress is shown on a terminal."""
+        if self.ready:
+            return
+        if self.cache is None:
+            self.cache = CaseCache(math.inf)
+        n = len(self)
+        rank, size = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if in_group() else (0, 1)
+        # processes that share a folder begin at different cases, and find there what others have written
+        order = [(index + rank * n // size) % n for index in range(n)]
+        kept: list[Any] = [None] * n
         try:
-            return super()._load_cache_item(idx)
+            with ThreadPoolExecutor(self.num_workers) as pool:
+                done = zip(order, pool.map(self._prepare, order), strict=True)
+                for index, item in tqdm(done, "prepare", n, unit="case", disable=not sys.stderr.isatty()):
+                    kept[index] = item
+        except DiskFullError:
+            self.cache.discard()  # others on this disk need the room more
+            raise
+        self._kept, self.ready = kept, True
+
+    def forget(self) -> None:
+        """Let the prepared cases go; they are prepared again when one is asked for."""
+        self._kept, self.ready = [], False
+
+    def _prepare(self, index: int) -> Any:
+        assert self.cache is not None
+        key = self.content_keys[index]
+        stored = self.cache.find(key)
+        item = self._load(index) if stored is None else stored.open()
+        return self.cache.keep(item, key, getattr(self.transform, "slices", False), stored)
+
+    def _load(self, index: int) -> Any:
+        try:
+            with _tracking():
+                item = self.transform(dict(self.entries[index]), threading=True)  # type: ignore[call-arg]
+            return convert_to_contiguous(item, memory_format=torch.contiguous_format)
         except DataError:
             raise
         except Exception as error:  # whatever a reader may raise on a file that it cannot read
@@ -72,13 +138,32 @@ class CaseDataset(CacheDataset):
             while cause.__cause__ is not None:
                 cause = cause.__cause__
             raise DataError(
-                f"case {self.names[idx]}: cannot be loaded ({' '.join(str(cause).split())[:300]}); "
+                f"case {self.names[index]}: cannot be loaded ({' '.join(str(cause).split())[:300]}); "
                 "run `monai-ssl check` on the datalist for every problem at once"
             ) from error
 
     def _transform(self, index: int) -> Any:
         self.prepare()
-        return super()._transform(index)
+        kept = self._kept[index]
+        if isinstance(kept, Mapped):
+            try:
+                return kept.open()
+            except (OSError, ValueError):  # somebody has cleared the folder
+                return self._load(index)
+        return self._load(index) if kept is None else kept
+
+
+@contextmanager
+def _tracking() -> Iterator[None]:
+    """Preparation needs the affine, also in a loader process, see :func:`_begin_worker`."""
+    former = get_track_meta()
+    if not former:
+        set_track_meta(True)
+    try:
+        yield
+    finally:
+        if not former:
+            set_track_meta(False)
 
 
 @lru_cache(maxsize=8)
@@ -133,7 +218,7 @@ def _begin_worker(worker: int) -> None:
     set_track_meta(False)
 
 
-class _TwoStreamDataset(Dataset):
+class _TwoStreamDataset(torch.utils.data.Dataset):
     """Iteration -> one joint batch."""
 
     def __init__(self, streams: dict[str, tuple[_Stream, int]], rank: int, world_size: int) -> None:
@@ -178,6 +263,8 @@ class TwoStreamLoader:
         seed: of the streams.
         num_workers: loader processes; 0 loads in the main process. Has no influence on what is loaded.
         pin_memory: page-locked batches for CUDA.
+        validation: cases that the training looks at beside the streams: they are prepared with the others, so that a
+            bad one is found before the work, and one budget holds for all.
 
     Yields:
         per stream a :class:`monai_ssl.methods.Batch`: ``image`` (B, C, *patch) float32, ``label`` (B, 1, *patch) int64
@@ -207,6 +294,7 @@ class TwoStreamLoader:
         seed: int = 0,
         num_workers: int = 0,
         pin_memory: bool = False,
+        validation: CaseDataset | None = None,
     ) -> None:
         for name, value, low in (
             ("labeled_batch_size", labeled_batch_size, 1),
@@ -216,7 +304,7 @@ class TwoStreamLoader:
         ):
             if int(value) != value or value < low:
                 raise ValueError(f"{name} must be an integer >= {low}, got {value}")
-        self.labeled, self.unlabeled = labeled, unlabeled
+        self.labeled, self.unlabeled, self.validation = labeled, unlabeled, validation
         self.labeled_batch_size = int(labeled_batch_size)
         self.unlabeled_batch_size = 0 if unlabeled is None else int(unlabeled_batch_size)
         self.epoch_length, self.num_workers, self.pin_memory = int(epoch_length), int(num_workers), pin_memory
@@ -251,8 +339,22 @@ class TwoStreamLoader:
             raise DataError(
                 "training: there is no labeled case; check dataset_dir and datalist (`monai-ssl check` tells more)"
             )
-        for stream, _ in self.streams.values():
-            stream.cases.prepare()
+        needs = {"labeled": self.labeled}  # in this order they get memory: what is used most comes first
+        if self.validation is not None:
+            needs["validation"] = self.validation
+        if "unlabeled" in self.streams:
+            needs["pool"] = self.streams["unlabeled"][0].cases
+        plan_together(needs)
+        for cases in needs.values():
+            cases.prepare()
+
+    def close(self) -> None:
+        """The training is complete: let the cases go, and what was written of them for this training alone."""
+        used = [cases for cases in (self.labeled, self.unlabeled, self.validation) if cases is not None]
+        for cases in used:
+            cases.forget()
+        for cache in {id(cases.cache): cases.cache for cases in used if cases.cache is not None}.values():
+            cache.close()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Batches from the iteration of :meth:`start_at` on, else from the first."""

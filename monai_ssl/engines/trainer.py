@@ -215,6 +215,8 @@ class SemiSupervisedTrainer(Trainer):
             with stop_requests(self.request):
                 # Trainer.run would make a CUDA-only scaler: ours exists already and is part of the checkpoint
                 super(Trainer, self).run()
+            if self.state.iteration >= self.total_iterations and not self.stopping:
+                streams.close()
         except (MemoryError, RuntimeError) as error:
             if (known := out_of_resources(error)) is None:
                 raise

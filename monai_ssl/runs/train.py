@@ -92,13 +92,16 @@ def train(
 
     console.info("%s: %s (%s), %s, output %s", home.name, preset.name, preset.flavor, counted(cases.counts()),
                  run.folder)  # fmt: skip
-    # a scan is read once: the cache takes over what the check has read, as far as that fits into memory
-    with run.locked(), handed_over() as memory:
-        known = merged_config(home, ["train.yaml"], overrides)
+    known = merged_config(home, ["train.yaml"], overrides)
+    budget = _cache_budget(known)
+    # a scan is read once: the cache takes over what the check has read, as far as a quarter of its budget allows
+    with run.locked(), handed_over(budget / 4) as memory:
         if check:
             cases = verified(cases, preset, memory, pool=_reads_the_pool(known))
         # what is loaded and checked is handed on, so that the configs need not load it again
         settings |= handed_on(known, preset=preset, cases=cases) | overrides
+        if isinstance(overrides.get("cache_dir"), (str, Path)):
+            settings["cache_dir"] = literal(Path(overrides["cache_dir"]).expanduser().resolve())
         name = home.name if is_shipped(home) else str(home)
         places = {"dataset_dir": folder, "datalist": cases.path, "dataset": dataset, "output": run.folder}
         typed = {key: value for key, value in places.items() if value is not None}
@@ -181,6 +184,18 @@ def _reads_the_pool(config: Mapping[str, Any]) -> bool:
     target = block.get("_target_") if isinstance(block, Mapping) else None
     method = pydoc.locate(target) if isinstance(target, str) else None
     return bool(getattr(method, "uses_unlabeled", True)) and config.get("unlabeled_batch_size") != 0
+
+
+def _cache_budget(config: Mapping[str, Any]) -> float:
+    """Bytes that a config allows for prepared scans, as far as there are so many."""
+    from monai.bundle import ConfigParser
+
+    from monai_ssl.data.cache import budget_bytes, default_budget
+    from monai_ssl.machine import available_memory
+
+    wanted = ConfigParser(dict(config)).get_parsed_content("cache_gb") if "cache_gb" in config else None
+    budget = budget_bytes(wanted)
+    return default_budget() if budget is None else min(budget, available_memory())
 
 
 def _iterations(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:

@@ -77,7 +77,8 @@ class RandSliceSelectd(RandomizableTransform, MapTransform):
         if first.ndim == 4:
             self.randomize(first.shape[-1])
             for key in self.key_iterator(item):
-                item[key] = item[key][..., self.slice]
+                # a slice has the same strides, and so the same bits later on, however the volume was laid out
+                item[key] = item[key][..., self.slice].contiguous()
         return item
 
 

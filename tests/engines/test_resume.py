@@ -72,6 +72,15 @@ def test_killed_and_resumed(tmp_path, uninterrupted, method, moment, iteration, 
     assert sorted(p.name for p in tmp_path.iterdir()) == [LOCK, CHECKPOINT, MODEL, "training.csv", "validation.csv"]
 
 
+def test_killed_with_cases_on_disk_and_resumed_with_some_in_memory(tmp_path, uninterrupted):
+    options = OPTIONS["dtc"]
+    assert train_in_process(tmp_path, options | {"cache_gb": 0, "num_workers": 1}, kill=("after the step", 6)) == -9
+    assert any((tmp_path / ".prepared").iterdir())
+    assert train_in_process(tmp_path, options | {"cache_gb": 4e-6}) == 0
+    compare(tmp_path, uninterrupted["dtc"])
+    assert not (tmp_path / ".prepared").exists()
+
+
 def test_killed_twice(tmp_path, uninterrupted):
     for moment, iteration in (("in the backward pass", 5), ("after the step", 10)):
         assert train_in_process(tmp_path, OPTIONS["dtc"], kill=(moment, iteration)) == -9

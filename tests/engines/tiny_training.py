@@ -15,7 +15,7 @@ from monai.engines import Evaluator
 from monai.engines.utils import IterationEvents
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised, RandSpatialCropd, Transform
 
-from monai_ssl.data import CaseDataset, TwoStreamLoader
+from monai_ssl.data import CaseCache, CaseDataset, TwoStreamLoader
 from monai_ssl.engines import SemiSupervisedTrainer, lr_schedule
 from monai_ssl.handlers import RunCheckpoint, TrainingLog, Validation, ValidationLog
 from monai_ssl.transforms import SignedDistanceMapd
@@ -40,9 +40,9 @@ def entries(numbers, label):
     return [{"image": f"case_{i}.nii.gz"} | ({"label": f"case_{i}_seg.nii.gz"} if label else {}) for i in numbers]
 
 
-def make_loader(dims=2, n_labeled=3, n_unlabeled=4, bad=None, deterministic=False, added=None, **options):
+def make_loader(dims=2, n_labeled=3, n_unlabeled=4, bad=None, deterministic=False, added=None, cache=None, **options):
     def dataset(numbers, label):
-        return CaseDataset(entries(numbers, label), Compose([FromName((18,) * dims, bad)]), num_workers=1)
+        return CaseDataset(entries(numbers, label), Compose([FromName((18,) * dims, bad)]), num_workers=1, cache=cache)
 
     def transforms(*keys):
         crop = RandSpatialCropd(keys, (16,) * dims, random_size=False)
@@ -77,11 +77,13 @@ def build(
     network=None,
     validate=False,
     device="cpu",
+    cache_gb=None,
     **data,
 ):
     learner = tiny(method, dims, max_iterations=max_iterations, **(network or {}))
     added = learner.loader_transforms()
-    loader = make_loader(dims, epoch_length=epoch_length, seed=seed, added=added, **data)
+    cache = None if cache_gb is None else CaseCache(cache_gb, run_folder=folder)
+    loader = make_loader(dims, epoch_length=epoch_length, seed=seed, added=added, cache=cache, **data)
     optimizer = torch.optim.SGD(learner.parameters(), lr=learning_rate, momentum=0.9, weight_decay=1e-4)
     hooks = []
     if folder is not None:

@@ -54,6 +54,26 @@ def test_another_learning_rate_is_another_run(run, tiny_phantom, caplog):
     assert any(not torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+def test_cases_on_disk_train_the_same_weights(first, run, tiny_phantom, tmp_path, caplog):
+    other = monai_ssl.train("supervised", tiny_phantom, output=tmp_path / "other", **TINY, cache_gb=0)
+    weights = [torch.load(folder / "model.pt", weights_only=True) for folder in (first.folder, other.folder)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+    assert not (other.folder / ".prepared").exists()
+    # where cases wait does not make another run, and a folder's name is taken as it is
+    lasting = tmp_path / "shared #1 @x"
+    monai_ssl.train("supervised", tiny_phantom, output=run.folder, **TINY, cache_gb=0, cache_dir=lasting)
+    assert "another run" not in caplog.text
+    assert not (run.folder / "previous-1").exists()
+    assert any((lasting / ".prepared").iterdir())
+
+
+@pytest.mark.parametrize("wrong", [-1, "many", float("nan"), True])
+def test_a_wrong_budget_is_refused_before_the_work(tiny_phantom, tmp_path, wrong):
+    with pytest.raises(DataError, match="cache_gb: must be a number of gigabytes >= 0"):
+        monai_ssl.train("supervised", tiny_phantom, output=tmp_path / "run", **TINY | {"check": True}, cache_gb=wrong)
+    assert not (tmp_path / "run").exists()
+
+
 def test_fewer_iterations_than_done_are_refused_and_nothing_is_written(run, tiny_phantom):
     before = files(run.folder)
     with pytest.raises(DataError, match="max_iterations: must be at least the 3 iterations that the run in"):
