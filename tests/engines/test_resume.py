@@ -21,6 +21,13 @@ from monai_ssl.runs.folder import CHECKPOINT, LOCK, MODEL, Run
 OPTIONS = {name: {"validate": True, "method": name} for name in names()}
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_new_process(monkeypatch):
+    """A bundle that another test trained in this process has set switches that belong to a run's identity."""
+    for switch in ("deterministic", "benchmark"):
+        monkeypatch.setattr(torch.backends.cudnn, switch, False)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """Folders of complete runs of every method here."""
