@@ -30,6 +30,14 @@ def available_memory(root: str | Path = "/") -> int:
     return max(min(found, default=UNKNOWN), 0)
 
 
+def machine_memory() -> int:
+    """Bytes of memory that the machine has."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return 1 << 40
+
+
 def free_space(folder: str | Path) -> int:
     """Bytes free on the disk of a folder that may not exist yet."""
     place = Path(folder).absolute()
@@ -64,10 +72,8 @@ def _system(root: Path) -> Iterator[int]:
     if available is not None:
         yield 1024 * available
         return
-    try:  # macOS knows no more than what is built in
-        yield os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):  # Windows
-        yield UNKNOWN
+    there = machine_memory()  # macOS knows no more than what is built in, Windows not even that
+    yield there // 2 if there < 1 << 40 else UNKNOWN
 
 
 def _control_groups(root: Path) -> Iterator[int]:

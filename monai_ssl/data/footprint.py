@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from monai_ssl.data.cases import image_files, split_suffix
+from monai_ssl.data.cases import image_files
+from monai_ssl.data.placement import placement
 from monai_ssl.data.preset import Preset
+from monai_ssl.data.scan import LPS_TO_RAS
 
 GB = 10**9
 IMAGE_BYTES, LABEL_BYTES = 4, 1  # float32, uint8
@@ -74,7 +76,7 @@ def footprint(cases: Iterable[Mapping[str, Any]], preset: Preset, padded: bool =
 def case_bytes(entry: Mapping[str, Any], preset: Preset, padded: bool = True) -> int | None:
     """:func:`footprint` of one case; None where a header cannot be read."""
     try:
-        spatial, _, affine = read_grid(image_files(entry)[0])
+        spatial, affine = read_grid(image_files(entry)[0])
         prepared = prepared_shape(spatial, affine, preset, padded)
         size = IMAGE_BYTES * preset.in_channels * int(np.prod(prepared, dtype=float))
         if entry.get("label") is not None:
@@ -84,47 +86,43 @@ def case_bytes(entry: Mapping[str, Any], preset: Preset, padded: bool = True) ->
         return None
 
 
-def read_grid(file: str | Path) -> tuple[tuple[int, ...], int, np.ndarray | None]:
-    """Spatial shape, channels and affine of an image file, from its header.
+def read_grid(file: str | Path) -> tuple[tuple[int, ...], np.ndarray]:
+    """Spatial shape and affine of an image file, from its header.
 
     Raises:
         Exception: whatever a library raises on a file that it cannot read.
     """
+    from monai_ssl.data.formats import format_of, itk, nifti
+
     path = Path(file)
-    suffix = (split_suffix(path.name)[1] or path.suffix).lower()
-    if suffix in (".nii", ".nii.gz", ".hdr", ".img"):
+    kind = format_of(path)
+    spatial = tuple(int(side) for side in kind.shape_of(path)[:3])
+    affine = np.eye(4)
+    if kind is nifti:
         import nibabel as nib
 
         image: Any = nib.load(path)
-        shape = tuple(int(side) for side in image.shape)
-        return shape[:3], shape[3] if len(shape) > 3 else 1, np.asarray(image.affine, dtype=float)
-    if suffix in (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"):
-        from PIL import Image
+        affine = np.asarray(image.affine, dtype=float)
+    elif kind is itk:
+        import SimpleITK as sitk  # noqa: N813
 
-        with Image.open(path) as picture:
-            return picture.size, len(picture.getbands()), None
-    if suffix == ".npy":
-        return tuple(np.load(path, mmap_mode="r", allow_pickle=False).shape), 1, None
-    if suffix == ".npz":
-        with np.load(path, allow_pickle=False) as content:
-            return tuple(content[content.files[0]].shape), 1, None
-    import SimpleITK as sitk  # noqa: N813
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    sides, dims = reader.GetSize(), reader.GetDimension()
-    space = min(dims, 3)
-    affine = np.eye(4)
-    direction = np.array(reader.GetDirection()).reshape(dims, dims)[:space, :space]
-    affine[:space, :space] = np.diag([-1.0, -1.0, 1.0][:space]) @ direction * np.array(reader.GetSpacing()[:space])
-    return tuple(sides[:3]), int(np.prod(sides[3:])) * reader.GetNumberOfComponents(), affine
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+        dims = reader.GetDimension()
+        space = min(dims, 3)
+        direction = np.array(reader.GetDirection()).reshape(dims, dims)[:space, :space]
+        affine[:space, :space] = LPS_TO_RAS[:space, :space] @ direction * np.array(reader.GetSpacing()[:space])
+    return spatial, affine
 
 
 def prepared_shape(
-    spatial: Sequence[int], affine: np.ndarray | None, preset: Preset, padded: bool = True
+    spatial: tuple[int, ...], affine: np.ndarray, preset: Preset, padded: bool = True
 ) -> tuple[int, ...]:
     """Shape of a case after orientation, resampling, crop, resize and, with ``padded``, padding to the patch.
+
+    Raises:
+        ValueError: when its axes do not fit the preset.
 
     Example:
         >>> from monai_ssl.data import load_preset
@@ -132,28 +130,11 @@ def prepared_shape(
         >>> prepared_shape((512, 512, 60), np.diag([0.7, 0.7, 2.5, 1.0]), preset)
         (358, 358, 150)
     """
-    shape = np.asarray(spatial, dtype=float)
-    matrix = np.eye(4) if affine is None else np.asarray(affine, dtype=float)
-    zooms = np.sqrt((matrix[:3, :3] ** 2).sum(axis=0))[: len(shape)]
-    if preset.orientation is not None and len(shape) == 3 and affine is not None:
-        import nibabel as nib
-
-        order = nib.orientations.ornt_transform(
-            nib.orientations.io_orientation(matrix), nib.orientations.axcodes2ornt(preset.orientation)
-        )[:, 0]
-        if not np.isnan(order).any():
-            places = np.argsort(order.astype(int))
-            shape, zooms = shape[places], zooms[places]
-    if preset.spacing is not None:
-        for axis, spacing in enumerate(preset.spacing[: len(shape)]):
-            shape[axis] = max(np.round(shape[axis] * zooms[axis] / spacing), 1)
-            zooms[axis] = spacing
-    for axis, size in enumerate((preset.center_crop or ())[: len(shape)]):
-        if size is not None:
-            shape[axis] = min(shape[axis], max(round(size / zooms[axis]), 1))
-    if preset.resize is not None:
-        shape[:2] = preset.resize
-    if padded and preset.spatial_dims == 3 and len(shape) == 3:
+    seen = placement(affine, spatial, preset)
+    if seen is None:
+        raise ValueError(f"{len(spatial)} axes do not fit a preset of {preset.spatial_dims}")
+    shape = np.maximum(np.round((*seen.shape, *seen.resampled[preset.spatial_dims :])), 1)
+    if padded and preset.spatial_dims == 3:
         patch = np.asarray(preset.patch_size)
         if preset.augmentation.policy != "literature":
             shape = np.maximum(shape, patch)

@@ -392,7 +392,7 @@ def test_headers_of_any_format_and_of_none(tmp_path):
     found = footprint(broken, preset)
     assert (found.cases, found.unknown) == (2, 1)
     assert str(found) == "at least 0.096 MB"
-    assert prepared_shape((0, 30, 9), None, preset_of()) == (16, 30, 16)
+    assert prepared_shape((9, 30, 9), np.eye(4), preset_of()) == (16, 30, 16)
 
 
 def test_a_full_disk_is_seen_before_the_work(tmp_path, monkeypatch):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 
 from monai_ssl.errors import DataError
+from monai_ssl.machine import machine_memory
 
 # no deflate stream unpacks to more than 1032 times its size
 PACKING = 1040
@@ -54,11 +54,3 @@ def check_memory(needed: float, why: str) -> None:
             f"image must fit into memory, but {why}, {needed / 1e9:.3g} GB, and this machine has {there / 1e9:.3g} GB: "
             "is the header right?"
         )
-
-
-def machine_memory() -> int:
-    """Bytes of memory that the machine has."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return 1 << 40
