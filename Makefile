@@ -88,6 +88,7 @@ bench: $(DEV)  ## Training steps and inference against plain readings of the pub
 	for method in $(BENCH_METHODS); do $(BIN)/python benchmarks/step.py --method $$method || exit; done
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/loading.py
+	$(BIN)/python benchmarks/pool.py
 
 docs: $(DEV)  ## Examples in docstrings, links and commands in the documentation
 	$(BIN)/python -m pytest --doctest-modules monai_ssl --ignore=monai_ssl/deploy/label.py -q -p no:cacheprovider

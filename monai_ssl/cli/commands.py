@@ -133,6 +133,7 @@ def _show_preset(path: Path, given: Given) -> None:
 def _show_check(found: DataCheck, given: Given) -> int:
     for problem in found:
         print(problem)
+    print(found.memory)
     print(found)
     return int(not found.ok)
 

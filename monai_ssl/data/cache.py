@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from monai_ssl.data.footprint import GB, Footprint, gigabytes
+from monai_ssl.data.datalist import Datalist
+from monai_ssl.data.footprint import GB, Footprint, footprint, gigabytes
 from monai_ssl.data.mapped import Mapped, our_files, plain_tensors, read_mapped, remove_empty, write_mapped
+from monai_ssl.data.preset import Preset
 from monai_ssl.data.reading import held_bytes
 from monai_ssl.distributed import from_first, in_group
 from monai_ssl.errors import DataError, shortened
@@ -278,3 +280,22 @@ def plan_together(needs: Mapping[str, Any]) -> None:
         mine = {name: cases for name, cases in waiting.items() if cases.cache is cache}
         keys = {key for name, cases in mine.items() if name != REREAD for key in cases.content_keys}
         cache.plan({name: cases.footprint() for name, cases in mine.items()}, keys)
+
+
+def prepared_footprints(cases: Datalist, preset: Preset) -> dict[str, Footprint]:
+    """What a training keeps of the lists that it prepares: labeled, validation, pool; empty lists are left out."""
+    lists = {"labeled": (cases.training, True), REREAD: (cases.validation, False), "pool": (cases.unlabeled, True)}
+    return {name: footprint(entries, preset, padded) for name, (entries, padded) in lists.items() if entries}
+
+
+def memory_sentence(needs: Mapping[str, Footprint]) -> str:
+    """What prepared scans take, and what of it does not fit into memory as it is now.
+
+    Example:
+        >>> memory_sentence({"labeled": Footprint(4, 10 * GB // 1000), "pool": Footprint(500, 0, 500)})
+        'prepared for training: labeled 10 MB, pool of a size that is not known yet'
+    """
+    sizes = ", ".join(f"{name} {need}" for name, need in needs.items())
+    total, budget = sum(need.bytes for need in needs.values()), default_budget()
+    beyond = f"; {gigabytes(budget)} of it in memory, half of what is available, and the rest on disk (cache_gb)"
+    return f"prepared for training: {sizes or '0 GB'}{beyond * (total > budget)}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import html
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from monai_ssl.curation.prepare import Prepared
     from monai_ssl.curation.verify import Problem
     from monai_ssl.data.datalist import Datalist
+    from monai_ssl.data.footprint import Footprint
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class DataCheck(Sequence["Problem"]):
     Attributes:
         problems: each with severity, section, file, message and rule.
         datalist: the cases that were read.
+        prepared: memory that the prepared scans of each list take in a training, by the headers of their files.
 
     Example:
         >>> found = check("scans", dataset="left_atrium")  # doctest: +SKIP
@@ -34,6 +36,7 @@ class DataCheck(Sequence["Problem"]):
 
     problems: tuple[Problem, ...]
     datalist: Datalist
+    prepared: Mapping[str, Footprint] = field(default_factory=dict)
 
     @property
     def errors(self) -> list[Problem]:
@@ -68,6 +71,13 @@ class DataCheck(Sequence["Problem"]):
             f"{self.datalist.path}: {counted(self.datalist.counts())}; {plural(len(self.errors), 'error')}, "
             f"{plural(len(self.warnings), 'warning')}"
         )
+
+    @property
+    def memory(self) -> str:
+        """What a training needs for the scans, as a sentence."""
+        from monai_ssl.data.cache import memory_sentence
+
+        return memory_sentence(self.prepared)
 
     def __repr__(self) -> str:
         return f"DataCheck({self})"
@@ -276,8 +286,9 @@ def check(
     cases = load_datalist(datalist, dataset_dir)
 
     from monai_ssl.curation.verify import verify
+    from monai_ssl.data.cache import prepared_footprints
 
-    return DataCheck(tuple(verify(cases, preset)), cases)
+    return DataCheck(tuple(verify(cases, preset)), cases, prepared_footprints(cases, preset))
 
 
 def describe(

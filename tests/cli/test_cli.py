@@ -61,7 +61,8 @@ def fails(capsys: pytest.CaptureFixture[str], *words: Any, status: int = 2) -> s
     assert run(*words) == status
     error = capsys.readouterr().err
     assert "Traceback" not in error
-    lines = [line for line in error.splitlines() if not line.startswith(("warning:", "error:"))]
+    # beside it: what the check found, and lines of the log, which begin with the time
+    lines = [line for line in error.splitlines() if not re.match(r"warning:|error:|\d\d:\d\d:\d\d ", line)]
     assert len(lines) == 1, error
     assert lines[0].startswith("monai-ssl: error: ")
     return lines[0].removeprefix("monai-ssl: error: ")
@@ -553,7 +554,9 @@ class TestEvaluateAndPredict:
 class TestCheckAndSplit:
     def test_check(self, tiny_phantom, phantom, capsys):
         assert run("check", tiny_phantom, "--dataset", "phantom") == 0
-        assert "0 errors, " in capsys.readouterr().out.splitlines()[-1]
+        *_, memory, last = capsys.readouterr().out.splitlines()
+        assert memory.startswith("prepared for training: labeled ")
+        assert "0 errors, " in last
         (phantom / "images" / "testing_0000.nii.gz").unlink()
         assert run("check", phantom, "--dataset", "phantom") == 1
         out = capsys.readouterr().out.splitlines()

@@ -14,6 +14,7 @@ import pytest
 import torch
 from monai.transforms import Compose, RandFlipd, Transform
 
+import monai_ssl
 from monai_ssl.data import CaseCache, CaseDataset, DataError, TwoStreamLoader, load_preset
 from monai_ssl.data import cache as cache_module
 from monai_ssl.data.cache import FOLDER
@@ -489,3 +490,16 @@ def test_limits_of_the_process_count(tmp_path, monkeypatch):
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/status").write_text("Name:\tpython\nVmSize:\t 1000000 kB\nVmData:\t 500000 kB\n")
     assert available_memory(tmp_path) == 3_000_000_000 - 1_024_000_000
+
+
+@pytest.mark.parametrize(("budget", "told"), [(10**9, False), (10**5, True)])
+def test_a_check_says_what_a_training_keeps(tiny_phantom, monkeypatch, budget, told):
+    monkeypatch.setattr("monai_ssl.data.cache.default_budget", lambda: budget)
+    found = monai_ssl.check(tiny_phantom, dataset="phantom")
+    cases = found.datalist
+    assert [need.cases for need in found.prepared.values()] == [
+        len(section) for section in (cases.training, cases.validation, cases.unlabeled) if section
+    ]
+    sentence = found.memory
+    assert sentence.startswith("prepared for training: labeled ")
+    assert ("0.1 MB of it in memory" in sentence and "the rest on disk" in sentence) is told
