@@ -19,7 +19,6 @@ from monai.transforms import (
     Orientation,
     Orientationd,
     RandAdjustContrastd,
-    RandAffined,
     RandFlipd,
     RandGaussianNoised,
     RandGaussianSmoothd,
@@ -49,6 +48,7 @@ from monai_ssl.transforms import (
     LiteraturePadd,
     NormalizeNonzerod,
     RandLiteratureCropd,
+    RandPatchd,
     RandRotateFlipd,
     RandSliceRotateFlipd,
     RandSliceSelectd,
@@ -280,22 +280,17 @@ def _augmentation(preset: Preset, keys: list[str]) -> list[Transform]:
         return [RandSliceRotateFlipd(keys), crop]
     if a.policy == "none":
         return [crop]
-    mode = ["bilinear", "nearest"][: len(keys)]
-    steps: list[Transform] = [crop]
-    if a.affine_probability > 0 and (a.rotation_degrees > 0 or a.scale > 0):
-        # a larger crop is turned and its center kept: no made-up border enters the patch
-        margin = [p + 2 * math.ceil(p / 8) for p in preset.patch_size]
-        radians = math.radians(a.rotation_degrees)
-        affine = RandAffined(
+    turns = a.rotation_degrees > 0 or a.scale > 0
+    steps: list[Transform] = [
+        RandPatchd(
             keys,
-            spatial_size=preset.patch_size,
-            prob=a.affine_probability,
-            rotate_range=[radians] * (3 if preset.spatial_dims == 3 else 1),
-            scale_range=[a.scale] * preset.spatial_dims,
-            mode=mode,
-            padding_mode="border",
+            preset.patch_size,
+            prob=a.affine_probability if turns else 0.0,
+            rotate_range=math.radians(a.rotation_degrees),
+            scale_range=a.scale,
+            mode=["bilinear", "nearest"][: len(keys)],
         )
-        steps = [RandSpatialCropd(keys, margin, random_size=False), affine]
+    ]
     if a.rotate90_axes is not None:
         # on the whole volume, before the crop: a turned patch need not be square
         steps.insert(0, RandRotate90d(keys, prob=0.5, max_k=3, spatial_axes=a.rotate90_axes))

@@ -4,6 +4,7 @@ from .center_crop import CenterCropd, center_window
 from .image_grid import LabelsOnImageGridd, on_image_grid
 from .intensity import NormalizeNonzerod
 from .literature import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd, rotate_flip
+from .patch import RandPatchd, sample_patch
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd, signed_distance_map
 from .slices import DispatchByDimensiond, RandSliceRotateFlipd, RandSliceSelectd
 
@@ -14,6 +15,7 @@ __all__ = [
     "LiteraturePadd",
     "NormalizeNonzerod",
     "RandLiteratureCropd",
+    "RandPatchd",
     "RandRotateFlipd",
     "RandSliceRotateFlipd",
     "RandSliceSelectd",
@@ -22,5 +24,6 @@ __all__ = [
     "center_window",
     "on_image_grid",
     "rotate_flip",
+    "sample_patch",
     "signed_distance_map",
 ]
