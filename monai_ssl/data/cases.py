@@ -32,6 +32,8 @@ IMAGE_SUFFIXES = (
     ".npz",
 )
 
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
 # a folder below the images that holds one of these was written by a training or a prediction: it is no data
 TRAINING_FILES = ("run.json", "checkpoint.pt")
 PREDICTION_FILE = "predict.json"
@@ -54,6 +56,19 @@ def split_suffix(name: str) -> tuple[str, str]:
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)], name[-len(suffix) :]
     return name, ""
+
+
+def result_suffix(name: str) -> str:
+    """Suffix of the label map that is drawn for an image file: a picture gets a picture, everything else NIfTI.
+
+    JPEG would change the labels; its results are PNG.
+
+    Example:
+        >>> [result_suffix(name) for name in ("a.PNG", "a.jpg", "a.tif", "a.mha", "a.nii")]
+        ['.png', '.png', '.tif', '.nii.gz', '.nii.gz']
+    """
+    suffix = split_suffix(name)[1].lower()
+    return {".jpg": ".png", ".jpeg": ".png"}.get(suffix, suffix if suffix in PICTURES else ".nii.gz")
 
 
 def case_name(entry: Mapping[str, Any]) -> str:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import ImageReader, NibabelWriter
+from monai.data import FolderLayout, ImageReader, NibabelWriter
 from monai.transforms import LoadImaged
 from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys, SpaceKeys
 
+from monai_ssl.data.cases import PICTURES, result_suffix, split_suffix
+from monai_ssl.data.formats import suffix_of
 from monai_ssl.data.reading import read_channels, rounded
 from monai_ssl.data.scan import Scan
+from monai_ssl.data.writing import write_picture
 from monai_ssl.files import atomic_path
 
 
@@ -97,7 +102,8 @@ class LoadImageScand(LoadImaged):
 class AtomicNibabelWriter(NibabelWriter):
     """MONAI's NIfTI writer; the file appears under its name only when it is complete.
 
-    A volume of one slice stays a volume, where MONAI's drops every last axis of size 1.
+    A volume of one slice stays a volume, where MONAI's drops every last axis of size 1. Nothing is resampled, and the
+    header holds the grid and no text.
     """
 
     def set_data_array(
@@ -107,6 +113,50 @@ class AtomicNibabelWriter(NibabelWriter):
         if channel_dim == 0 and squeeze_end_dims and data_array.shape[0] == 1:
             self.data_obj = self.data_obj.reshape(data_array.shape[1:])
 
+    def set_metadata(self, meta_dict: Mapping[str, Any] | None, resample: bool = False, **options: Any) -> None:
+        """Where the voxels lie. MONAI's own method would resample pictures, which state no place."""
+        if resample:
+            super().set_metadata(meta_dict, resample, **options)
+        else:
+            self.affine = (meta_dict or {}).get(MetaKeys.AFFINE)
+
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
         with atomic_path(filename) as temporary:
             super().write(temporary, verbose=verbose, **kwargs)
+
+
+class ResultWriter(AtomicNibabelWriter):
+    """NIfTI, or a picture where the file's name says so: rows are y and columns x, as in the picture that was read."""
+
+    def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
+        if suffix_of(Path(filename).name) in PICTURES:
+            write_picture(filename, np.asarray(self.data_obj).astype(np.uint8))
+        else:
+            super().write(filename, verbose=verbose, **kwargs)
+
+
+class ResultLayout(FolderLayout):
+    """Names of results: ``output_dir/<place below data_root_dir>/<stem>_<postfix><suffix>``.
+
+    The suffix is that of NIfTI; of labels of a picture that of the picture, see
+    :func:`monai_ssl.data.cases.result_suffix`.
+
+    Args:
+        output_dir: folder of the results.
+        postfix: after the image's name.
+        data_root_dir: folder whose layout is repeated; empty: none is.
+    """
+
+    def __init__(self, output_dir: str, postfix: str, data_root_dir: str = "") -> None:
+        super().__init__(output_dir, postfix, makedirs=True, data_root_dir=data_root_dir)
+
+    def filename(self, subject: Any = "subject", idx: Any = None, **kwargs: Any) -> str:
+        """File of the result of one image, whose folder is made."""
+        image = Path(str(subject))
+        place = os.path.relpath(image.parent, self.data_root_dir) if self.data_root_dir else ""
+        folder = os.path.normpath(os.path.join(self.output_dir, place))
+        if self.makedirs:
+            os.makedirs(folder, exist_ok=True)
+        suffix = result_suffix(image.name) if self.postfix == "seg" else ".nii.gz"
+        extra = "" if idx is None else f"_{idx}"
+        return os.path.join(folder, f"{split_suffix(image.name)[0]}_{self.postfix}{extra}{suffix}")

@@ -38,7 +38,7 @@ from monai.transforms import (
 
 from monai_ssl.data.cases import image_files
 from monai_ssl.data.guard import CheckCase
-from monai_ssl.data.monai_io import AtomicNibabelWriter, LoadImageScand
+from monai_ssl.data.monai_io import LoadImageScand, ResultLayout, ResultWriter
 from monai_ssl.data.preset import Preset
 from monai_ssl.errors import DataError
 from monai_ssl.transforms import (
@@ -179,7 +179,7 @@ def cleaning(preset: Preset) -> list[Transform]:
 
 
 def saver(key: str, postfix: str, output_dir: str, data_root: str = "") -> SaveImaged:
-    """Writes ``<name>_<postfix>.nii.gz``: uint8 for ``seg``, else float32.
+    """Writes ``<name>_<postfix>.nii.gz``: uint8 for ``seg``, else float32; of a picture, ``seg`` is a picture.
 
     Args:
         key: what is written.
@@ -191,13 +191,10 @@ def saver(key: str, postfix: str, output_dir: str, data_root: str = "") -> SaveI
         data_root = str(Path(data_root).parent)
     return SaveImaged(
         key,
-        output_dir=output_dir,
-        output_postfix=postfix,
         output_dtype="uint8" if postfix == "seg" else "float32",
         resample=False,
-        separate_folder=False,
-        data_root_dir=data_root,
-        writer=AtomicNibabelWriter,
+        folder_layout=ResultLayout(output_dir, postfix, data_root),
+        writer=ResultWriter,
         print_log=False,
     )
 

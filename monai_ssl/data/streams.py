@@ -135,7 +135,7 @@ class CaseDataset(Dataset):
             raise
         except Exception as error:  # whatever a reader may raise on a file that it cannot read
             cause: BaseException = error
-            while cause.__cause__ is not None:
+            while cause.__cause__ is not None and not isinstance(cause, DataError):  # which names the file
                 cause = cause.__cause__
             raise DataError(
                 f"case {self.names[index]}: cannot be loaded ({' '.join(str(cause).split())[:300]}); "

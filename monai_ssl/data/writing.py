@@ -1,4 +1,4 @@
-"""Writing volumes: the one NIfTI writer."""
+"""Writing volumes and pictures: the one NIfTI writer."""
 
 from __future__ import annotations
 
@@ -42,3 +42,22 @@ def write_nifti(path: str | Path, array: np.ndarray, affine: np.ndarray, compres
             stream.write(content)
         content = buffer.getvalue()
     write_bytes(path, content)
+
+
+def write_picture(path: str | Path, labels: np.ndarray) -> None:
+    """Write a label map as a gray picture, atomically and without loss; the gray values are the classes.
+
+    Args:
+        path: ``.png``, ``.bmp``, ``.tif`` or ``.tiff``.
+        labels: ``(X, Y)`` uint8; columns of the picture are x, rows are y, as it is read.
+
+    Example:
+        >>> write_picture("scan_seg.png", np.zeros((20, 30), np.uint8))  # doctest: +SKIP
+    """
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    kind = {".png": "PNG", ".bmp": "BMP"}.get(Path(path).suffix.lower(), "TIFF")
+    picture = Image.fromarray(np.ascontiguousarray(labels.reshape(labels.shape[:2]).T))
+    picture.save(buffer, kind, **({"compression": "tiff_adobe_deflate"} if kind == "TIFF" else {}))
+    write_bytes(path, buffer.getvalue())

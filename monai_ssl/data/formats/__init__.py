@@ -9,9 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
-from monai_ssl.data.cases import split_suffix
-
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+from monai_ssl.data.cases import PICTURES, split_suffix
 
 
 def suffix_of(name: str) -> str:

@@ -26,6 +26,7 @@ NRRD_TYPES = {
     8: ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t",
         "ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t", "double"),
 }  # fmt: skip
+READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO"}
 MONOCHROME1 = "MONOCHROME1"
 
 
@@ -116,6 +117,8 @@ def _information(file: Path) -> Any:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(file))
+    if reader_name := READERS.get(file.suffix.lower()):  # ITK goes by names in small letters
+        reader.SetImageIO(reader_name)
     try:
         reader.ReadImageInformation()
     except RuntimeError as error:
@@ -157,15 +160,12 @@ def _check_metaimage(file: Path) -> None:
     data, begin = (file, begin) if name.lower() == "local" else (file.parent / name, 0)
     stored = _stored(data) - begin - max(skipped, 0)
     promised = check_promise((*shape, channels), itemsize, stored, packed)
-    if packed and (got := _unpacked(data, begin, promised)) != promised:
-        raise DataError(
-            f"file must be complete, but it is truncated or corrupt (its header promises {promised} bytes of voxels, "
-            f"{got} could be unpacked): copy it again"
-        )
+    if packed:
+        _check_packed(data, begin, promised)
 
 
 def _check_nrrd(file: Path) -> None:
-    """The voxels are there; checksums are the reader's matter."""
+    """The voxels are there and, where packed, unpack with the right checksum, at which ITK does not look."""
     fields, begin = _fields(file, ":", "")
     try:
         shape = [int(side) for side in fields["sizes"].split()]
@@ -178,9 +178,11 @@ def _check_nrrd(file: Path) -> None:
     if name is not None and (name.split()[:1] == ["LIST"] or "%" in name):
         check_promise(shape, itemsize)
         return
-    stored = _stored(file) - begin if name is None else _stored(file.parent / name)
-    packed = encoding in ("gz", "gzip")
-    check_promise(shape, itemsize, stored if packed or encoding == "raw" else None, packed)
+    data, begin = (file, begin) if name is None else (file.parent / name, 0)
+    stored, packed = _stored(data) - begin, encoding in ("gz", "gzip")
+    promised = check_promise(shape, itemsize, stored if packed or encoding == "raw" else None, packed)
+    if packed and not fields.keys() & {"byte skip", "byteskip", "line skip", "lineskip"}:
+        _check_packed(data, begin, promised)
 
 
 def _fields(file: Path, sign: str, last: str) -> tuple[dict[str, str], int]:
@@ -203,6 +205,14 @@ def _stored(data: Path) -> int:
     if not data.is_file():
         raise DataError(f"file must have its voxels beside it, got no {data.name}: copy both files")
     return data.stat().st_size
+
+
+def _check_packed(data: Path, begin: int, promised: int) -> None:
+    if (got := _unpacked(data, begin, promised)) != promised:
+        raise DataError(
+            f"file must be complete, but it is truncated or corrupt (its header promises {promised} bytes of voxels, "
+            f"{got} could be unpacked): copy it again"
+        )
 
 
 def _unpacked(data: Path, begin: int, promised: int) -> int:

@@ -47,6 +47,8 @@ def read(file: Path, label: bool = False) -> Scan:
         promised = check_promise(stored_shape, dtype.itemsize, stored if packed else stored - offset, packed)
         content = _voxels(stream, offset, promised)
     try:
+        if "scl_slope" in header.keys() and np.isinf(header["scl_slope"]):  # noqa: SIM118  # no scale, says nibabel
+            raise HeaderDataError(f"slope {header['scl_slope']}")
         slope, inter = header.get_slope_inter()
     except HeaderDataError as error:
         raise DataError(
@@ -221,7 +223,11 @@ def _chosen(header: Any, affine: np.ndarray, shape: tuple[int, ...], notes: list
     if not agrees(affine) and agrees(other):
         # as MONAI has it: through the number type of the header
         affine, other, first, second = other.astype(header["srow_x"].dtype).astype(np.float64), affine, second, first
-    if not np.isfinite(affine).all() or not np.isfinite(other).all():
+    if not np.isfinite(other).all():
+        if second == "sform":
+            notes.append("sform in the header must be finite, got other numbers: the qform is taken; is it right?")
+        return affine
+    if not np.isfinite(affine).all():
         return affine
     corners = np.array([[x, y, z, 1] for x in (0, 1) for y in (0, 1) for z in (0, 1)], dtype=np.float64)
     corners[:, :3] *= [*(side - 1 for side in shape[:3]), 0, 0][:3]
