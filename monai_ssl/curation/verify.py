@@ -133,7 +133,9 @@ def _check_case(section: str, entry: Entry, preset: Preset, memory: ScanMemory |
     files = image_files(entry)
     case = _Case(section, files[0])
     try:
-        _check_files(case, files, None if section == "unlabeled" else entry.get("label"), preset, memory)
+        label = None if section == "unlabeled" else entry.get("label")
+        # no training reads test cases: they would only take the room of others
+        _check_files(case, files, label, preset, None if section == "testing" else memory)
     except Exception as error:
         case.add(
             "check", "error", f"case cannot be checked ({type(error).__name__}: {one_line(error)}): look at its files"

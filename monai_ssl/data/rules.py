@@ -97,6 +97,9 @@ def case_findings(
         return found
     if label is not None:
         _label_findings(_to_numpy(label), image.shape[1:], preset, add_label)
+        if label_affine is None and affine is not None:
+            text = "label states no place in space, and its image does"
+            add_label("no_affine", "warning", f"{text}: its axes are taken to be the image's; is it so?")
         if not same_affine(label_affine, affine):
             text = "label must be on its image's grid, got an affine that differs"
             advice = "resample the label to the image, or copy the image's header if only the header is wrong"

@@ -52,12 +52,14 @@ def predict(
 ) -> Predictions:
     """Segment the images of a folder, or a DICOM series; results are on the grid of the images.
 
-    Started again, it continues with the images that are missing.
+    Labels of a picture are a picture of the same size (of a JPEG a PNG, which loses nothing); everything else is NIfTI.
+    An image that cannot be read does not stop the others; at the end it is named, and the exit status is 2. Started
+    again, it continues with the images that are missing.
 
     Args:
         run: folder that `monai-ssl train` or `monai-ssl package` wrote.
         images: folder of images, or one image.
-        output: folder for NAME_seg.nii.gz; with `dicom` for segmentation.dcm and segmentation.nii.gz.
+        output: folder for NAME_seg.nii.gz (of a picture NAME_seg.png); with `dicom` for segmentation.dcm and .nii.gz.
         bundle: a packaged bundle (folder or .zip), instead of RUN.
         dicom: folder of one DICOM series, instead of IMAGES.
         ckpt: other weights.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_ssl.bundle.library import run_bundle
 from monai_ssl.bundle.overrides import literal
-from monai_ssl.data.cases import case_names
+from monai_ssl.data.cases import Entry, case_name, case_names, image_files, split_suffix
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.errors import DataError
+from monai_ssl.files import files_below
 from monai_ssl.metrics import add_meta, case_metrics, read_results, write_results
 from monai_ssl.runs.folder import Run
 
@@ -54,10 +56,10 @@ def evaluate_predictions(
 ) -> Path:
     """Score files that some program wrote, against the labels of a datalist.
 
-    A prediction is found by the case's name, with or without ``_seg``.
+    A prediction is found by the case's name, with or without ``_seg``, in every format that is read.
 
     Raises:
-        DataError: when a prediction is missing, or its grid (shape, affine) is not the label's.
+        DataError: when a prediction is missing or ambiguous, or its grid (shape, affine) is not the label's.
     """
     import numpy as np
 
@@ -72,13 +74,10 @@ def evaluate_predictions(
     preset = load_preset(dataset)
     cases = load_datalist(datalist, dataset_dir)
     entries = cases.require(section)
-    files = {f.name.split(".")[0]: f for f in sorted(folder.rglob("*.nii*")) if not f.name.startswith(".")}
+    names = case_names(entries)
+    paths = _predictions(folder, names, entries)
     rows = []
-    for name, entry in zip(case_names(entries), entries, strict=True):
-        stem = Path(name).name
-        path = files.get(f"{stem}_seg") or files.get(stem)
-        if path is None:
-            raise DataError(f"{folder}: no {stem}_seg.nii.gz or {stem}.nii.gz for case {name}")
+    for name, path, entry in zip(names, paths, entries, strict=True):
         label, affine = _label_map(entry["label"])
         prediction, other = _label_map(path)
         if prediction.shape != label.shape:
@@ -96,6 +95,31 @@ def evaluate_predictions(
             "dataset_dir": str(cases.dataset_dir), "predictions": str(folder.resolve())}  # fmt: skip
     write_results(results, rows, meta)
     return results
+
+
+def _predictions(folder: Path, names: Sequence[str], entries: Sequence[Entry]) -> list[Path]:
+    """The file of every case; a repeated file name is told apart by its folder, as ``predict`` repeats folders."""
+    files: dict[str, list[Path]] = {}
+    for file in files_below(folder):
+        stem, suffix = split_suffix(file.name)
+        if suffix:
+            files.setdefault(stem, []).append(file)
+    found = []
+    for name, entry in zip(names, entries, strict=True):
+        image = Path(image_files(entry)[0])
+        stem = case_name(entry)
+        stems = [name, stem, *(re.sub(r"_\d{4}$", "", text) for text in (name, stem))]  # nnU-Net's channels
+        wanted = [f"{text}{tail}" for text in dict.fromkeys(stems) for tail in ("_seg", "", "_pred")]
+        there = next((files[text] for text in wanted if text in files), [])
+        there = [file for file in there if file.parent.name == image.parent.name] or there
+        if len(there) > 1:
+            raise DataError(
+                f"{folder}: {there[0]} and {there[1]} may both be the prediction of case {name}; remove one"
+            )
+        if not there:
+            raise DataError(f"{folder}: no {stem}_seg.nii.gz or {stem}.nii.gz for case {name}")
+        found += there
+    return found
 
 
 def _label_map(file: str | Path) -> tuple[Any, Any]:

@@ -133,7 +133,10 @@ def american_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verified(cases: Datalist, preset: Preset, memory: ScanMemory | None = None, pool: bool = True) -> Datalist:
-    """The cases, once every scan that training needs has been read and found fit; ``memory`` keeps what was read.
+    """The cases, once every scan has been read and found fit; ``memory`` keeps what was read and training reads again.
+
+    The test cases are checked, too: what is wrong with them (a class that no preset names, a label on another grid)
+    would show after the training only. Nothing of them is kept.
 
     Args:
         cases: of the training.
@@ -146,7 +149,9 @@ def verified(cases: Datalist, preset: Preset, memory: ScanMemory | None = None, 
     """
     from monai_ssl.curation.verify import verify
 
-    problems = verify(cases, preset, sections=("training", *["unlabeled"] * pool, "validation"), memory=memory)
+    problems = verify(
+        cases, preset, sections=("training", *["unlabeled"] * pool, "validation", "testing"), memory=memory
+    )
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
         if problem.severity == "warning":

@@ -285,10 +285,8 @@ class TestMistakesBeforeTraining:
         assert run("train", "supervised", tiny_phantom, *TINY, "--output", tmp_path / "run") == 0
         captured = capsys.readouterr()
         shown = [line for line in captured.err.splitlines() if line.startswith("warning: ")]
-        assert (
-            len(shown) == 1
-        )  # three small volumes, one line; the pool is not read, since the method has no use for it
-        assert "(and 2 more like this)" in shown[0]
+        assert len(shown) == 1  # five small volumes, one line; the pool is not read, since the method has no use for it
+        assert "(and 4 more like this)" in shown[0]
 
     def test_foreign_output_folders_are_refused(self, tiny_phantom, tmp_path, capsys):
         (tmp_path / "file").touch()

@@ -12,12 +12,10 @@ from zoo import FLAT, SHAPE, ZOO, classes, nifti
 
 from monai_ssl.curation.verify import verify
 from monai_ssl.data import CaseDataset, DataError, load_preset, preprocessing, validation_preprocessing
-from monai_ssl.data.cases import image_files
 from monai_ssl.data.datalist import Datalist
 from monai_ssl.data.pipelines import postprocessing, training_preprocessing
 from monai_ssl.data.reading import read_label, read_volume
 from monai_ssl.engines import VolumeSegmenter, WindowInferer
-from monai_ssl.runs.scoring import evaluate_predictions
 
 SOUND = [name for name, animal in ZOO.items() if animal.voxels is not None]
 SICK = [name for name, animal in ZOO.items() if animal.voxels is None]

@@ -1,4 +1,4 @@
-"""One small file of every kind that people have: sound ones with the voxels they hold, and ones that must be refused."""
+"""One small file of every kind: sound ones with the voxels that they hold, and ones that must be refused."""
 
 from __future__ import annotations
 
@@ -124,14 +124,17 @@ _nifti("NIfTI slice as a volume", array=classes(FLAT)[..., None], expected=class
 _nifti("NIfTI spacing", affine=np.diag([0.4, 0.8, 3.3, 1]))
 _nifti("NIfTI tiny spacing", affine=np.diag([0.01, 0.01, 0.01, 1]))
 _nifti("NIfTI negative axes", affine=np.diag([-1.0, -2.0, -3.0, 1]))
-_nifti("NIfTI meters", affine=np.diag([0.001, 0.002, 0.003, 1]), stated=np.diag([1.0, 2, 3, 1]), fields={"xyzt_units": 1})
+_nifti(
+    "NIfTI meters", affine=np.diag([0.001, 0.002, 0.003, 1]), stated=np.diag([1.0, 2, 3, 1]), fields={"xyzt_units": 1}
+)
 _nifti("NIfTI negative pixdim", affine=np.diag([1.0, 2, 3, 1]), fields={"pixdim": [1, -1, 2, 3, 0, 0, 0, 0]})
 _nifti("NIfTI only qform", fields={"sform_code": 0})
 _nifti("NIfTI only sform", fields={"qform_code": 0})
-_nifti("NIfTI offset of the voxels", "a.nii", fields={})
-_nifti("NIfTI texts", fields={"descrip": b"SECRET", "aux_file": b"SECRET", "db_name": b"SECRET", "intent_name": b"SECRET"})
+_nifti(
+    "NIfTI texts", fields={"descrip": b"SECRET", "aux_file": b"SECRET", "db_name": b"SECRET", "intent_name": b"SECRET"}
+)
 _nifti("NIfTI without any affine", affine=np.diag([1.5, 1.5, 2.0, 1]), fields={"sform_code": 0, "qform_code": 0},
-       stated=np.array([[-1.5, 0, 0, 1.5 * 8.5], [0, 1.5, 0, -1.5 * 8], [0, 0, 2, -2 * 7.5], [0, 0, 0, 1]]))  # fmt: skip
+       stated=np.array([[-1.5, 0, 0, 12.75], [0, 1.5, 0, -12], [0, 0, 2, -15], [0, 0, 0, 1]]))  # fmt: skip
 
 
 @sound("NIfTI forms disagree", classes(), OBLIQUE)
@@ -163,6 +166,14 @@ def _(folder):
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"SECRET" * 40))
     nib.save(image, folder / "a.nii.gz")
     return folder / "a.nii.gz"
+
+
+@sound("NIfTI with a gap before the voxels", classes(), OBLIQUE)
+def _(folder):
+    path = nifti(folder / "a.nii", classes(), fields={"vox_offset": 416})
+    raw = path.read_bytes()
+    path.write_bytes(raw[:352] + b"\xff" * 64 + raw[352:])
+    return path
 
 
 @sound("NIfTI of several gzip members", classes(), OBLIQUE)
@@ -301,7 +312,7 @@ for _turn in range(2, 9):
         return folder / "a.png"
 
 
-# ------------------------------------------------------------------------------------------------------- NumPy and DICOM
+# ------------------------------------------------------------------------------------------------------ NumPy and DICOM
 
 
 @sound("npy", classes())

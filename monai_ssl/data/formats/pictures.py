@@ -74,7 +74,7 @@ def _values(picture: Any, label: bool, raw: str) -> np.ndarray:
         palette = np.asarray(picture.convert("RGB"))
         gray = (palette == palette[..., :1]).all()
         return palette[..., 0] if gray else palette
-    array = np.asarray(picture)
+    array = np.array(picture)  # PyTorch wants to write
     if label and raw in SPREAD:
         array = array // SPREAD[raw]
     return array
