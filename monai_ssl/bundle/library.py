@@ -146,6 +146,8 @@ def copy_files(source: Path, target: Path, head: str, weights: bool = False) -> 
         console.info("left out of %s, as no part of a bundle: %s", target.name, enumerated(left_out))
 
 
+# of a package: spacing and shape of the training images, with which prediction compares a series
+TRAINING_IMAGES = "configs/training_images.json"
 # folders that no copy needs
 REMADE = ("__pycache__", "eval", "data")
 

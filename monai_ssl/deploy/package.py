@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import monai_ssl
 from monai_ssl.bundle.edit import set_values
-from monai_ssl.bundle.library import copy_files, read_json
+from monai_ssl.bundle.library import TRAINING_IMAGES, copy_files, read_json
 from monai_ssl.data import Preset, load_datalist, load_preset
 from monai_ssl.data.cases import image_files
 from monai_ssl.errors import DataError
@@ -275,6 +275,8 @@ def package_run(
         data = _data_statistics(record, preset)
         metadata = _metadata(bundle, preset, record, results, data, name)
         _write_json(partial / "configs" / "metadata.json", metadata)
+        if ranges := _ranges(data):
+            _write_json(partial / TRAINING_IMAGES, ranges)
         differences = export(partial, onnx)
         card = model_card(metadata, preset, record, results, data, differences)
         (partial / "docs" / "README.md").write_text(card, encoding="utf-8")
@@ -359,6 +361,12 @@ def _data_statistics(record: Mapping[str, Any], preset: Preset) -> dict[str, Any
             table = np.asarray(values, dtype=float)
             data[key] = [[round(float(v), 4) for v in f(table, axis=0)] for f in (np.min, np.median, np.max)]
     return data
+
+
+def _ranges(data: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Of the training images, per axis; prediction compares a series with them."""
+    return {key: dict(zip(("min", "median", "max"), data[key], strict=True)) for key in ("spacing", "shape")
+            if key in data}  # fmt: skip
 
 
 def _describe_data(meta: dict[str, Any], preset: Preset) -> None:

@@ -45,6 +45,8 @@ def predict(
     uncertainty: bool = False,
     tta: bool = False,
     measurements: bool = False,
+    series_uid: str | None = None,
+    seg_type: str = "binary",
     jobs: int = 2,
     memory_gb: float = 8,
     overwrite: bool = False,
@@ -61,12 +63,14 @@ def predict(
         images: folder of images, or one image.
         output: folder for NAME_seg.nii.gz (of a picture NAME_seg.png); with `dicom` for segmentation.dcm and .nii.gz.
         bundle: a packaged bundle (folder or .zip), instead of RUN.
-        dicom: folder of one DICOM series, instead of IMAGES.
+        dicom: folder of a DICOM series, instead of IMAGES.
         ckpt: other weights.
-        probabilities: also write NAME_prob.nii.gz, one channel per class.
+        probabilities: also write NAME_prob.nii.gz, one channel per class; with `dicom` probabilities.dcm and .nii.gz.
         uncertainty: also write NAME_uncertainty.nii.gz: 0 certain, 1 a guess.
         tta: average over mirrored views, along the axes that the preset's augmentation allows.
         measurements: with `dicom`, also write a structured report with the volumes in ml.
+        series_uid: with `dicom`, which series of the folder (its SeriesInstanceUID), where it holds several.
+        seg_type: with `dicom`, binary (one mask per class, which every viewer shows) or labelmap (smaller, newer).
         jobs: threads that read and write next to the network.
         memory_gb: for images under way at one time.
         overwrite: segment again what is there already.
@@ -85,8 +89,9 @@ def predict(
         raise UsageError("predict: give either RUN or --bundle DIR")
     if (images is None) == (dicom is None):
         raise UsageError("predict: give either IMAGES or --dicom SERIES_DIR")
-    if measurements and dicom is None:
-        raise UsageError("predict: --measurements goes with --dicom")
+    only_dicom = {"measurements": measurements, "series_uid": series_uid is not None, "seg_type": seg_type != "binary"}
+    if dicom is None and (without := [key for key, given in only_dicom.items() if given]):
+        raise UsageError(f"predict: --{without[0]} goes with --dicom")
     target = Path(output).expanduser().resolve()
     if target.exists() and not target.is_dir():
         raise DataError(f"output: must be a folder, got the file {target}")
@@ -103,7 +108,10 @@ def predict(
         else:
             folder, settings = source, _package_settings(source, ckpt, overrides)
         if dicom is not None:
-            return _predict_dicom(folder, settings, dicom, target, tta, measurements, uncertainty, overwrite)
+            asked = {"measurements": measurements, "uncertainty": uncertainty, "overwrite": overwrite,
+                     "probabilities": probabilities, "seg_type": seg_type,
+                     "series_uid": None if series_uid is None else str(series_uid)}  # fmt: skip
+            return _predict_dicom(folder, settings | ({"tta": True} if tta else {}), dicom, target, asked)
         place = Path(os.path.abspath(Path(str(images)).expanduser()))  # a link keeps its own name
         _check_images(place, target, overrides)
         asked = {"probabilities": probabilities, "uncertainty": uncertainty, "tta": tta, "jobs": jobs,
@@ -121,23 +129,18 @@ def predict(
 
 
 def _predict_dicom(
-    folder: Path,
-    settings: dict[str, Any],
-    dicom: str | Path,
-    target: Path,
-    tta: bool,
-    measurements: bool,
-    uncertainty: bool,
-    overwrite: bool,
+    folder: Path, settings: dict[str, Any], dicom: str | Path, target: Path, asked: dict[str, Any]
 ) -> Predictions:
-    from monai_ssl.bundle.library import read_json
+    from monai_ssl.bundle.library import TRAINING_IMAGES, read_json
     from monai_ssl.deploy.dicom import predict_series
     from monai_ssl.runs.predict import open_segmenter
 
-    segmenter = open_segmenter(folder, settings | ({"tta": True} if tta else {}))
+    segmenter = open_segmenter(folder, settings)
     meta = read_json(folder / "configs" / "metadata.json")
     name, version = str(meta.get("name", folder.name)), str(meta.get("version", "0"))
-    files = predict_series(segmenter, str(dicom), target, name, version, measurements, uncertainty, overwrite)
+    ranges = folder / TRAINING_IMAGES
+    spacing = read_json(ranges).get("spacing") if ranges.is_file() else None
+    files = predict_series(segmenter, str(dicom), target, name, version, training_spacing=spacing, **asked)
     return Predictions(target, 1, files=tuple(map(Path, files)))
 
 

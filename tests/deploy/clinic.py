@@ -53,3 +53,65 @@ def write_series(folder: Path, values: np.ndarray, affine: np.ndarray, **changes
         pydicom.dcmwrite(path, dataset)
         files.append(path)
     return files
+
+
+def volume_of(shape: tuple[int, int, int] = (10, 8, 12)) -> tuple[np.ndarray, np.ndarray]:
+    """Gray values and the RAS affine of an axial scan; another value at every voxel of a slice."""
+    values = np.random.RandomState(3).randint(0, 1000, shape).astype(float)
+    values[0, 0, 0], values[-1, -1, -1] = 0, 1000  # write_series scales to this range
+    affine = np.diag([-2.5, -2.0, 3.0, 1.0])
+    affine[:3, 3] = (40.0, 31.5, -12.0)
+    return values, affine
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Set attributes of one file, or (None) drop them; texts of numbers go in as they are."""
+    import pydicom
+
+    with pydicom.config.disable_value_validation():
+        dataset = pydicom.dcmread(path)
+        for keyword, value in changes.items():
+            tag = pydicom.tag.Tag(pydicom.datadict.tag_for_keyword(keyword))
+            vr = pydicom.datadict.dictionary_VR(tag)
+            if value is None:
+                dataset.pop(tag, None)
+            elif vr in ("DS", "IS"):  # written without pydicom's conversion
+                text = "\\".join([value] if isinstance(value, str) else map(str, value)).encode()
+                dataset[tag] = pydicom.dataelem.RawDataElement(tag, vr, len(text), text, 0, False, True)
+            else:
+                setattr(dataset, keyword, value)
+        dataset.save_as(path, enforce_file_format=False)
+
+
+def write_enhanced(path: Path, values: np.ndarray, affine: np.ndarray, sop_class: str, **changes: Any) -> Path:
+    """The series of :func:`write_series` as one enhanced multi-frame file, frames in an order of their own."""
+    import pydicom
+    from pydicom.dataset import Dataset
+
+    single = [pydicom.dcmread(file) for file in write_series(path.parent / "single", values, affine)]
+    order = [(k * 5) % len(single) for k in range(len(single))]
+    dataset = single[0]
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = sop_class
+    dataset.NumberOfFrames, dataset.PixelData = len(single), b"".join(single[k].PixelData for k in order)
+    shared, measures, plane, rescale = Dataset(), Dataset(), Dataset(), Dataset()
+    measures.PixelSpacing, measures.SliceThickness = dataset.PixelSpacing, dataset.SliceThickness
+    plane.ImageOrientationPatient = dataset.ImageOrientationPatient
+    rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = "2", "-10", "US"
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [plane]
+    shared.PixelValueTransformationSequence = [rescale]
+    dataset.SharedFunctionalGroupsSequence = [shared]
+    frames = []
+    for k in order:
+        group, place = Dataset(), Dataset()
+        place.ImagePositionPatient = single[k].ImagePositionPatient
+        group.PlanePositionSequence = [place]
+        frames.append(group)
+    dataset.PerFrameFunctionalGroupsSequence = frames
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"):
+        del dataset[keyword]
+    for keyword, value in changes.items():
+        setattr(dataset, keyword, value)
+    folder = path.parent / "enhanced"
+    folder.mkdir()
+    dataset.save_as(folder / path.name)
+    return folder

@@ -190,8 +190,8 @@ def spoil(kind: str, folder: Path, files: list[Path], volume: nib.Nifti1Image) -
     elif kind == "no DICOM":
         for path in files:
             path.write_text("text")
-    elif kind == "copies":
-        (folder / "copy").write_bytes(files[2].read_bytes())
+    elif kind == "two images of one name":
+        (folder / "copy").write_bytes(files[2].read_bytes()[:-2] + b"ab")
     elif kind == "two phases":
         for k, path in enumerate(files):
             dataset = pydicom.dcmread(path)
@@ -219,12 +219,12 @@ class TestRefusals:
             ("truncated pixels", "is truncated; export the series again"),
             ("truncated header", "has no pixels, it is truncated"),
             ("no DICOM", "holds no DICOM image"),
-            ("copies", "holds the same image twice"),
+            ("two images of one name", "holds the same image twice (equal SOPInstanceUID) with different content"),
             ("two phases", "holds several slices at one place"),
             ("localizer", "differ in ImageOrientationPatient"),
             ("other size", "differ in PixelSpacing"),
             ("no place", "has no ImagePositionPatient"),
-            ("multi-frame", "multi-frame images are not read"),
+            ("multi-frame", "multi-frame images other than enhanced MR, CT and PET are not read"),
             ("color", "images must be gray"),
         ],
     )

@@ -7,23 +7,30 @@ files are counted. The DICOM objects themselves carry patient and study of the s
 from monai_ssl.data.dicom import Series, read_series
 
 from .report import volumes_ml, write_measurements
-from .segmentation import ANATOMY, read_segmentation, segment_code, to_frames, write_segmentation
-from .workflow import NIFTI, REPORT, SEG, UNCERTAINTY, VOLUMES, predict_series
+from .segmentation import SEG_TYPES, read_segmentation, to_frames, write_probabilities, write_segmentation
+from .segments import ANATOMY, segment_category, segment_code, segment_color, segment_modifiers
+from .workflow import NIFTI, PROBABILITIES, REPORT, SEG, UNCERTAINTY, VOLUMES, predict_series
 
 __all__ = [
     "ANATOMY",
     "NIFTI",
+    "PROBABILITIES",
     "REPORT",
     "SEG",
+    "SEG_TYPES",
     "UNCERTAINTY",
     "VOLUMES",
     "Series",
     "predict_series",
     "read_segmentation",
     "read_series",
+    "segment_category",
     "segment_code",
+    "segment_color",
+    "segment_modifiers",
     "to_frames",
     "volumes_ml",
     "write_measurements",
+    "write_probabilities",
     "write_segmentation",
 ]
