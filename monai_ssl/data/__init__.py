@@ -60,7 +60,7 @@ _HOMES = {
 }
 # configs name these by attribute: monai_ssl.data.cases.image_files
 _MODULES = (
-    "cache", "cases", "content", "datalist", "dicom", "footprint", "formats", "guard", "images", "loading", "mapped",
+    "cache", "cases", "content", "datalist", "footprint", "formats", "guard", "images", "loading", "mapped",
     "monai_io", "pipelines", "placement", "pool", "preset", "protocol", "reading", "rules", "scan", "streams",
     "writing",
 )  # fmt: skip

@@ -59,7 +59,7 @@ def read_dicom(folder: str | Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     Raises:
         DataError: without a series, or when slices are missing or irregular.
     """
-    from monai_ssl.data.dicom import read_series
+    from monai_ssl.dicom import read_series
 
     try:
         series = read_series(folder, largest=True, tolerance=0.02, fill=False)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from monai_ssl.data.dicom import read_series
 from monai_ssl.data.scan import Scan
+from monai_ssl.dicom import read_series
 from monai_ssl.errors import DataError
 
 

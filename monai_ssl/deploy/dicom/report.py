@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 import monai_ssl
-from monai_ssl.data.dicom import Series, silent
-from monai_ssl.data.dicom.headers import UTF_8
-from monai_ssl.data.dicom.values import plain
 from monai_ssl.data.preset import Preset
 from monai_ssl.deploy.dicom.segmentation import free_series_number, now
 from monai_ssl.deploy.dicom.segments import LATERALITY, segment_code, segment_modifiers
+from monai_ssl.dicom import Series, silent
+from monai_ssl.dicom.headers import UTF_8
+from monai_ssl.dicom.values import plain
 from monai_ssl.files import atomic_path
 
 

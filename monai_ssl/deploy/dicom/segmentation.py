@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 import monai_ssl
-from monai_ssl.data.dicom import Series, silent
-from monai_ssl.data.dicom.headers import UTF_8
-from monai_ssl.data.dicom.values import plain
 from monai_ssl.data.preset import Preset
 from monai_ssl.deploy.dicom.segments import describe_segments
+from monai_ssl.dicom import Series, silent
+from monai_ssl.dicom.headers import UTF_8
+from monai_ssl.dicom.values import plain
 from monai_ssl.errors import DataError
 from monai_ssl.files import atomic_path
 

@@ -6,8 +6,8 @@ import colorsys
 import re
 from typing import Any
 
-from monai_ssl.data.dicom.values import plain
 from monai_ssl.data.preset import Preset
+from monai_ssl.dicom.values import plain
 from monai_ssl.reports.figures import CLASS_COLORS
 
 SCHEME = "99MONAISSL"  # private; designators that begin with 99 are free for local use

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from monai_ssl.data.dicom import Series, read_series, require_packages
 from monai_ssl.data.preset import Preset
 from monai_ssl.data.scan import spacing_of
 from monai_ssl.data.writing import write_nifti
 from monai_ssl.deploy.dicom.report import volumes_ml, write_measurements
 from monai_ssl.deploy.dicom.segmentation import SEG_TYPES, write_probabilities, write_segmentation
+from monai_ssl.dicom import Series, read_series, require_packages
 from monai_ssl.errors import DataError, UsageError
 from monai_ssl.files import atomic_paths, write_text
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from monai_ssl.data.dicom.slices import Slice
-from monai_ssl.data.scan import LPS_TO_RAS
+from monai_ssl.dicom.slices import Slice
 from monai_ssl.errors import DataError
 
+# DICOM's axes run to the left and the back, NIfTI's to the right and the front
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # of a step: how far a slice may lie from its place on the regular grid
 DEVIATION = 0.1
 # mm: what rounding to 0.1 mm does, as long as it is little of a step

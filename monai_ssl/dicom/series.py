@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from monai_ssl.data.dicom.files import one_series, read_headers, read_pixels
-from monai_ssl.data.dicom.grid import arrange
-from monai_ssl.data.dicom.headers import clean_headers
-from monai_ssl.data.dicom.patient import check_one_patient
-from monai_ssl.data.dicom.slices import pixels, slices_of
-from monai_ssl.data.dicom.values import require_packages, word
+from monai_ssl.dicom.files import one_series, read_headers, read_pixels
+from monai_ssl.dicom.grid import arrange
+from monai_ssl.dicom.headers import clean_headers
+from monai_ssl.dicom.patient import check_one_patient
+from monai_ssl.dicom.slices import pixels, slices_of
+from monai_ssl.dicom.values import require_packages, word
 from monai_ssl.errors import DataError
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from monai_ssl.errors import DataError
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
-from monai_ssl.data.dicom import read_series  # noqa: E402
-from monai_ssl.data.dicom.values import numbers  # noqa: E402
+from monai_ssl.dicom import read_series  # noqa: E402
+from monai_ssl.dicom.values import numbers  # noqa: E402
 
 VALUES, AFFINE = volume_of()
 SLICES = VALUES.shape[2]
@@ -355,7 +355,7 @@ EVERY = {
     "one position": ({"ImagePositionPatient": ["0", "0", "0"]}, "several slices at one place"),
     "long ID": ({"PatientID": "SECRET" * 20}, "PatientID must be one line of up to 64 characters"),
     "two IDs in one": ({"PatientID": "SECRET\\SECRET"}, "PatientID must be one line of up to 64 characters"),
-    "huge": ({"Rows": 65535, "Columns": 65535}, "image must fit into memory, but its header promises"),
+    "huge": ({"Rows": 65535, "Columns": 65535}, "12 images of 65535 x 65535 need 206 GB"),
     "many frames": ({"NumberOfFrames": "12"}, "multi-frame images other than enhanced"),
     "private class": ({"SOPClassUID": "1.2.3.4"}, "SOPClassUID must be an image class"),
     "slope that overflows": ({"RescaleSlope": "1e30"}, "RescaleSlope must hold finite numbers"),

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from monai_ssl.data.dicom.values import numbers, raw_values, silent, uid, word
+from monai_ssl.dicom.values import numbers, raw_values, silent, uid, word
 from monai_ssl.errors import DataError
 
 PLAIN = re.compile(r"[A-Z0-9 _]{1,16}", re.ASCII)

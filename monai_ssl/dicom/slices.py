@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from monai_ssl.data.dicom.files import sop_class
-from monai_ssl.data.dicom.values import integer, number, numbers, raw_values, silent, word
-from monai_ssl.data.formats.promise import check_promise
+from monai_ssl.dicom.files import sop_class
+from monai_ssl.dicom.values import integer, number, numbers, raw_values, silent, word
 from monai_ssl.errors import DataError
+from monai_ssl.machine import machine_memory
 
 # enhanced MR, CT, PET and their legacy converted forms: each frame states its place
 ENHANCED = {
@@ -81,10 +81,23 @@ def slices_of(datasets: Sequence[Any]) -> list[Slice]:
         if (integer(dataset, "SamplesPerPixel", place) or 1) != 1 or "PALETTE" in _photometric(dataset):
             raise DataError("dicom: images must be gray, got color; choose the original series")
         shape = (_required(dataset, "Rows", place), _required(dataset, "Columns", place))
-        check_promise((frames, *shape), 4)
+        _check_memory(frames, shape)
         groups = _functional_groups(dataset, frames, place) if enhanced else [[dataset]]
         found += [_slice(dataset, frame, place, holders, shape) for frame, holders in enumerate(groups)]
     return found
+
+
+def _check_memory(frames: int, shape: tuple[int, int]) -> None:
+    """
+    Raises:
+        DataError: before memory is taken for more than the machine has.
+    """
+    needed, there = frames * shape[0] * shape[1] * 4, machine_memory()
+    if needed > there:
+        raise DataError(
+            f"dicom: {frames} images of {shape[0]} x {shape[1]} need {needed / 1e9:.3g} GB, and this machine has "
+            f"{there / 1e9:.3g} GB: is the header right?"
+        )
 
 
 def _photometric(dataset: Any) -> str:
@@ -164,7 +177,7 @@ def pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, list[str]]:
         DataError: when a file cannot be decoded or is truncated.
     """
     rows, columns = slices[0].shape
-    check_promise((len(slices), rows, columns), 4)
+    _check_memory(len(slices), (rows, columns))
     out = np.empty((len(slices), rows, columns), dtype=np.float32)
     stored: dict[int, np.ndarray] = {}
     last = {id(item.dataset): k for k, item in enumerate(slices)}

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from monai_ssl.data.dicom.files import sop_class
-from monai_ssl.data.dicom.patient import lossy, patient_and_study
-from monai_ssl.data.dicom.slices import ENHANCED, Slice
-from monai_ssl.data.dicom.values import integer, uid, word
+from monai_ssl.dicom.files import sop_class
+from monai_ssl.dicom.patient import lossy, patient_and_study
+from monai_ssl.dicom.slices import ENHANCED, Slice
+from monai_ssl.dicom.values import integer, uid, word
 from monai_ssl.errors import DataError
 
 UTF_8 = "ISO_IR 192"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_ssl.data.dicom.values import integer, plain, raw_values, silent, uid, word
+from monai_ssl.dicom.values import integer, plain, raw_values, silent, uid, word
 from monai_ssl.errors import DataError, plural
 from monai_ssl.files import files_below
 
