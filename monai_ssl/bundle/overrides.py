@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from monai_ssl.bundle.ranges import ROOTS, check_numbers, number_problems, parameter_problem
 from monai_ssl.errors import DataError
 
 # characters that MONAI's config language reads as ids, references, expressions and macros
@@ -141,7 +142,8 @@ def check_ids(bundle: Path, configs: Sequence[str], ids: Iterable[str]) -> None:
 def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str, Any]) -> None:
     """:func:`check_ids`, and: where a boolean is wanted, anything else is refused, and a boolean for a number.
 
-    A boolean is wanted where the config holds one, or where the parameter of the block's ``_target_`` is one.
+    A boolean is wanted where the config holds one, or where the parameter of the block's ``_target_`` is one. Numbers
+    must be in the ranges of :mod:`monai_ssl.bundle.ranges`, those of the config itself as well.
 
     Raises:
         DataError: for an unknown id or such a value.
@@ -154,8 +156,10 @@ def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str
         monai_ssl.errors.DataError: --resume: must be true or false, got 'perhaps'
     """
     config = merged_config(bundle, configs)
+    check_numbers(config, f"{bundle.name}/configs/{configs[-1]}")
     for key, value in overrides.items():
         block, name = _find(config, key)
+        _check_number(config, block, key, name, value)
         present = block.get(name) if isinstance(block, dict) else None
         if isinstance(value, bool) and isinstance(present, (int, float)) and not isinstance(present, bool):
             raise DataError(f"--{key}: must be a number, got {value!r}")
@@ -167,6 +171,19 @@ def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str
             wanted, optional = _boolean_parameter(block["_target_"], name)
         if wanted and not (optional and value is None):
             raise DataError(f"--{key}: must be true or false, got {value!r}")
+
+
+def _check_number(config: Mapping[str, Any], block: Any, key: str, name: str, value: Any) -> None:
+    if value is None:
+        if block is config and key in ROOTS and config.get(key) is not None:
+            raise DataError(f"--{key}: {ROOTS[key].problem(None)}, got null; leave it away for the default")
+        return
+    problems = dict(number_problems({key: value}))
+    problem = problems.get(key) or parameter_problem(block, name, value)
+    if problem:
+        raise DataError(f"--{key}: {problem}")
+    for inner, text in problems.items():
+        raise DataError(f"--{inner}: {text}")
 
 
 def _boolean_parameter(target: Any, name: str) -> tuple[bool, bool]:

@@ -146,6 +146,9 @@ class SemiSupervisedTrainer(Trainer):
         sizes = [size for _, size in train_data_loader.streams.values()]
         if any(size % accumulation_steps for size in sizes):
             raise ValueError(f"accumulation_steps must divide the batch sizes {sizes}, got {accumulation_steps}")
+        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        if not all(0 <= rate < math.inf for rate in rates):
+            raise ValueError(f"optimizer must have a finite learning rate >= 0, got {rates}")
         if clip_gradient_norm is not None and not clip_gradient_norm > 0:
             raise ValueError(f"clip_gradient_norm must be > 0 or None, got {clip_gradient_norm}")
         if plain is method:

@@ -590,3 +590,9 @@ def test_adversaries_need_optimizers_of_their_own():
     method.adversary_optimizers = lambda: {"critic": torch.optim.SGD(method.parameters(), 0.1)}
     with pytest.raises(ValueError, match="the optimizer of the adversary 'critic' must hold parameters of"):
         build(wrap=lambda _: method)
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf")])
+def test_a_learning_rate_without_sense(rate):
+    with pytest.raises(ValueError, match="optimizer must have a finite learning rate >= 0, got"):
+        build(learning_rate=rate)
