@@ -113,19 +113,25 @@ def _required(dataset: Any, keyword: str, place: str, least: int = 1) -> int:
 
 def _functional_groups(dataset: Any, frames: int, place: str) -> Iterator[list[Any]]:
     """Per frame: the items in which its attributes may be, its own first."""
-    try:
-        with silent():
-            own = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
-            shared = list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
-    except Exception:  # damaged sequences raise whatever they like
-        raise DataError(f"{place}: the functional groups cannot be read; export the series again") from None
+    own, shared = (_items(dataset, f"{name}FunctionalGroupsSequence") for name in ("PerFrame", "Shared"))
     if len(own) != frames:
         raise DataError(
             f"{place}: must describe each of its {frames} frames (PerFrameFunctionalGroupsSequence), got {len(own)}; "
             "export the series again"
         )
     for item in own:
-        yield [item, *shared, dataset]
+        yield [item, *shared[:1], dataset]
+
+
+def _items(dataset: Any, keyword: str) -> list[Any]:
+    """Of a sequence; none where it is damaged or no sequence."""
+    from pydicom.dataset import Dataset
+
+    try:
+        with silent():
+            return [item for item in dataset.get(keyword) or [] if isinstance(item, Dataset)]
+    except Exception:  # damaged sequences raise whatever they like
+        return []
 
 
 def _holder(holders: list[Any], keyword: str) -> Any:
@@ -133,14 +139,9 @@ def _holder(holders: list[Any], keyword: str) -> Any:
     for item in holders:
         if keyword in item:
             return item
-        with silent():
-            try:
-                group = item.get(GROUPS[keyword])
-                inner = group[0] if group else None
-            except Exception:  # damaged
-                inner = None
-        if inner is not None and keyword in inner:
-            return inner
+        for inner in _items(item, GROUPS[keyword])[:1]:
+            if keyword in inner:
+                return inner
     return holders[-1]
 
 
