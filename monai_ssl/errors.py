@@ -71,6 +71,18 @@ def one_line(error: BaseException | str, limit: int = 160) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def without_quotes(error: BaseException | str, limit: int = 160) -> str:
+    """What a library says of a file, in one line, without what it quotes of the file: that may be a patient's name.
+
+    Example:
+        >>> without_quotes(ValueError("couldn't parse \"Doe, Jane\" as a number; b'Doe' is none"))
+        "couldn't parse ... as a number; ... is none"
+    """
+    text = one_line(error, 10**6)
+    text = re.sub(r"(?<!\w)b?'[^']*('|$)|b?\"[^\"]*(\"|$)", "...", text)
+    return one_line(text, limit)
+
+
 def enumerated(items: Sequence[str], limit: int = 5) -> str:
     shown = ", ".join(str(item) for item in items[:limit])
     return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

@@ -159,7 +159,8 @@ def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str
     check_numbers(config, f"{bundle.name}/configs/{configs[-1]}")
     for key, value in overrides.items():
         block, name = _find(config, key)
-        _check_number(config, block, key, name, value)
+        if not isinstance(value, bool):
+            _check_number(config, block, key, name, value)
         present = block.get(name) if isinstance(block, dict) else None
         if isinstance(value, bool) and isinstance(present, (int, float)) and not isinstance(present, bool):
             raise DataError(f"--{key}: must be a number, got {value!r}")

@@ -36,19 +36,24 @@ class Range:
 
     def problem(self, value: Any) -> str:
         """The rule, where a value breaks it; else nothing."""
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            # an integer of 400 digits is no float
-            finite = isinstance(value, int) or math.isfinite(value)
-            low = value > self.low if self.above else value >= self.low
-            high = value < self.high if self.below else value <= self.high
-            if finite and low and high and (not self.whole or value == int(value)):
-                return ""
-        kind = "an integer" if self.whole else "a finite number"
-        if self.high == math.inf:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        # an integer of 400 digits is no float
+        number = number and (isinstance(value, int) or math.isfinite(value))
+        if not number or (self.whole and value != int(value)) or not self._from_below(value):
+            return self._words(self.high if self.high <= 1 else math.inf)
+        fits = value < self.high if self.below else value <= self.high
+        return "" if fits else self._words(self.high)
+
+    def _from_below(self, value: float) -> bool:
+        return value > self.low if self.above else value >= self.low
+
+    def _words(self, high: float) -> str:
+        if high == math.inf:
+            kind = "an integer" if self.whole else "a finite number"
             return f"must be {kind} {'>' if self.above else '>='} {self.low:g}"
         kind = "an integer" if self.whole else "a number"
         left, right = "(" if self.above else "[", ")" if self.below else "]"
-        return f"must be {kind} in {left}{self.low:.10g}, {self.high:.10g}{right}"
+        return f"must be {kind} in {left}{self.low:.10g}, {high:.10g}{right}"
 
 
 ITERATIONS = Range(1, MOST_ITERATIONS, whole=True)
@@ -111,7 +116,7 @@ def number_problems(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
     Example:
         >>> list(number_problems({"learning_rate": -1, "seed": "$1 + 1"}))
-        [('learning_rate', 'must be a number in (0, 1000000], got -1')]
+        [('learning_rate', 'must be a finite number > 0, got -1')]
     """
     for name, value in config.items():
         if (rule := ROOTS.get(name)) is not None and (text := _problem(rule, value)):

@@ -18,7 +18,7 @@ from monai_ssl.data.preset import Preset
 from monai_ssl.data.reading import ScanMemory, read_scan, rounded
 from monai_ssl.data.rules import Severity, case_findings
 from monai_ssl.data.scan import Scan, grid_difference
-from monai_ssl.errors import DataError, dimensions, one_line
+from monai_ssl.errors import DataError, dimensions, without_quotes
 
 __all__ = ["Problem", "verify"]
 
@@ -138,7 +138,9 @@ def _check_case(section: str, entry: Entry, preset: Preset, memory: ScanMemory |
         _check_files(case, files, label, preset, None if section == "testing" else memory)
     except Exception as error:
         case.add(
-            "check", "error", f"case cannot be checked ({type(error).__name__}: {one_line(error)}): look at its files"
+            "check",
+            "error",
+            f"case cannot be checked ({type(error).__name__}: {without_quotes(error)}): look at its files",
         )
     return case
 

@@ -21,7 +21,7 @@ import numpy as np
 from monai_ssl.data.cases import IMAGE_SUFFIXES
 from monai_ssl.data.formats import format_of
 from monai_ssl.data.scan import AFFINE_RULE, Scan, grid_difference, valid_affine
-from monai_ssl.errors import DataError, one_line
+from monai_ssl.errors import DataError, without_quotes
 from monai_ssl.machine import available_memory
 
 # further from an integer than any rounding of a scale factor, nearer than any interpolation
@@ -98,14 +98,14 @@ def read_scan(path: str | Path, label: bool = False) -> Scan:
         raise
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(
-            f"file must be complete, but it is truncated or corrupt ({one_line(error)}): copy it again"
+            f"file must be complete, but it is truncated or corrupt ({without_quotes(error)}): copy it again"
         ) from error
     except PermissionError as error:
         raise DataError("file must be readable, but access is denied: check its permissions") from error
     except MemoryError as error:
         raise DataError("image must fit into memory, but there is not enough: is its header right?") from error
     except Exception as error:  # readers raise whatever they like
-        text = one_line(error)
+        text = without_quotes(error)
         if ("Expected" in text and "bytes" in text) or "buffer is" in text or "unpack requires" in text:
             raise DataError(f"file must be complete, but it is truncated ({text}): copy it again") from error
         raise DataError(

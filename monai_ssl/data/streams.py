@@ -32,7 +32,7 @@ from monai_ssl.data.footprint import Footprint, footprint
 from monai_ssl.data.mapped import Mapped
 from monai_ssl.data.preset import Preset
 from monai_ssl.distributed import in_group
-from monai_ssl.errors import DataError
+from monai_ssl.errors import DataError, one_line, without_quotes
 from monai_ssl.interrupts import outlive_requests
 
 
@@ -138,7 +138,8 @@ class CaseDataset(Dataset):
             while cause.__cause__ is not None and not isinstance(cause, DataError):  # which names the file
                 cause = cause.__cause__
             raise DataError(
-                f"case {self.names[index]}: cannot be loaded ({' '.join(str(cause).split())[:300]}); "
+                f"case {self.names[index]}: cannot be loaded "
+                f"({one_line(cause, 300) if isinstance(cause, DataError) else without_quotes(cause, 300)}); "
                 "run `monai-ssl check` on the datalist for every problem at once"
             ) from error
 

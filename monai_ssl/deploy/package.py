@@ -25,7 +25,7 @@ from monai_ssl.bundle.library import TRAINING_IMAGES, copy_files, read_json
 from monai_ssl.data import Preset, load_datalist, load_preset
 from monai_ssl.data.cases import image_files
 from monai_ssl.errors import DataError
-from monai_ssl.files import atomic_path
+from monai_ssl.files import atomic_path, cell, text_of_cell
 from monai_ssl.reports.model_card import model_card, times
 
 TOLERANCE = 1e-4
@@ -319,9 +319,10 @@ def _copy_results(run: Path, target: Path) -> dict[str, dict[str, Any]]:
         (target / section).mkdir(parents=True)
         _write_json(target / section / "summary.json", found[section])
         with open(target / section / "per_case.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-            writer.writeheader()
-            writer.writerows({**row, "case": numbers[row["case"]]} for row in rows)
+            writer = csv.writer(file)
+            # tables of former versions hold cells that a spreadsheet would take for formulas
+            for line in (list(rows[0]), *({**row, "case": numbers[row["case"]]}.values() for row in rows)):
+                writer.writerow([cell(text_of_cell(str(value))) for value in line])
     return found
 
 

@@ -23,8 +23,9 @@ import monai_ssl
 from monai_ssl.data.cases import PREDICTION_FILE, image_files
 from monai_ssl.data.pipelines import saved_file, saver
 from monai_ssl.data.preset import Preset, dump_preset
+from monai_ssl.data.reading import count_values
 from monai_ssl.engines.pipeline import Outcome, Pipeline
-from monai_ssl.errors import DataError
+from monai_ssl.errors import DataError, without_quotes
 from monai_ssl.files import write_text
 from monai_ssl.transforms import LabelsOnImageGridd, on_image_grid
 
@@ -285,13 +286,9 @@ class VolumeSegmenter(Evaluator):
 
     def _memory(self, entry: Mapping[str, Any]) -> float:
         """Estimate of the bytes that a case needs; 0 where the header does not tell."""
-        import nibabel as nib
-
-        try:
-            images: list[Any] = [nib.load(file) for file in image_files(entry)]
-        except Exception:  # not NIfTI, or broken: reading it says what is wrong
+        voxels = [count_values(file) for file in image_files(entry)]
+        if not all(voxels):  # broken: reading it says what is wrong
             return 0.0
-        voxels = [math.prod(image.shape) for image in images]
         first = next(iter(self.postprocessing.transforms), None)
         lean = isinstance(first, LabelsOnImageGridd) and not first.probabilities
         maps = 0  # volumes of class probabilities, before and after they are brought to the image's grid
@@ -430,5 +427,4 @@ def _reading_error(error: Exception, image: Any) -> DataError:
         cause, link = link, link.__cause__ or link.__context__
     file = image[0] if isinstance(image, (list, tuple)) else image
     name = "image" if isinstance(file, MetaTensor) else Path(str(file)).name
-    text = " ".join(str(cause).split())[:200] or type(cause).__name__
-    return DataError(f"{name}: cannot be read or prepared ({text})")
+    return DataError(f"{name}: cannot be read or prepared ({without_quotes(cause, 200)})")

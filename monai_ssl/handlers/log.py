@@ -16,7 +16,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from monai_ssl.engines.trainer import RunEvents, SemiSupervisedTrainer
-from monai_ssl.files import write_text
+from monai_ssl.files import cell, text_of_cell, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -91,13 +91,17 @@ def truncate(path: Path, iteration: int, fields: list[str]) -> list[str]:
     rows: list[dict[str, str]] = []
     if path.is_file() and iteration > 1:
         with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                complete = None not in row and None not in row.values()
+            for cells in csv.DictReader(file):
+                complete = None not in cells and None not in cells.values()
+                row = {text_of_cell(key): value for key, value in cells.items() if key is not None}
                 if complete and row.get("iteration", "").isdigit() and int(row["iteration"]) < iteration:
                     rows.append(row)
     if rows:
         fields = [*rows[0], *(field for field in fields if field not in rows[0])]
-    lines = [",".join(fields), *(",".join(row.get(field, "") for field in fields) for row in rows)]
+    lines = [
+        ",".join(cell(field) for field in fields),
+        *(",".join(row.get(field, "") for field in fields) for row in rows),
+    ]
     write_text(path, "\r\n".join(lines) + "\r\n")
     return fields
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from monai_ssl.data.reading import read_volume
+from monai_ssl.files import text_of_cell
 from monai_ssl.metrics.statistics import FAILURE_DICE, bootstrap_interval, case_values
 from monai_ssl.reports.figures import INK, comparison_figure, new_figure, plain_text, style_axes, upright
 from monai_ssl.reports.numbers import number_text
@@ -37,7 +38,8 @@ def read_log(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     columns: dict[str, np.ndarray] = {}
     for name in names:
         try:
-            columns[name] = np.array([float(record[name] or "nan") for record in records], dtype=np.float64)
+            numbers = [float(record[name] or "nan") for record in records]
+            columns[text_of_cell(name)] = np.array(numbers, dtype=np.float64)
         except (TypeError, ValueError):
             if name == "iteration":
                 raise ValueError(f"log column 'iteration' must hold numbers, in {Path(path).name!r}") from None

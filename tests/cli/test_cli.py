@@ -219,7 +219,7 @@ class TestMistakesBeforeTraining:
             (["--output_dir", "x"], "--output_dir: give it as --output"),
             (
                 ["--dataset", "phantom", "--labeled_batch_size", "0"],
-                "labeled_batch_size must be an integer >= 1, got 0",
+                "--labeled_batch_size: must be an integer >= 1, got 0",
             ),
             (
                 ["--dataset", "phantom", "--method#variant", "new"],

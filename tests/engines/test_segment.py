@@ -299,7 +299,7 @@ class TestMistakes:
             ([], "give either RUN or --bundle DIR"),
             (["{bundle}"], "give either IMAGES or --dicom SERIES_DIR"),
             (["{bundle}", "{images}", "--measurements"], "--measurements goes with --dicom"),
-            (["{bundle}", "{images}", "--jobs", "0"], "jobs: must be >= 1, got 0"),
+            (["{bundle}", "{images}", "--jobs", "0"], "--jobs: must be an integer >= 1, got 0"),
             (["--bundle", "{images}", "--images", "{images}"], "holds no run.json"),
         ],
     )

@@ -186,12 +186,13 @@ def test_a_default_folder_is_not_taken_from_other_data(first, tiny_phantom, tmp_
 @pytest.mark.parametrize(
     ("given", "kind", "message"),
     [
-        ({"labeled_batch_size": 0}, ValueError, r"^labeled_batch_size must be an integer >= 1, got 0$"),
-        ({"checkpoint_interval": 0}, ValueError, r"^interval must be >= 1 iteration, got 0$"),
-        ({"checkpoint_minutes": 0}, ValueError, r"^minutes must be > 0 or None, got 0$"),
+        # expressions: numbers are refused before, see tests/bundle/test_ranges.py
+        ({"labeled_batch_size": "$0"}, ValueError, r"^labeled_batch_size must be an integer >= 1, got 0$"),
+        ({"checkpoint_interval": "$0"}, ValueError, r"^interval must be >= 1 iteration, got 0$"),
+        ({"checkpoint_minutes": "$0"}, ValueError, r"^minutes must be > 0 or None, got 0$"),
         ({"literature": {"phantom": {"x": 1}}}, DataError, r"^literature: phantom: x: "),
         # of somebody else's code: said in a line, with where it comes from
-        ({"learning_rate": -1}, DataError, r"^Invalid learning rate: -1 .ValueError in the bundle's config"),
+        ({"learning_rate": "$-1"}, DataError, r"^Invalid learning rate: -1 .ValueError in the bundle's config"),
         (
             {"network_def#no_such": 1},
             DataError,

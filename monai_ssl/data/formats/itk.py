@@ -12,7 +12,7 @@ import numpy as np
 from monai_ssl.data.cases import IMAGE_SUFFIXES
 from monai_ssl.data.formats.promise import check_promise
 from monai_ssl.data.scan import LPS_TO_RAS, Scan
-from monai_ssl.errors import DataError, one_line
+from monai_ssl.errors import DataError, without_quotes
 
 HEADER_LIMIT = 1 << 20
 BLOCK = 1 << 24
@@ -132,7 +132,7 @@ def _refused(error: RuntimeError) -> DataError:
     text = re.sub(r"\(0x[0-9a-f]+\)", "", lines[-1] if lines else "nothing readable")
     return DataError(
         f"file must be an image of a known format ({', '.join(IMAGE_SUFFIXES[:5])}, ...), got: "
-        f"{one_line(ValueError(text))}; is it complete? Else convert it to NIfTI (.nii.gz)"
+        f"{without_quotes(text)}; is it complete? Else convert it to NIfTI (.nii.gz)"
     )
 
 
@@ -142,16 +142,20 @@ def _refused(error: RuntimeError) -> DataError:
 def _check_metaimage(file: Path) -> None:
     """The voxels are there and, where packed, unpack: of damaged ones ITK gives whatever was unpacked so far."""
     fields, begin = _fields(file, "=", "elementdatafile")
+    wrong = "dimsize"
     try:
-        shape = [int(side) for side in fields["dimsize"].split()]
-        channels = int(fields.get("elementnumberofchannels", 1))
-        itemsize = META_TYPES[fields["elementtype"].upper().removeprefix("MET_").removesuffix("_ARRAY")]
-        skipped = int(fields.get("headersize", 0))
-        name = fields["elementdatafile"]
+        shape = [int(side) for side in fields[wrong].split()]
+        wrong = "elementnumberofchannels"
+        channels = int(fields.get(wrong, 1))
+        wrong = "elementtype"
+        itemsize = META_TYPES[fields[wrong].upper().removeprefix("MET_").removesuffix("_ARRAY")]
+        wrong = "headersize"
+        skipped = int(fields.get(wrong, 0))
+        wrong = "elementdatafile"
+        name = fields[wrong]
     except (KeyError, ValueError) as error:
         raise DataError(
-            f"file must be MetaImage as its name says, got a header with a wrong or without {one_line(error)}: export "
-            "it again"
+            f"file must be MetaImage as its name says, got a header with a wrong or without '{wrong}': export it again"
         ) from error
     packed = fields.get("compresseddata", "").lower().startswith("t")
     if fields.get("binarydata", "t").lower().startswith("f") or name.split()[:1] == ["LIST"] or "%" in name:

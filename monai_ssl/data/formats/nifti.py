@@ -17,7 +17,7 @@ from nibabel.volumeutils import apply_read_scaling
 
 from monai_ssl.data.formats.promise import check_promise
 from monai_ssl.data.scan import AFFINE_RULE, Scan, valid_affine
-from monai_ssl.errors import DataError, one_line
+from monai_ssl.errors import DataError, without_quotes
 
 GZIP = b"\x1f\x8b"
 BLOCK = 1 << 24
@@ -52,7 +52,7 @@ def read(file: Path, label: bool = False) -> Scan:
         slope, inter = header.get_slope_inter()
     except HeaderDataError as error:
         raise DataError(
-            f"header must state a finite scale of its values, got {one_line(error)}: export it again"
+            f"header must state a finite scale of its values, got {without_quotes(error)}: export it again"
         ) from error
     array = np.frombuffer(content, dtype).reshape(stored_shape, order="F").reshape(shape, order="F")
     array = apply_read_scaling(array, np.float64(1 if slope is None else slope), np.float64(inter or 0))
@@ -138,15 +138,21 @@ def _header(block: bytes, file: Path, notes: list[str]) -> Any:
         try:
             return _analyze(file).header
         except Exception as error:
-            raise DataError(f"file must be {name} as its name says, got: {one_line(error)}; export it again") from error
+            raise DataError(
+                f"file must be {name} as its name says, got: {without_quotes(error)}; export it again"
+            ) from error
     try:
         header = kind(block[: kind.sizeof_hdr], check=False)
         header, reports = BatteryRunner(kind._get_checks()).check_fix(header)
     except Exception as error:
-        raise DataError(f"file must be {name} as its name says, got: {one_line(error)}; export it again") from error
+        raise DataError(
+            f"file must be {name} as its name says, got: {without_quotes(error)}; export it again"
+        ) from error
     for report in reports:
         if report.problem_level >= 40:
-            raise DataError(f"file must be {name} as its name says, got: {report.problem_msg}; export it again")
+            raise DataError(
+                f"file must be {name} as its name says, got: {without_quotes(report.problem_msg)}; export it again"
+            )
         if report.problem_level >= 30 and "pixdim[1,2,3]" in report.problem_msg:
             dims = max(int(header["dim"][0]), 1)
             if dims > 2 or "positive" in report.problem_msg:  # pictures often leave the third one out
@@ -160,7 +166,7 @@ def _shape(header: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     try:
         stored = tuple(int(side) for side in header.get_data_shape())
     except Exception as error:
-        raise DataError(f"header must state the axes, got: {one_line(error)}; export it again") from error
+        raise DataError(f"header must state the axes, got: {without_quotes(error)}; export it again") from error
     shape = stored
     while len(shape) > 4 and shape[-1] == 1:
         shape = shape[:-1]
@@ -177,12 +183,15 @@ def _offset(header: Any) -> int:
     try:
         offset = int(header.get_data_offset())
     except (ValueError, OverflowError) as error:
-        raise DataError(f"header must say where the voxels begin, got: {one_line(error)}; export it again") from error
+        raise DataError(
+            f"header must say where the voxels begin, got: {without_quotes(error)}; export it again"
+        ) from error
     if offset < 0:
         raise DataError(f"header must say where the voxels begin, got {offset}: export it again")
     return offset
 
 
+@np.errstate(all="ignore")
 def _affine(header: Any, shape: tuple[int, ...], notes: list[str], file: Path) -> np.ndarray:
     """The sform's affine or the qform's, as MONAI chooses, in millimeters."""
     if not isinstance(header, nib.Nifti1Header):  # Analyze: SPM keeps the affine in a .mat file beside it
@@ -205,6 +214,7 @@ def _affine(header: Any, shape: tuple[int, ...], notes: list[str], file: Path) -
     return affine
 
 
+@np.errstate(all="ignore")  # numbers of damaged headers; what is not finite is refused
 def _chosen(header: Any, affine: np.ndarray, shape: tuple[int, ...], notes: list[str]) -> np.ndarray:
     """The sform's affine, or the qform's where it alone agrees with the voxel sizes that the header states."""
     try:
