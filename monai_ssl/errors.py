@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 PROGRAM = "monai-ssl"
+# how a file that exists is replaced, through either door
+OVERWRITE = "--overwrite (from Python: overwrite=True)"
 
 
 class DataError(ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,12 @@ def load(path: str | Path, map_location: Any = "cpu") -> Any:
         raise DataError(f"{path}: no such file; `monai-ssl train` writes it") from None
     except Exception as error:  # torch raises many types here: UnpicklingError, RuntimeError, EOFError, ...
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error):
+            # PyTorch's own text tells how to open the file all the same
+            raise DataError(
+                f"{path}: not a readable file of weights (it holds Python objects, not tensors alone, and opening such "
+                "a file may run any program); save the tensors where you trust it: torch.save(net.state_dict(), FILE)"
+            ) from None
         raise DataError(f"{path}: not a readable file of weights ({reason})") from None
 
 

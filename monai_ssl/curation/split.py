@@ -18,7 +18,7 @@ from monai_ssl.curation.pairing import find_folders, images_folder, is_decathlon
 from monai_ssl.data.cases import Entry
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.data.reading import read_label
-from monai_ssl.errors import DataError
+from monai_ssl.errors import OVERWRITE, DataError
 from monai_ssl.files import write_bytes
 
 __all__ = ["SplitRequest", "infer_labels", "make_split"]
@@ -265,7 +265,7 @@ def _target(output: str | Path, overwrite: bool) -> Path:
     if path.is_dir() or path.suffix.lower() != ".json":
         raise DataError(f"output must be a .json file, got {str(output)!r}: add a file name such as datalist.json")
     if path.exists() and not overwrite:
-        raise DataError(f"output {path} exists already: choose another name, or pass overwrite to replace it")
+        raise DataError(f"output {path} exists already: choose another name, or replace it with {OVERWRITE}")
     return path
 
 

@@ -22,12 +22,14 @@ class Predictions:
         written: images segmented now (or, for DICOM, series).
         reused: images whose results were there already.
         files: results of a DICOM series; for a folder of images look into ``folder``.
+        empty: names of the images in which nothing was drawn now.
     """
 
     folder: Path
     written: int
     reused: int = 0
     files: tuple[Path, ...] = ()
+    empty: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         text = f"{plural(self.written, 'segmentation')}: {self.folder}"
@@ -122,10 +124,10 @@ def predict(
 
         from monai_ssl.runs.predict import segment_folder
 
-        written, reused = segment_folder(
+        written, reused, empty = segment_folder(
             folder, settings | {"dataset_dir": literal(place), "output_dir": literal(target)}
         )
-    return Predictions(target, written, reused)
+    return Predictions(target, written, reused, empty=empty)
 
 
 def _predict_dicom(

@@ -20,14 +20,16 @@ from monai.transforms import Compose, LoadImaged, MapTransform, SaveImaged, Tran
 from torch import Tensor, nn
 
 import monai_ssl
-from monai_ssl.data.cases import PREDICTION_FILE, image_files
+from monai_ssl.data.cases import PREDICTION_FILE, case_name, image_files
 from monai_ssl.data.pipelines import saved_file, saver
 from monai_ssl.data.preset import Preset, dump_preset
 from monai_ssl.data.reading import count_values
 from monai_ssl.engines.pipeline import Outcome, Pipeline
-from monai_ssl.errors import DataError, without_quotes
+from monai_ssl.errors import OVERWRITE, DataError, enumerated, without_quotes
 from monai_ssl.files import write_text
 from monai_ssl.transforms import LabelsOnImageGridd, on_image_grid
+
+console = logging.getLogger("monai_ssl.console")
 
 RECORD = PREDICTION_FILE
 # float32 copies of a volume that loading, normalizing and inverting hold at one time
@@ -87,6 +89,7 @@ class VolumeSegmenter(Evaluator):
     Attributes:
         written: cases segmented by :meth:`run`.
         found: cases that were finished before it.
+        empty: names of those of ``written`` in which nothing was drawn.
 
     Example:
         >>> from monai.transforms import Compose, EnsureTyped
@@ -134,6 +137,7 @@ class VolumeSegmenter(Evaluator):
         self.output_dir, self.data_root = output_dir, data_root
         self.jobs, self.memory_gb, self.overwrite, self.keep_going = jobs, memory_gb, overwrite, keep_going
         self.written = self.found = 0
+        self.empty: list[str] = []
 
     # ------------------------------------------------------------------------------------------------- one image
 
@@ -253,6 +257,7 @@ class VolumeSegmenter(Evaluator):
             self._check_record(Path(self.output_dir))
         self.written, self.found = 0, sum(done)
         self._problems: list[DataError] = []
+        self.empty = []
         outcomes = pipeline(waiting)
         self.data_loader, self.state.epoch_length = outcomes, len(waiting)  # type: ignore[assignment]
         try:
@@ -260,6 +265,10 @@ class VolumeSegmenter(Evaluator):
                 super().run(global_epoch)
         finally:
             outcomes.close()  # type: ignore[attr-defined]
+        if self.empty and self.output_dir is not None:  # an evaluation says it with the scores
+            of = "the segmentation" if self.written == 1 else f"{len(self.empty)} of {self.written} segmentations"
+            verb = "is" if len(self.empty) == 1 else "are"
+            console.warning("note: %s %s empty, nothing was drawn in %s", of, verb, enumerated(self.empty))
         if self._problems:
             shown = "; ".join(map(str, self._problems[:5]))
             more = f"; and {len(self._problems) - 5} more" if len(self._problems) > 5 else ""
@@ -272,6 +281,9 @@ class VolumeSegmenter(Evaluator):
             self._problems.append(outcome.problem)
             return []
         self.written += 1
+        drawn = outcome.result.get("pred")
+        if drawn is not None and not bool(torch.as_tensor(drawn).any()):
+            self.empty.append(case_name(outcome.entry))
         return [{"label": None, **outcome.result}]
 
     def _without_results(
@@ -306,7 +318,7 @@ class VolumeSegmenter(Evaluator):
             if former != identity:
                 raise DataError(
                     f"output: {folder} holds segmentations of another model or other settings; give a new folder, or "
-                    "--overwrite True to replace them"
+                    f"replace them with {OVERWRITE}"
                 )
         write_text(path, json.dumps(identity, indent=2) + "\n")
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ignite.engine import Engine, Events
 
 from monai_ssl.data.cases import case_name, case_names
-from monai_ssl.data.reading import load_original
+from monai_ssl.data.reading import read_scan
 from monai_ssl.data.scan import spacing_of
 from monai_ssl.errors import DataError
 from monai_ssl.metrics import case_metrics, write_results
@@ -88,13 +89,14 @@ class Preview:
         if trainer.state.rank != 0 or not engine.state.output:
             return
         item = engine.state.output[0]
-        image = load_original(item["pred"].meta["filename_or_obj"])
+        scan = read_scan(item["pred"].meta["filename_or_obj"])
         self.folder.mkdir(parents=True, exist_ok=True)
         overlay_figure(
-            image,
+            np.asarray(scan.channel_first[0], dtype=np.float32),
             item["label"][0].cpu().numpy(),
             item["pred"][0].cpu().numpy(),
             path=self.folder / f"iteration-{trainer.state.iteration:06d}.png",
             spacing=spacing_of(item["pred"].affine.cpu().numpy(), item["pred"].dim() - 1),
             labels=self.labels,
+            affine=scan.affine,
         )

@@ -186,7 +186,7 @@ def read_results(output_dir: str | os.PathLike[str]) -> Results:
     folder = Path(output_dir)
     for name in (PER_CASE_NAME, SUMMARY_NAME):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"output_dir must hold {name} (written by write_results), got {str(folder)!r}")
+            raise FileNotFoundError(f"{folder}: holds no {name}; it is no folder of results of an evaluation")
     with (folder / PER_CASE_NAME).open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream)
         missing = [key for key in (*_TEXT, "label", "dice") if key not in (reader.fieldnames or ())]
@@ -207,5 +207,8 @@ def read_results(output_dir: str | os.PathLike[str]) -> Results:
             except (TypeError, ValueError) as error:
                 raise ValueError(f"{PER_CASE_NAME} line {reader.line_num} must hold numbers, got: {error}") from error
             rows.append(row)
-    document = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
-    return Results(rows, document["summary"], document["meta"])
+    try:
+        document = json.loads((folder / SUMMARY_NAME).read_text(encoding="utf-8"))
+        return Results(rows, document["summary"], document["meta"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{folder / SUMMARY_NAME}: is no summary of an evaluation; evaluate again") from None

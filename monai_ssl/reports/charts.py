@@ -17,14 +17,21 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from monai_ssl.data.reading import read_volume
 from monai_ssl.files import text_of_cell
 from monai_ssl.metrics.statistics import FAILURE_DICE, bootstrap_interval, case_values
-from monai_ssl.reports.figures import INK, comparison_figure, new_figure, plain_text, style_axes, upright
+from monai_ssl.reports.figures import GRID, INK, comparison_figure, new_figure, plain_text, style_axes, upright
 from monai_ssl.reports.numbers import number_text
 from monai_ssl.reports.run import LoadedRun
 
 __all__ = ["case_figure", "curves_figure", "overlay_figures", "read_log"]
 
-# columns of a training log that are no terms of the loss
-NO_TERM = {"iteration", "step", "epoch", "lr", "learning_rate", "grad_norm", "time", "seconds"}
+# columns of a training log that are no terms of the loss; a part of an adversary's has its name before it: name/term
+NO_TERM = {"loss", "iteration", "step", "epoch", "lr", "learning_rate", "grad_norm", "time", "seconds"}
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7b8794")
+# more runs than this stand below each other, where their names have room
+BESIDE = 6
+
+
+# title, label of the y-axis, curves (x, y, color, name), whether single points are marked
+Panel = tuple[str, str, list[tuple[np.ndarray, np.ndarray, str, str]], bool]
 
 
 def read_log(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -75,7 +82,7 @@ def curves_figure(runs: Sequence[LoadedRun]) -> Figure | None:
     logs = {run.name: read_log(run.run.training_log) for run in runs if run.run.training_log is not None}
     checks = {run.name: read_log(run.run.validation_log) for run in runs if run.run.validation_log is not None}
     colors = {run.name: run.color for run in runs}
-    panels: list[tuple[str, str, list[tuple[np.ndarray, np.ndarray, str, str]], bool]] = []
+    panels: list[Panel] = []
     total = [(log["iteration"], log["loss"], colors[name], name) for name, log in logs.items() if "loss" in log]
     if total:
         panels.append(("Total loss", "loss", total, False))
@@ -87,69 +94,116 @@ def curves_figure(runs: Sequence[LoadedRun]) -> Figure | None:
         validation.append((log["iteration"], log[column] * 100, colors[name], name))
     if validation:
         panels.append(("Validation Dice", "Dice %", validation, True))
-    palette = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7b8794")
     for run in runs:
-        log = logs.get(run.name, {})
-        terms = [key for key in log if key != "loss" and key.lower() not in NO_TERM]
-        if run.role == "method" and terms:
-            curves = [(log["iteration"], log[key], palette[i % len(palette)], key) for i, key in enumerate(terms)]
-            panels.append((f"Loss terms, weighted: {run.name}", "loss", curves, False))
+        if run.role == "method" and run.name in logs:
+            panels += _term_panels(run.name, logs[run.name])
     if not panels:
         return None
-    columns = min(2, len(panels))
+    columns = min(3 if len(panels) > 6 else 2, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = new_figure(5.2 * columns, 3.1 * rows)
+    legend = max(len(curves) for _, _, curves, _ in panels)
+    figure = new_figure((4.2 if columns == 3 else 5.2) * columns, (3.1 + 0.16 * max(0, legend - BESIDE)) * rows)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, (title, ylabel, curves, dots) in zip(grid, panels, strict=False):
         for x, y, color, name in curves:
             _draw_curve(axes, x, y, color, name)
             if dots and len(x) <= 60:
                 axes.plot(x, y, "o", color=color, markersize=3.2)
-        style_axes(axes, title, "iteration", ylabel)
-        axes.legend(fontsize=8, frameon=False)
+        style_axes(axes, wrapped(title, 44), "iteration", ylabel)
+        if len(curves) <= BESIDE:
+            axes.legend(fontsize=8, frameon=False)
+        elif axes.get_legend_handles_labels()[0]:  # below, where it covers nothing
+            axes.legend(fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     return figure
 
 
+def _term_panels(name: str, log: dict[str, np.ndarray]) -> list[Panel]:
+    """The terms of a method's loss, and those of every adversary, which has an optimizer and a loss of its own."""
+    groups: dict[str, list[str]] = {}
+    for key in log:
+        owner, _, term = key.rpartition("/")
+        if term.lower() not in NO_TERM:
+            groups.setdefault(owner, []).append(key)
+    panels = []
+    for owner, keys in groups.items():
+        shown = [(log["iteration"], log[key], PALETTE[i % len(PALETTE)], key.rpartition("/")[2])
+                 for i, key in enumerate(keys)]  # fmt: skip
+        title = f"Terms of {owner}: {name}" if owner else f"Loss terms, weighted: {name}"
+        panels.append((title, "loss", shown, False))
+    return panels
+
+
 def case_figure(runs: Sequence[LoadedRun]) -> Figure:
-    """Dice and 95HD of every case in every run: a dot per case, a line through the same case."""
-    figure = new_figure(max(7.2, 2.3 * len(runs) + 3.2), 3.9)
-    panels = figure.subplots(1, 2)
+    """Dice and 95HD of every case in every run: a dot per case, a line through the same case.
+
+    Runs stand beside each other, many below each other.
+    """
+    beside = len(runs) <= BESIDE
+    figure = new_figure(max(7.2, 2.3 * len(runs) + 3.2), 3.9) if beside else new_figure(11, 1.2 + 0.42 * len(runs))
+    panels = figure.subplots(1, 2, sharey=not beside)
     for axes, metric, title, scale in (
         (panels[0], "dice", "Dice % (higher is better)", 100.0),
         (panels[1], "hd95_mm", "95HD mm (lower is better)", 1.0),
     ):
         values = [case_values(run.rows, metric) for run in runs]
         lines = np.array([[value[case] * scale for value in values] for case in values[0]])
-        positions = np.arange(len(runs))
-        # a small fixed offset per case keeps equal values apart
-        offset = np.linspace(-0.09, 0.09, len(lines)) if len(lines) > 1 else np.zeros(1)
-        for shift, line in zip(offset, lines, strict=True):
-            axes.plot(positions + shift, line, color="#9aa5b1", linewidth=0.7, alpha=0.55, zorder=1)
-        for position, run, column in zip(positions, runs, lines.T, strict=True):
-            axes.scatter(
-                position + offset, column, s=17, color=run.color, alpha=0.85, linewidths=0, zorder=2, clip_on=False
-            )
-            low, high = bootstrap_interval(column)
-            if low is not None:
-                axes.plot([position + 0.22] * 2, [low, high], color=INK, linewidth=2, zorder=3)
-            axes.scatter([position + 0.22], [column.mean()], s=34, marker="D", color=INK, linewidths=0, zorder=4)
         style_axes(axes, title)
-        axes.set_xticks(positions, [wrapped(plain_text(run.name)) for run in runs], color=INK)
-        axes.set_xlim(-0.4, len(runs) - 0.5)
-        if metric == "dice":
-            axes.axhline(FAILURE_DICE * 100, color="#b44", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.6)
-            axes.set_ylim(max(0.0, min(45.0, float(lines.min()) - 3)), min(100.0, float(lines.max()) + 4))
-        elif lines.min() > 0 and lines.max() > 20 * np.median(lines):
-            # one penalty distance would press all other cases into a line
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(ScalarFormatter())
-            axes.yaxis.set_minor_formatter(NullFormatter())
-            style_axes(axes, title, ylabel="logarithmic scale")
-        else:
-            axes.set_ylim(bottom=0)
+        _draw_cases(axes, runs, lines, beside)
+        _scale_cases(axes, lines, metric, beside, title)
     return figure
+
+
+def _draw_cases(axes: Axes, runs: Sequence[LoadedRun], lines: np.ndarray, beside: bool) -> None:
+    """Dots, lines, mean and interval. ``lines`` (cases, runs)."""
+
+    def at(position: Any, value: Any) -> tuple[Any, Any]:
+        return (position, value) if beside else (value, position)
+
+    positions = np.arange(len(runs))
+    # a small fixed offset per case keeps equal values apart
+    offset = np.linspace(-0.09, 0.09, len(lines)) if len(lines) > 1 else np.zeros(1)
+    for shift, line in zip(offset, lines, strict=True):
+        axes.plot(*at(positions + shift, line), color="#9aa5b1", linewidth=0.7, alpha=0.55, zorder=1)
+    for position, run, column in zip(positions, runs, lines.T, strict=True):
+        axes.scatter(
+            *at(position + offset, column), s=17, color=run.color, alpha=0.85, linewidths=0, zorder=2, clip_on=False
+        )
+        low, high = bootstrap_interval(column)
+        if low is not None:
+            axes.plot(*at([position + 0.22] * 2, [low, high]), color=INK, linewidth=2, zorder=3)
+        axes.scatter(
+            *at([position + 0.22], [column.mean()]), s=34, marker="D", color=INK, linewidths=0, zorder=4, clip_on=False
+        )
+    names = [wrapped(plain_text(run.name), 16 if beside else 40) for run in runs]
+    if beside:
+        axes.set_xticks(positions, names, color=INK)
+        axes.set_xlim(-0.4, len(runs) - 0.5)
+    else:
+        axes.set_yticks(positions, names, color=INK)
+        axes.set_ylim(len(runs) - 0.5, -0.5)
+
+
+def _scale_cases(axes: Axes, lines: np.ndarray, metric: str, beside: bool, title: str) -> None:
+    """The axis of the values: Dice within 0 and 100 with the line of failure in view, distances from 0."""
+    limit, line = (axes.set_ylim, axes.axhline) if beside else (axes.set_xlim, axes.axvline)
+    if not beside:
+        axes.grid(visible=False, axis="y")
+        axes.grid(axis="x", color=GRID, linewidth=0.8)
+    if metric == "dice":
+        failed = FAILURE_DICE * 100
+        line(failed, color="#b44", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.6)
+        limit(max(0.0, min(failed - 5, float(lines.min()) - 3)), min(100.0, max(failed + 5, float(lines.max()) + 4)))
+    elif lines.min() > 0 and lines.max() > 20 * np.median(lines):
+        # one penalty distance would press all other cases into a line
+        (axes.set_yscale if beside else axes.set_xscale)("log")
+        axis = axes.yaxis if beside else axes.xaxis
+        axis.set_major_formatter(ScalarFormatter())
+        axis.set_minor_formatter(NullFormatter())
+        style_axes(axes, title, "" if beside else "logarithmic scale", "logarithmic scale" if beside else "")
+    else:
+        limit(0, max(1.0, 1.05 * float(lines.max())))
 
 
 def wrapped(text: str, width: int = 16) -> str:

@@ -29,7 +29,7 @@ from monai_ssl.reports.findings import (
 )
 from monai_ssl.reports.numbers import MINUS, interval_text, metric_unit, number_text, p_value_text, plural
 from monai_ssl.reports.page import Picture, Table, render_html, render_markdown
-from monai_ssl.reports.run import ROLE_NAMES, LoadedRun, ReportRun, load_runs, report_run, run_name
+from monai_ssl.reports.run import LoadedRun, ReportRun, load_runs, report_run, role_text, run_name
 
 __all__ = ["comparison_report", "report_evaluation", "write_report"]
 
@@ -233,7 +233,7 @@ def headline_table(runs: Sequence[LoadedRun], label: str | None = None) -> Table
         rows.append(
             [
                 run.name,
-                ROLE_NAMES[run.role],
+                role_text(run),
                 f"{mean} ± {sd} [{median}]",
                 interval_text(dice["ci_low"], dice["ci_high"], 1, 100),
                 number_text(block["jaccard"]["mean"], 1, 100),
@@ -310,4 +310,6 @@ def provenance(run: LoadedRun) -> list[tuple[str, str]]:
     first = ("command", "seed", "dataset", "ckpt", "date", "versions", "machine")
     meta = run.results.meta
     keys = [key for key in first if key in meta] + [key for key in meta if key not in first]
+    if isinstance(meta.get("training"), Mapping):  # what it came to use is compared above, and in summary.json
+        meta = {**meta, "training": {key: value for key, value in meta["training"].items() if key != "resolved"}}
     return [(key, text(meta[key])) for key in keys if meta[key] is not None]

@@ -37,6 +37,8 @@ __all__ = [
 # Okabe and Ito's palette: apart for every common form of color blindness
 CLASS_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#0072B2")
 REFERENCE_COLOR = "#F0E442"
+# pictures in a row
+PANELS = 6
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e7eb"
 
 
@@ -317,13 +319,17 @@ def comparison_figure(
     ratio = picture.shape[1] * aspect[1] / (picture.shape[0] * aspect[0])
     size = 2.7
     lines = max((name.count("\n") + 1 for name in masks), default=1)
-    height = min(6.0, max(1.2, size * ratio)) + 0.2 * lines + (0.45 if masks else 0.1)
-    figure = new_figure(size * (1 + len(masks)), height)
-    panels = figure.subplots(1, 1 + len(masks), squeeze=False)[0]
+    columns = min(1 + len(masks), PANELS)
+    rows = -(-(1 + len(masks)) // columns)
+    height = rows * (min(6.0, max(1.2, size * ratio)) + 0.2 * lines) + (0.45 if masks else 0.1)
+    figure = new_figure(size * columns, height)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
     draw_slice(panels[0], picture, aspect, "image", directions[:2])
-    for axes, (name, mask) in zip(panels[1:], masks.items(), strict=True):
-        draw_slice(axes, picture, aspect, name)
+    for axes, (name, mask) in zip(panels[1:], masks.items(), strict=False):
+        draw_slice(axes, picture, aspect, name, directions[:2])
         outline_pair(axes, None if truth is None else truth[window], mask[window], values)
+    for axes in panels[1 + len(masks) :]:
+        axes.set_visible(False)
     if masks:
         handles = outline_legend(values, labels, truth is not None)
         figure.legend(
@@ -339,6 +345,7 @@ def overlay_figure(
     path: str | os.PathLike[str] | None = None,
     spacing: Sequence[float] | None = None,
     labels: Mapping[int, str] | None = None,
+    affine: np.ndarray | None = None,
 ) -> Figure:
     """Picture one case: the image, and next to it the outlines of label and prediction on it.
 
@@ -353,6 +360,7 @@ def overlay_figure(
         path: PNG file to write; its folder is created.
         spacing: voxel size, one value per axis; sets the aspect of the picture.
         labels: class names by value, for the legend.
+        affine: of the file; turns the case upright and names the patient's sides; replaces ``spacing``.
 
     Returns:
         The matplotlib figure (an ``SummaryWriter.add_figure`` takes it as it is).
@@ -365,12 +373,22 @@ def overlay_figure(
         >>> mask[4:12, 4:12, 2:6] = 1
         >>> figure = overlay_figure(np.random.rand(16, 16, 8), mask, mask)
     """
+    directions: Sequence[str] = ()
+    if affine is not None:
+        given = [value for value in (label, prediction) if value is not None]
+        dims = _spatial("label", given[0]).ndim if given else affine.shape[0] - 1
+        volume = to_array(image)
+        volume = volume.reshape(-1, *volume.shape[volume.ndim - dims :])[0]  # the first channel
+        image, spacing, directions = upright(volume, affine)
+        label, prediction = (
+            None if value is None else upright(_spatial("label", value), affine)[0] for value in (label, prediction)
+        )
     panel = "label and prediction" if label is not None else "prediction"
     if prediction is None and label is not None:
         panel, predictions = "label", {"label": np.zeros_like(to_array(label))}
     else:
         predictions = {} if prediction is None else {panel: prediction}
-    figure = comparison_figure(image, label, predictions, spacing, labels)
+    figure = comparison_figure(image, label, predictions, spacing, labels, directions)
     if path is not None:
         write_atomically({Path(path): figure_png(figure)})
     return figure

@@ -9,14 +9,27 @@ from typing import Any
 
 from monai_ssl.metrics.results import read_results
 from monai_ssl.metrics.statistics import Comparison, compare
-from monai_ssl.reports.numbers import interval_text, metric_unit, number_text, p_value_text, plural
+from monai_ssl.reports.numbers import DASH, interval_text, metric_unit, number_text, p_value_text, plural
 from monai_ssl.reports.page import Table
 from monai_ssl.reports.run import ROLE_NAMES, ROLES, STATED, WEIGHT, LoadedRun, role_beside, run_name, training_of
 
 __all__ = ["answer", "comparison_sentence", "findings", "missing_references", "summary_lines", "verdict", "warnings"]
 
 # settings in which runs of different roles differ by definition
-BY_ROLE = {"bundle", "datalist", WEIGHT}
+BY_ROLE = {
+    "matched_floor": {WEIGHT},
+    "floor": {"bundle", "datalist", WEIGHT, "unlabeled_batch_size", "unlabeled cases", "network_def#_target_"},
+    "reference": set(),
+}
+BY_ROLE["ceiling"] = BY_ROLE["floor"] | {"labeled cases"}
+QUESTIONS = {
+    "matched_floor": "differ in more than the weight of the unsupervised terms",
+    "floor": "differ in more than the method",
+    "ceiling": "differ in more than method and labels",
+    "reference": "differ",
+}
+# differences that a sentence lists; the table has all
+LISTED = 8
 
 
 def comparison_sentence(comparison: Comparison, name_a: str, name_b: str) -> str:
@@ -112,19 +125,19 @@ def warnings(runs: Sequence[LoadedRun]) -> list[str]:
             )
     for first, second in pairs(runs):
         one, two = first.run.training, second.run.training
-        if one is None or two is None:
-            continue
-        meant = {WEIGHT} if second.role == "matched_floor" else BY_ROLE
-        if second.role == "reference" or first.role == "matched_floor":
+        if one is None or two is None or first.role == "matched_floor":
             continue
         found = [
-            f"{key} ({_shown(key, a)} and {_shown(key, b)})" for key, a, b in one.differences(two) if key not in meant
+            f"{key} ({_shown(key, a)} and {_shown(key, b)})"
+            for key, a, b in one.differences(two)
+            if key not in BY_ROLE[second.role]
         ]
         if found:
-            question = "the weight of the unsupervised terms" if second.role == "matched_floor" else "method and labels"
+            rest = f" and {len(found) - LISTED} more, in the table of settings" if len(found) > LISTED else ""
+            one_question = second.role == "reference" and len(found) == 1
+            whole = "" if one_question else " The difference of their scores is due to all of it."
             sentences.append(
-                f"{first.name} and {second.name} differ in more than {question}: {', '.join(found)}. The difference "
-                "of their scores is due to all of it."
+                f"{first.name} and {second.name} {QUESTIONS[second.role]}: {', '.join(found[:LISTED])}{rest}.{whole}"
             )
     return sentences
 
@@ -136,12 +149,14 @@ def _shown(key: str, value: Any) -> str:
 def settings_table(runs: Sequence[LoadedRun]) -> Table | None:
     """Settings in which the runs differ, one column per run; None where there are none."""
     known = [(run, run.run.training) for run in runs if run.run.training is not None]
-    keys = list(dict.fromkeys(key for _, training in known for key in (training.settings if training else ())))
+    resolved = {key for _, training in known if training for key in training.resolved}
+    keys = list(dict.fromkeys(key for _, training in known if training for key in training.known))
     rows = []
     for key in keys:
-        values = [_shown(key, training.settings.get(key)) for _, training in known if training]
-        if len(set(values)) > 1:
-            rows.append([key, *values])
+        values = [training.known.get(key, DASH if key in resolved else None) for _, training in known if training]
+        stated = [value for value in values if value != DASH]  # what only one of several methods has is no difference
+        if any(value != stated[0] for value in stated):
+            rows.append([key, *(value if value == DASH else _shown(key, value) for value in values)])
     if not rows:
         return None
     return Table(["Setting", *(run.name for run, _ in known)], rows, range(len(known) + 1))
@@ -180,6 +195,9 @@ def missing_references(runs: Sequence[LoadedRun]) -> list[str]:
     group = by_role(runs)
     if not group["method"]:
         return ["No run in this report uses the unlabeled images: it states results and compares nothing."]
+    trainings = [run.run.training for run in group["method"]]
+    if all(training is not None and not training.uses_unlabeled for training in trainings):
+        return []  # floors tell what unlabeled images bring, of which these have learned nothing
     sentences = []
     if not group["matched_floor"]:
         sentences.append(

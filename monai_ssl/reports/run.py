@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai_ssl.data.cases import case_names, image_files
+from monai_ssl.data.cases import case_names, image_files, split_suffix
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.errors import DataError
+from monai_ssl.files import files_below
 from monai_ssl.metrics.cases import Row
 from monai_ssl.metrics.results import Results, read_results
 from monai_ssl.metrics.statistics import check_same_cases, summarize
@@ -37,9 +38,9 @@ TITLES = {
 }
 WEIGHT = "method#unsupervised_weight"
 # what every complete record states: where it is missing it is unknown, not the default
-STATED = {"bundle", "dataset", "datalist", "flavor", "max_iterations"}
+STATED = {"bundle", "dataset", "datalist", "flavor", "max_iterations", "test_time_augmentation"}
 # entries of run.json that say where and when, not how a run was trained
-NO_SETTINGS = {"command", "status", "machine", "versions", "overrides", "dataset_dir", "iteration"}
+NO_SETTINGS = {"command", "status", "machine", "versions", "overrides", "dataset_dir", "iteration", "resolved"}
 NO_OVERRIDES = {"num_workers", "device", "resume", "output_dir", "save_interval", "val_interval", "tensorboard"}
 LOGS = ("training.csv", "validation.csv")
 
@@ -73,6 +74,7 @@ class Training:
         iteration: iterations of the scored weights; None where nobody knows.
         max_iterations: iterations that were asked for.
         n_labeled: labeled cases; None where the datalist is gone.
+        resolved: what the training came to use, defaults included, as far as its checkpoint says; wins over settings.
 
     Example:
         >>> record = {"bundle": "dtc", "max_iterations": 300, "overrides": {"seed": 1, "device": "cpu"}}
@@ -85,6 +87,7 @@ class Training:
     iteration: int | None = None
     max_iterations: int | None = None
     n_labeled: int | None = None
+    resolved: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, record: Mapping[str, Any], iteration: int | None = None) -> Training:
@@ -104,7 +107,7 @@ class Training:
         n_labeled = None
         with contextlib.suppress(DataError, KeyError, OSError):
             n_labeled = load_datalist(record["datalist"], record["dataset_dir"]).counts()["training"]
-        return cls(settings, iteration, record.get("max_iterations"), n_labeled)
+        return cls(settings, iteration, record.get("max_iterations"), n_labeled, record.get("resolved") or {})
 
     @property
     def bundle(self) -> str:
@@ -121,19 +124,32 @@ class Training:
         """Factor of the unsupervised terms; 1 where it was not changed."""
         return float(self.settings.get(WEIGHT, 1.0))
 
+    @property
+    def uses_unlabeled(self) -> bool:
+        """Whether the weights owe anything to a loss on unlabeled images."""
+        return self.unsupervised_weight != 0 and not learns_from_labels_alone(self.bundle)
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """Settings, and what they came to be."""
+        return {**self.settings, **self.resolved}
+
     def differences(self, other: Training) -> list[tuple[str, Any, Any]]:
         """Settings that differ, with both values; None is the default. What one record does not state is left out.
+
+        So is what only one of two different methods has.
 
         Example:
             >>> one, two = (Training.of({"bundle": "dtc", "overrides": {"seed": seed}}) for seed in (1, 2))
             >>> one.differences(two)
             [('seed', 1, 2)]
         """
-        mine, theirs = self.settings, other.settings
+        mine, theirs = self.known, other.known
+        stated = STATED | self.resolved.keys() | other.resolved.keys()
         return [
             (key, mine.get(key), theirs.get(key))
             for key in sorted(mine.keys() | theirs.keys())
-            if mine.get(key) != theirs.get(key) and not (key in STATED and (key not in mine or key not in theirs))
+            if mine.get(key) != theirs.get(key) and not (key in stated and (key not in mine or key not in theirs))
         ]
 
 
@@ -199,6 +215,16 @@ class LoadedRun:
         return self.results.rows
 
 
+def method_color(number: int, total: int) -> str:
+    """A color of its own for every run that has none by its role; beyond a palette, from light to dark."""
+    if total <= len(_METHOD_COLORS):
+        return _METHOD_COLORS[number]
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    return to_hex(colormaps["turbo"](0.05 + 0.9 * number / max(total - 1, 1)))
+
+
 def load_runs(runs: Sequence[ReportRun]) -> list[LoadedRun]:
     """Read the results of all runs, in the order of :data:`ROLES`.
 
@@ -216,7 +242,7 @@ def load_runs(runs: Sequence[ReportRun]) -> list[LoadedRun]:
     for run in sorted(runs, key=lambda item: ROLES.index(item.role or "method")):
         color = _ROLE_COLORS.get(run.role or "")
         if color is None or any(item.color == color for item in loaded):
-            color, methods = _METHOD_COLORS[methods % len(_METHOD_COLORS)], methods + 1
+            color, methods = method_color(methods, len(runs)), methods + 1
         results = read_results(run.results)
         loaded.append(LoadedRun(run, results, summarize(results.rows), color))
     for other in loaded[1:]:
@@ -295,7 +321,10 @@ def training_of(results: Path, meta: Mapping[str, Any]) -> Training | None:
             record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-    return Training.of(record) if isinstance(record, Mapping) else None
+    if not isinstance(record, Mapping):
+        return None
+    tta = {key: meta[key] for key in ("test_time_augmentation",) if key in meta}  # of the scores, not of the weights
+    return Training.of({**record, **tta})
 
 
 def role_beside(method: Training | None, other: Training | None) -> str:
@@ -324,6 +353,14 @@ def role_beside(method: Training | None, other: Training | None) -> str:
     return "ceiling" if other.n_labeled > method.n_labeled else "reference"
 
 
+def role_text(run: LoadedRun) -> str:
+    """What a run is in a comparison. One that is evaluated by itself need not be a method."""
+    training = run.run.training
+    if run.role != "method" or training is None or training.uses_unlabeled:
+        return ROLE_NAMES[run.role]
+    return "labels only" if training.unsupervised_weight else "at weight 0"
+
+
 def learns_from_labels_alone(bundle: str) -> bool:
     """Whether the method of a shipped bundle looks at no unlabeled image."""
     import importlib
@@ -347,7 +384,7 @@ def overlays_of(results: Path, meta: Mapping[str, Any]) -> dict[str, Overlay]:
     if not datalist or not Path(datalist).is_file() or not predictions.is_dir():
         return {}
     entries = load_datalist(datalist, folder).section(meta["section"])
-    files = {file.name.split(".")[0]: file for file in predictions.rglob("*.nii*")}
+    files = {split_suffix(file.name)[0]: file for file in files_below(predictions) if split_suffix(file.name)[1]}
     found = {}
     for name, entry in zip(case_names(entries), entries, strict=True):
         path = files.get(f"{Path(name).name}_seg") or files.get(Path(name).name)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
-from monai_ssl.errors import PROGRAM, DataError, UsageError, counted, plural
+from monai_ssl.errors import OVERWRITE, PROGRAM, DataError, UsageError, counted, plural
 
 if TYPE_CHECKING:
     from monai_ssl.curation.prepare import Prepared
@@ -166,7 +166,7 @@ def split(
     if target is not None and target.suffix.lower() not in {".yaml", ".yml"}:
         raise DataError(f"preset: must be a .yaml file, got {os.fspath(target)!r}")
     if target is not None and target.exists() and not overwrite:
-        raise DataError(f"preset: {target} exists already; choose another name or pass --overwrite")
+        raise DataError(f"preset: {target} exists already; choose another name, or replace it with {OVERWRITE}")
 
     from monai_ssl.curation.propose import propose_preset, write_preset
     from monai_ssl.curation.split import make_split

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from monai_ssl.errors import DataError, UsageError
+from monai_ssl.errors import PROGRAM, DataError, UsageError, enumerated
 from monai_ssl.runs.folder import Run
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def evaluate(
         datalist: default: the training's.
         predictions: score these files (named CASE_seg.nii.gz or like the images) instead of running a network.
         dataset: preset that names the classes, with `predictions`; default: left_atrium.
-        against: results folder of another run on the same cases.
+        against: results folder of another run on the same cases (RUN/evaluation-testing).
         ckpt: other weights than RUN/model.pt.
         **overrides: ids of the bundle's configs, with RUN: device, amp, ...
 
@@ -106,11 +106,12 @@ def evaluate(
     if predictions is not None and overrides:
         raise UsageError(f"evaluate: unknown option --{next(iter(overrides))} (with --predictions)")
     settings: dict[str, Any] = {}
+    run = None if run is None else Run.open(run)
+    other = None if against is None else scored("against", against)  # before the work, not after it
     if run is not None:
         from monai_ssl.bundle.overrides import handed_on, literal, merged_config
         from monai_ssl.data.loading import load_datalist
 
-        run = Run.open(run)
         configs = ["train.yaml", "evaluate.yaml"]
         folder, settings = run.settings(configs, overrides)
         data = Path(dataset_dir or run.record.dataset_dir).expanduser().resolve()
@@ -124,13 +125,9 @@ def evaluate(
             "ckpt": literal(run.weights(ckpt)),
         }
 
-    from monai_ssl.metrics import read_results
     from monai_ssl.reports import report_evaluation
     from monai_ssl.runs.scoring import evaluate_predictions, evaluate_run
 
-    other = None if against is None else Path(against).expanduser()
-    if other is not None:
-        read_results(other)  # before the work, not after it
     if run is None:
         results = evaluate_predictions(
             predictions, str(dataset or "left_atrium"), dataset_dir, datalist, section, output  # type: ignore[arg-type]
@@ -139,6 +136,28 @@ def evaluate(
         results = evaluate_run(folder, run.folder, settings, Path(output) if output else None)
     report_evaluation(results, other)
     return Evaluation(results, other)
+
+
+def scored(argument: str, place: str | Path | Evaluation) -> Path:
+    """The folder of results that an argument names.
+
+    Raises:
+        DataError: when it holds none, naming those of a run, or they cannot be read.
+    """
+    from monai_ssl.metrics import read_results
+
+    folder = place.folder if isinstance(place, Evaluation) else Path(place).expanduser()
+    if not folder.is_dir():
+        raise DataError(f"{argument}: {folder} is no folder; give one that `{PROGRAM} evaluate` wrote")
+    try:
+        read_results(folder)
+    except FileNotFoundError:
+        inside = sorted(str(path.parent) for path in folder.glob("*/summary.json"))
+        hint = f"did you mean {enumerated(inside)}?" if inside else f"evaluate that run first: {PROGRAM} evaluate RUN"
+        raise DataError(f"{argument}: {folder} holds no results (per_case.csv, summary.json); {hint}") from None
+    except ValueError as error:
+        raise DataError(f"{argument}: {error}") from None
+    return folder
 
 
 def report(
@@ -175,9 +194,5 @@ def report(
     from monai_ssl.reports import comparison_report
 
     given = {"floor": floor, "matched_floor": matched_floor, "method": method, "ceiling": ceiling}
-    folders = {
-        role: place.folder if isinstance(place, Evaluation) else Path(place).expanduser()
-        for role, place in given.items()
-        if place is not None
-    }
+    folders = {role: scored(role, place) for role, place in given.items() if place is not None}
     return comparison_report(page, title, folders)

@@ -104,15 +104,28 @@ class Run:
         Raises:
             DataError: when the checkpoint cannot be read.
         """
-        from monai_ssl.weights import load
-
         if not self.checkpoint.is_file():
             return 0
-        state = load(self.checkpoint)
-        done = state.get("iteration") if isinstance(state, dict) else None
+        done = self._state().get("iteration")
         if isinstance(done, bool) or not isinstance(done, int) or done < 0:
             raise DataError(f"{self.checkpoint}: is no checkpoint of a run (no number of iterations); move it away")
         return done
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decided the training, as its checkpoint says; empty without one, or with an old one.
+
+        Raises:
+            DataError: when the checkpoint cannot be read.
+        """
+        identity = self._state().get("identity") if self.checkpoint.is_file() else None
+        return identity if isinstance(identity, dict) else {}
+
+    def _state(self) -> dict[str, Any]:
+        from monai_ssl.weights import load
+
+        state = load(self.checkpoint)
+        return state if isinstance(state, dict) else {}
 
     def weights(self, ckpt: str | os.PathLike[str] | None = None) -> Path:
         """The weights to use; says so when they are those of an unfinished training.

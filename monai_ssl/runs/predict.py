@@ -48,7 +48,7 @@ def open_segmenter(bundle: Path, overrides: Mapping[str, Any] | None = None) -> 
     return segmenter
 
 
-def segment_folder(bundle: Path, overrides: Mapping[str, Any]) -> tuple[int, int]:
+def segment_folder(bundle: Path, overrides: Mapping[str, Any]) -> tuple[int, int, tuple[str, ...]]:
     """Run a bundle's inference: what ``python -m monai.bundle run --config_file configs/inference.yaml`` does.
 
     Args:
@@ -56,7 +56,7 @@ def segment_folder(bundle: Path, overrides: Mapping[str, Any]) -> tuple[int, int
         overrides: ids -> values: ``dataset_dir``, ``output_dir``, ``ckpt``, ``tta``, ``uncertainty``, ``jobs``, ...
 
     Returns:
-        numbers of images segmented now and found finished.
+        numbers of images segmented now and found finished, and the names of those in which nothing was drawn now.
 
     Raises:
         DataError: for an unknown id, results of another model in ``output_dir``, and at the end, when images could not
@@ -64,8 +64,8 @@ def segment_folder(bundle: Path, overrides: Mapping[str, Any]) -> tuple[int, int
     """
     evaluator = run_bundle(bundle, [CONFIG], dict(overrides)).get_parsed_content("evaluator")
     if isinstance(evaluator, VolumeSegmenter):
-        return evaluator.written, evaluator.found
-    return int(evaluator.state.iteration), 0  # an evaluator of your own
+        return evaluator.written, evaluator.found, tuple(evaluator.empty)
+    return int(evaluator.state.iteration), 0, ()  # an evaluator of your own
 
 
 def _cause(error: BaseException) -> BaseException:

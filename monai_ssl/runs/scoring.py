@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +27,15 @@ def evaluate_run(
     """Run the bundle's evaluation; returns the results folder with ``predictions/`` in it."""
     results = (output or run / f"evaluation-{settings['section']}").expanduser().resolve()
     run_bundle(bundle, ["train.yaml", "evaluate.yaml"], {**settings, "output_dir": literal(results)})
-    add_meta(results, training=training_facts(Run(run), read_results(results).meta.get("ckpt")))
+    read = read_results(results)
+    facts = training_facts(Run(run), read.meta.get("ckpt"))
+    done, total = facts.get("iteration"), facts.get("max_iterations")
+    if None in (done, total) or done == total:
+        add_meta(results, training=facts)
+        return results
+    # the table of cases travels alone, into spreadsheets: it says so in every row
+    rows = [{**row, "weights": f"unfinished: iteration {done} of {total}"} for row in read.rows]
+    write_results(results, rows, {**read.meta, "training": facts})
     return results
 
 
@@ -38,12 +47,44 @@ def training_facts(run: Run, ckpt: str | Path | None = None) -> dict[str, Any]:
         ckpt: the scored weights; of another file than the run's own nobody knows the iteration.
 
     Returns:
-        Content of ``run.json`` without command, versions and machine, and ``iteration`` where it is known.
+        Content of ``run.json`` without command, versions and machine; ``iteration`` where it is known; and
+        ``resolved``, what the training came to use, defaults of bundle and preset included, as its checkpoint says.
     """
     facts = run.record.model_dump(exclude={"command", "versions", "machine"})
     if ckpt is not None and Path(ckpt).resolve() != run.model:
         return {**facts, "status": "unknown"}
-    return {**facts, "iteration": run.iteration} if run.checkpoint.is_file() else facts
+    if not run.checkpoint.is_file():
+        return facts
+    return {**facts, "iteration": run.iteration, "resolved": resolved_settings(run.identity)}
+
+
+# Blocks of a config whose plain values are worth a comparison: data, network, loss, steps.
+COMPARED = (
+    "seed", "labeled_batch_size", "unlabeled_batch_size", "learning_rate", "accumulation_steps", "precision",
+    "processes", "preset", "network_def", "method", "optimizer", "lr_scheduler",
+)  # fmt: skip
+# said elsewhere (the protocol's values, as they came out), or no matter of the result
+NOT_COMPARED = ("preset#name", "preset#flavor", "preset#description", "preset#training", "preset#codes",
+                "preset#published", "preset#dicom", "method#_target_")  # fmt: skip
+
+
+def resolved_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a reader compares of everything that decided a training: plain values, and the data by their content.
+
+    Example:
+        >>> resolved_settings({"seed": 1, "method": "DTC", "method#slope": 1500.0, "labeled cases": [["ab", "cd"]]})
+        {'seed': 1, 'method#slope': 1500.0, 'labeled cases': '1, content 4c3df87d'}
+    """
+    found = {}
+    for key, value in identity.items():
+        reference = isinstance(value, str) and value.startswith(("$", "@"))
+        hidden = any(key == name or key.startswith(f"{name}#") for name in NOT_COMPARED)
+        if key.split("#")[0] in COMPARED and key != "method" and not reference and not hidden:
+            found[key] = value
+        elif key in ("labeled cases", "unlabeled cases"):
+            content = hashlib.sha256("".join(sorted(map("".join, value))).encode()).hexdigest()[:8]
+            found[key] = f"{len(value)}, content {content}" if value else "0"
+    return found
 
 
 def evaluate_predictions(

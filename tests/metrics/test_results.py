@@ -85,7 +85,7 @@ def test_interrupted_writing_leaves_the_old_files(tmp_path, rows, monkeypatch):
 
 
 def test_bad_folders(tmp_path, rows):
-    with pytest.raises(FileNotFoundError, match=r"must hold per_case\.csv"):
+    with pytest.raises(FileNotFoundError, match=r"holds no per_case\.csv"):
         read_results(tmp_path)
     write_results(tmp_path, rows, {})
     table = tmp_path / "per_case.csv"

@@ -222,6 +222,45 @@ def test_gradient_norm_is_no_loss_term(tmp_path):
     assert terms.get_ylim()[1] < 2
 
 
+def test_what_an_adversary_learns_is_drawn_by_itself(tmp_path):
+    log = tmp_path / "training.csv"
+    log.write_text(
+        "iteration,loss,dice,lr,grad_norm,critic/real,critic/fake,critic/grad_norm\n"
+        + "".join(f"{i},1,1,0.01,90,0.5,0.6,70\n" for i in range(9))
+    )
+    (run,) = load_runs([make_run(tmp_path / "m", "dtc", 0.1, cases=2, training_log=log)])
+    panels = curves_figure([run]).axes
+    shown = {axes.get_title(loc="left"): [line.get_label() for line in axes.lines] for axes in panels if axes.lines}
+    assert shown == {
+        "Total loss": ["dtc"], "Loss terms, weighted: dtc": ["dice"], "Terms of critic: dtc": ["real", "fake"]
+    }  # fmt: skip
+
+
+def overlaps(figure, artists):
+    """Pairs of artists whose drawn boxes overlap."""
+    figure.canvas.draw()
+    boxes = [artist.get_window_extent() for artist in artists]
+    return [(a, b) for k, a in enumerate(boxes) for b in boxes[:k] if a.overlaps(b)]
+
+
+def test_twenty_runs_stay_readable(tmp_path, logs):
+    names = [f"a method with a long name, number {i}" for i in range(20)]
+    runs = load_runs([make_run(tmp_path / str(i), n, 0.01 * i, 4, role="method", **logs) for i, n in enumerate(names)])
+    assert len({run.color for run in runs}) == 20
+    figure = case_figure(runs)
+    assert overlaps(figure, figure.axes[0].get_yticklabels()) == []
+    assert figure.get_size_inches()[0] <= 11  # as wide as the page: nothing is shrunk
+    curves = curves_figure(runs)
+    assert curves.get_size_inches()[0] <= 13
+    assert len([axes for axes in curves.axes if axes.get_visible()]) == 22
+    curves.canvas.draw()
+    for axes in curves.axes[:2]:  # twenty names: below the panel
+        assert axes.get_legend().get_window_extent().y1 <= axes.bbox.y0
+    ((_, pictures), *_) = overlay_figures(runs, runs[0])
+    assert pictures.get_size_inches()[0] <= 17
+    assert len([axes for axes in pictures.axes if axes.get_visible()]) == 21
+
+
 def test_dice_axis_is_never_negative_and_cuts_no_point(tmp_path):
     rows = []
     for case, (start, stop) in {"missed": (9, 12), "whole": (2, 8)}.items():
@@ -231,6 +270,9 @@ def test_dice_axis_is_never_negative_and_cuts_no_point(tmp_path):
     write_results(tmp_path / "m", rows, {})
     axes = case_figure(load_runs([ReportRun("m", tmp_path / "m")])).axes[0]
     assert axes.get_ylim() == (0.0, 100.0)
+    empty = [{**row, "dice": 0.0} for row in rows]
+    write_results(tmp_path / "e", empty, {})
+    assert case_figure(load_runs([ReportRun("e", tmp_path / "e")])).axes[0].get_ylim() == (0.0, 55.0)
     dots = axes.collections[0]
     assert sorted(dots.get_offsets()[:, 1]) == [0.0, 100.0]
     assert not dots.get_clip_on()

@@ -59,6 +59,14 @@ class TestAnswer:
             missing_references([run])[1] == "No floor (labeled cases only) is given. No ceiling (all labels) is given."
         )
 
+    @pytest.mark.parametrize(
+        ("record", "role"), [(training("supervised"), "labels only"), (training(weight=0), "at weight 0")]
+    )
+    def test_floors_are_missing_only_where_unlabeled_images_taught_something(self, tmp_path, record, role):
+        (run,) = loaded(tmp_path, method=(1, record))
+        assert missing_references([run]) == []
+        assert headline_table([run]).rows[0][1] == role
+
     def test_of_one_case(self, tmp_path):
         (run,) = load_runs([ReportRun("dtc", results(tmp_path, n=1))])
         assert answer(run) == f"dtc: Dice {100 * run.rows[0]['dice']:.1f} % on 1 case, 0 failed."
@@ -127,7 +135,63 @@ class TestWarnings:
 
     def test_another_length_than_the_floor(self, tmp_path):
         runs = loaded(tmp_path, floor=(2, training("supervised", max_iterations=100)), method=(1, training()))
-        assert "differ in more than method and labels: max_iterations (300 and 100)" in warnings(runs)[0]
+        assert "differ in more than the method: max_iterations (300 and 100)" in warnings(runs)[0]
+
+    def test_what_a_reference_differs_in(self, tmp_path):
+        other = training(weight=0.5, overrides={"network_def#base_channels": 8})
+        runs = loaded(tmp_path, reference=(2, other), method=(1, training()))
+        assert warnings(runs) == [
+            f"method run and reference run differ: {WEIGHT} (default and 0.5), network_def#base_channels (default and "
+            "8). The difference of their scores is due to all of it."
+        ]
+        runs = loaded(tmp_path, reference=(2, training("caml")), method=(1, training()))
+        assert warnings(runs) == ["method run and reference run differ: bundle (dtc and caml)."]
+
+    @pytest.mark.parametrize(
+        ("role", "differing", "said"),
+        [
+            ("matched_floor", {"preset#spacing": [1, 1, 1]}, "preset#spacing ([2, 2, 2] and [1, 1, 1])"),
+            ("matched_floor", {"labeled cases": "8, content b"}, "labeled cases (8, content a and 8, content b)"),
+            ("matched_floor", {"unlabeled cases": "9, content d"}, "unlabeled cases (40, content c and 9, content d)"),
+            ("matched_floor", {"network_def#_target_": "my.Net"}, "network_def#_target_ (VNet and my.Net)"),
+            ("matched_floor", {"method#slope": 3}, "method#slope (1500 and 3)"),
+            ("matched_floor", {"learning_rate": 0.1}, "learning_rate (0.01 and 0.1)"),
+            ("floor", {"labeled cases": "8, content b"}, "labeled cases (8, content a and 8, content b)"),
+            ("floor", {"preset#spacing": [1, 1, 1]}, "preset#spacing ([2, 2, 2] and [1, 1, 1])"),
+            ("ceiling", {"learning_rate": 0.1}, "learning_rate (0.01 and 0.1)"),
+            # what the question is about
+            ("floor", {"unlabeled cases": "0", "unlabeled_batch_size": 0, "network_def#_target_": "Net"}, None),
+            ("ceiling", {"labeled cases": "48, content x", "unlabeled cases": "0"}, None),
+        ],
+    )
+    def test_what_the_trainings_came_to_use_is_compared(self, tmp_path, role, differing, said):
+        used = {"preset#spacing": [2, 2, 2], "labeled cases": "8, content a", "unlabeled cases": "40, content c",
+                "network_def#_target_": "VNet", "method#slope": 1500, "learning_rate": 0.01,
+                "unlabeled_batch_size": 2, WEIGHT: 1}  # fmt: skip
+        bundle, weight = ("dtc", 0) if role == "matched_floor" else ("supervised", 1)
+        theirs = used | differing | {WEIGHT: weight}
+        if role != "matched_floor":
+            theirs.pop("method#slope", None)
+        other = training(bundle, weight=weight, resolved=theirs)
+        runs = loaded(tmp_path, method=(1, training(resolved=used)), **{role: (2, other)})
+        assert [sentence.partition(": ")[2].rpartition(". ")[0] for sentence in warnings(runs)] == (
+            [said] if said else []
+        )
+        shown = [row[0] for row in settings_table(runs).rows]
+        assert set(differing) <= set(shown)
+        assert "method#slope" not in set(shown) - set(differing)
+
+    def test_scores_over_mirrored_views_are_not_compared_silently(self, tmp_path):
+        one, two = training(), training(weight=0)
+        found = warnings(loaded(tmp_path, method=(1, one | {"test_time_augmentation": True}),
+                                matched_floor=(2, two | {"test_time_augmentation": False})))  # fmt: skip
+        assert "test_time_augmentation (True and False)" in found[0]
+
+    def test_many_differences_are_counted(self, tmp_path):
+        one, two = ({f"preset#{k}": value for k in range(12)} for value in (1, 2))
+        runs = loaded(tmp_path, method=(1, training(resolved=one)), matched_floor=(2, training(weight=0, resolved=two)))
+        assert " and 4 more, in the table of settings. The" in warnings(runs)[0]
+        assert len(settings_table(runs).rows) == 13
 
     def test_nothing_is_said_of_runs_without_a_record(self, tmp_path):
         runs = loaded(tmp_path, floor=(2, None), method=(1, training()))
