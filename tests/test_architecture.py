@@ -20,7 +20,7 @@ LAYERS = (
     ("methods", "data", "bundle", "metrics"),
     ("losses", "transforms"),
     ("networks",),
-    ("weights", "dicom"),
+    ("weights", "dicom", "mistakes"),
     ("errors", "files", "distributed", "interrupts", "labels", "machine", "_lazy"),
 )
 LEVEL = {room: len(LAYERS) - number for number, rooms in enumerate(LAYERS) for room in rooms}

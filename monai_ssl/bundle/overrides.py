@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from monai_ssl.bundle.ranges import ROOTS, check_numbers, number_problems, parameter_problem
-from monai_ssl.errors import DataError
+from monai_ssl.errors import PROGRAM, DataError, enumerated
 
 # characters that MONAI's config language reads as ids, references, expressions and macros
 _SPECIAL = "#@%$:"
@@ -159,6 +159,8 @@ def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str
     check_numbers(config, f"{bundle.name}/configs/{configs[-1]}")
     for key, value in overrides.items():
         block, name = _find(config, key)
+        if key == "device":
+            check_device(value)
         if not isinstance(value, bool):
             _check_number(config, block, key, name, value)
         present = block.get(name) if isinstance(block, dict) else None
@@ -172,6 +174,44 @@ def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str
             wanted, optional = _boolean_parameter(block["_target_"], name)
         if wanted and not (optional and value is None):
             raise DataError(f"--{key}: must be true or false, got {value!r}")
+
+
+@functools.cache
+def _preset_keys() -> frozenset[str]:
+    from monai_ssl.data.preset import Augmentation, Intensity, Preset, Window
+
+    return frozenset(name for model in (Preset, Augmentation, Intensity, Window) for name in model.model_fields)
+
+
+def check_device(device: Any) -> None:
+    """A device that this machine has.
+
+    Raises:
+        DataError: naming what there is.
+
+    Example:
+        >>> check_device("cpu")
+        >>> check_device("gpu")
+        Traceback (most recent call last):
+        ...
+        monai_ssl.errors.DataError: --device: must be cpu, cuda, cuda:0, ... or mps, got 'gpu'
+    """
+    if not isinstance(device, str) or device.startswith(("$", "@")):
+        return
+    found = re.fullmatch(r"(cpu|mps|cuda(?::(\d+))?)", device)
+    if not found:
+        raise DataError(f"--device: must be cpu, cuda, cuda:0, ... or mps, got {device!r}")
+    import torch
+
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise DataError("--device: this machine has no MPS device (Apple's GPUs), got 'mps'; use cpu")
+    if device.startswith("cuda"):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            built = "" if torch.version.cuda else ", and this build of PyTorch could use none"
+            raise DataError(f"--device: no CUDA GPU is to be seen here{built}, got {device!r}; use cpu")
+        if int(found[2] or 0) >= count:
+            raise DataError(f"--device: the GPUs here are cuda:0 to cuda:{count - 1}, got {device!r}")
 
 
 def _check_number(config: Mapping[str, Any], block: Any, key: str, name: str, value: Any) -> None:
@@ -223,5 +263,10 @@ def _find(config: dict[str, Any], key: str) -> tuple[Any, str]:
             )
             near = difflib.get_close_matches(part, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise DataError(f"--{key}: no such id in the bundle's configs{hint} (known: {', '.join(known)})")
+            if part in _preset_keys() and depth == 0:
+                raise DataError(
+                    f"--{key}: is a key of the preset, not an option: `{PROGRAM} preset NAME my.yaml` copies one; "
+                    "change it there and give --dataset my.yaml"
+                )
+            raise DataError(f"--{key}: no such id in the bundle's configs{hint} (known: {enumerated(known, 30)})")
     raise DataError(f"--{key}: no such id in the bundle's configs")

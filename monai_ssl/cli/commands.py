@@ -117,7 +117,8 @@ def _show_prepared(done: Prepared, given: Given) -> int:
     from monai_ssl.curation.prepare import RECIPES
     from monai_ssl.curation.prepare.engine import option_names
 
-    cropped = "crop" in option_names(RECIPES[given["dataset"]])
+    recipe = RECIPES.get(given["dataset"])  # none makes the phantom
+    cropped = recipe is not None and "crop" in option_names(recipe)
     if cropped and given.get("crop", "literature") == "literature":
         print("ATTENTION: images are cropped around their LABELS, as in the literature. The crop tells where the "
               "organ is, also in unlabeled and test cases: results do not carry over to whole scans.")  # fmt: skip

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import monai_ssl
 from monai_ssl.cli.commands import COMMANDS, PROGRAM
 from monai_ssl.cli.console import quiet
-from monai_ssl.cli.errors import users_mistake
 from monai_ssl.cli.help import command_help, overview
 from monai_ssl.cli.parsing import parse
 from monai_ssl.errors import TrainingInterrupted, UsageError
+from monai_ssl.mistakes import users_mistake
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

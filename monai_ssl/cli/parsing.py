@@ -90,7 +90,7 @@ def _option(command: Command, typed: str, word: str, named: dict[str, inspect.Pa
         key = FORMER_OPTIONS[key]
     if key in named:
         return key
-    near = difflib.get_close_matches(key, named, n=1, cutoff=0.85 if free and key else 0.6)
+    near = difflib.get_close_matches(key, named, n=1, cutoff=0.8 if free and key else 0.6)
     if free and key and not near:
         return key
     hint = f"; did you mean --{near[0]}?" if near else ""

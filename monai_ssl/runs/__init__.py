@@ -9,10 +9,22 @@ from monai_ssl._lazy import lazy_names
 if TYPE_CHECKING:
     from monai_ssl.runs.evaluation import Evaluation
     from monai_ssl.runs.folder import CHECKPOINT, MODEL, Run
+    from monai_ssl.runs.monai_program import say_mistakes_in_a_line
     from monai_ssl.runs.record import Record
     from monai_ssl.weights import load, load_network, save
 
-__all__ = ["CHECKPOINT", "MODEL", "Evaluation", "Record", "Run", "load", "load_network", "save"]
+__all__ = [
+    "CHECKPOINT",
+    "MODEL",
+    "Evaluation",
+    "Record",
+    "Run",
+    "load",
+    "load_network",
+    "save",
+    "say_mistakes_in_a_line",
+    "say_where",
+]
 
 _HOMES = {
     "CHECKPOINT": "monai_ssl.runs.folder",
@@ -23,6 +35,7 @@ _HOMES = {
     "load": "monai_ssl.weights",
     "load_network": "monai_ssl.weights",
     "save": "monai_ssl.weights",
+    "say_mistakes_in_a_line": "monai_ssl.runs.monai_program",
 }
 
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -200,7 +200,7 @@ def split(
 def prepare(
     dataset: str,
     source: str | Path,
-    output: str | Path,
+    output: str | Path | None = None,
     n_labeled: int | None = None,
     n_validation: int | None = None,
     n_testing: int | None = None,
@@ -216,8 +216,8 @@ def prepare(
     Repeat it to continue after an interruption: what is done is kept. docs/datasets.md has a section per data set.
 
     Args:
-        dataset: left_atrium, pancreas_ct, brats2019, acdc, mscmrseg2019, hippocampus, or msd for any task of the
-            Decathlon.
+        dataset: left_atrium, pancreas_ct, brats2019, acdc, mscmrseg2019, hippocampus, msd for any task of the
+            Decathlon, or phantom, which needs no download: `prepare phantom OUTPUT` makes synthetic scans.
         source: folder of the download, searched with its subfolders.
         output: new folder for images, labels, datalist.json and manifest.json.
         n_labeled: labeled patients, the first of the training list; default: as published.
@@ -243,9 +243,16 @@ def prepare(
     from monai_ssl.curation.prepare import RECIPES, build_recipe
     from monai_ssl.curation.prepare import prepare as run_recipe
 
+    if dataset == "phantom":
+        typed = {"workers": workers, "split": split, "download": download or None, **options}
+        if unused := [key for key, value in typed.items() if value is not None]:
+            raise UsageError(f"--{unused[0]}: has no meaning for phantom, whose scans are made, not prepared")
+        return _make_phantom(Path(output or source).expanduser(), n_labeled, n_validation, n_testing, seed)
+    if output is None:
+        raise UsageError(f"prepare: missing OUTPUT; usage: {PROGRAM} prepare {dataset} SOURCE OUTPUT")
     if dataset not in RECIPES:
-        near = difflib.get_close_matches(dataset, RECIPES, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(RECIPES)}"
+        near = difflib.get_close_matches(dataset, [*RECIPES, "phantom"], n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(RECIPES)}, phantom"
         raise DataError(
             f"dataset: {dataset!r} is not a data set that can be prepared, {hint}; your own data: {PROGRAM} split"
         )
@@ -253,6 +260,24 @@ def prepare(
     return run_recipe(
         recipe, source, output, n_labeled, n_validation, n_testing, split, seed, workers, check, download
     )  # fmt: skip
+
+
+def _make_phantom(
+    output: Path, n_labeled: int | None, n_validation: int | None, n_testing: int | None, seed: int | None
+) -> Prepared:
+    from monai_ssl.curation.phantom.dataset import write_phantom
+    from monai_ssl.curation.prepare import Prepared
+    from monai_ssl.data.loading import load_datalist
+
+    typed: dict[str, Any] = {"n_labeled": n_labeled, "n_validation": n_validation, "n_testing": n_testing, "seed": seed}
+    try:
+        path = write_phantom(output, **{key: value for key, value in typed.items() if value is not None})
+    except DataError:
+        raise
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    counts = load_datalist(path).counts()
+    return Prepared(path, counts, sum(counts.values()), 0, {}, [], [], "phantom", None)
 
 
 def check(

@@ -73,6 +73,10 @@ def train(
     if isinstance(source, (str, Path)) and str(source).endswith((".yaml", ".yml")):
         source = str(Path(source).expanduser().resolve())
     preset = load_preset(source, overrides.get("flavor"))
+    if preset.name == "phantom" and not Path(dataset_dir).expanduser().exists():
+        raise DataError(
+            f"dataset_dir: {dataset_dir} does not exist; `{PROGRAM} prepare phantom {dataset_dir}` writes one"
+        )
     cases = load_datalist(datalist, dataset_dir)
     cases.require("training")
     folder = Path(dataset_dir).expanduser().resolve()

@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from monai_ssl import cli
-from monai_ssl.cli.errors import users_mistake
 from monai_ssl.errors import DataError, UsageError
+from monai_ssl.mistakes import users_mistake
 from monai_ssl.runs import Run
 from monai_ssl.runs.demo import NAMES
 

@@ -11,6 +11,9 @@ import monai_ssl
 from monai_ssl.errors import DataError, ResourceError, TrainingDivergedError, out_of_resources
 from monai_ssl.files import FULL, FULL_ERRORS
 
+# how PyTorch refuses to normalize a batch of one voxel
+ONE_VALUE = "Expected more than 1 value per channel when training"
+
 
 def users_mistake(error: BaseException) -> str | None:
     """One line for an error that a user can act on; None for a bug of ours, which deserves its traceback.
@@ -30,6 +33,12 @@ def users_mistake(error: BaseException) -> str | None:
             return (
                 f"out of GPU memory ({_line(link)[:80]}...); try --accumulation_steps 2, smaller --labeled_batch_size "
                 "and --unlabeled_batch_size, or a smaller patch_size in the preset"
+            )
+        if isinstance(link, ValueError) and ONE_VALUE in str(link):
+            return (
+                "patch_size: is so small that the network's deepest level holds one voxel, and batch normalization "
+                "needs more than one value; use a patch of twice the size in the preset, or --labeled_batch_size 2 and "
+                "--unlabeled_batch_size 2 or more"
             )
     for link in chain:
         if isinstance(link, (MemoryError, RuntimeError)) and (known := out_of_resources(link)):
