@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from monai_ssl.bundle.ranges import ROOTS, check_numbers, number_problems, parameter_problem
-from monai_ssl.errors import PROGRAM, DataError, enumerated
+from monai_ssl.errors import DataError, enumerated
 
 # characters that MONAI's config language reads as ids, references, expressions and macros
 _SPECIAL = "#@%$:"
@@ -176,13 +176,6 @@ def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str
             raise DataError(f"--{key}: must be true or false, got {value!r}")
 
 
-@functools.cache
-def _preset_keys() -> frozenset[str]:
-    from monai_ssl.data.preset import Augmentation, Intensity, Preset, Window
-
-    return frozenset(name for model in (Preset, Augmentation, Intensity, Window) for name in model.model_fields)
-
-
 def check_device(device: Any) -> None:
     """A device that this machine has.
 
@@ -263,10 +256,5 @@ def _find(config: dict[str, Any], key: str) -> tuple[Any, str]:
             )
             near = difflib.get_close_matches(part, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            if part in _preset_keys() and depth == 0:
-                raise DataError(
-                    f"--{key}: is a key of the preset, not an option: `{PROGRAM} preset NAME my.yaml` copies one; "
-                    "change it there and give --dataset my.yaml"
-                )
             raise DataError(f"--{key}: no such id in the bundle's configs{hint} (known: {enumerated(known, 30)})")
     raise DataError(f"--{key}: no such id in the bundle's configs")

@@ -63,6 +63,7 @@ def train(
 
     home = find_bundle(bundle)
     overrides = american_overrides(overrides)
+    _refuse_preset_keys(overrides)
     check_overrides(home, ["train.yaml"], overrides)
 
     from monai_ssl.data.loading import load_datalist
@@ -75,7 +76,8 @@ def train(
     preset = load_preset(source, overrides.get("flavor"))
     if preset.name == "phantom" and not Path(dataset_dir).expanduser().exists():
         raise DataError(
-            f"dataset_dir: {dataset_dir} does not exist; `{PROGRAM} prepare phantom {dataset_dir}` writes one"
+            f"dataset_dir: must be an existing folder, got {dataset_dir}; `{PROGRAM} prepare phantom {dataset_dir}` "
+            "writes one"
         )
     cases = load_datalist(datalist, dataset_dir)
     cases.require("training")
@@ -119,6 +121,20 @@ def train(
             run.settle()
         run.finish(record)
     return run
+
+
+def _refuse_preset_keys(overrides: Mapping[str, Any]) -> None:
+    """A patch size, a window, ... belong to the data: every command must find them in one place, the preset."""
+    from monai_ssl.bundle.overrides import root_id
+    from monai_ssl.data.preset import Augmentation, Intensity, Preset, Window
+
+    keys = {name for model in (Preset, Augmentation, Intensity, Window) for name in model.model_fields} - {"flavor"}
+    for key in overrides:
+        if root_id(key) in keys - {"labels", "training"}:
+            raise DataError(
+                f"--{key}: is a key of the preset, not an option: `{PROGRAM} preset NAME my.yaml` copies one; change "
+                "it there and give --dataset my.yaml"
+            )
 
 
 def american_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:

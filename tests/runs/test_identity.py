@@ -87,7 +87,7 @@ SETTINGS = [
     ({"train#random_transforms": "$[]"}, "train#random_transforms: "),
     ({"unlabeled_datalist": "$@cases.unlabeled[:2]"}, "unlabeled cases: 3 cases -> 2"),
     ({"unlabeled_datalist": "$@cases.unlabeled[::-1]"}, "unlabeled cases: another order of the same cases"),
-    ({"initialize": ["$torch.use_deterministic_algorithms(True)"]}, "initialize"),
+    ({"initialize#1": "$torch.use_deterministic_algorithms(True)"}, "initialize#1"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,55 @@
+"""Mistakes where MONAI's own command is the program, in a line; elsewhere exceptions stay what they are."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monai_ssl.mistakes import users_mistake
+from monai_ssl.runs import say_mistakes_in_a_line
+
+ROOT = Path(__file__).parents[2]
+
+
+def bundle(*words, **environment):
+    command = [sys.executable, "-m", "monai.bundle", "run", "--bundle_root", str(ROOT / "bundles" / "dtc"), *words]
+    return subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "message"),
+    [
+        ("train.yaml", ["--dataset_dir", "none"], "error: training: there is no labeled case; check dataset_dir"),
+        ("inference.yaml", ["--ckpt", "none.pt"], "error: ckpt: none.pt does not exist"),
+    ],
+)
+def test_the_reason_is_the_last_line_and_the_only_one(config, words, message):
+    done = bundle("--config_file", ROOT / "bundles" / "dtc" / "configs" / config, *words)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.strip().splitlines()[-1].startswith(message)
+
+
+def test_debugging_shows_the_traceback():
+    config = ROOT / "bundles" / "dtc" / "configs" / "train.yaml"
+    done = bundle("--config_file", config, "--dataset_dir", "none", MONAI_SSL_DEBUG="1")
+    assert "Traceback" in done.stderr
+
+
+def test_other_programs_keep_their_hook():
+    former = sys.excepthook
+    say_mistakes_in_a_line()
+    assert sys.excepthook is former
+
+
+def test_a_batch_of_one_voxel_is_explained():
+    try:
+        raise ValueError(
+            "Expected more than 1 value per channel when training, got input size torch.Size([1, 4, 1, 1, 1])"
+        )
+    except ValueError as error:
+        assert "use a patch of twice the size" in users_mistake(error)
