@@ -13,11 +13,14 @@ from monai_ssl.files import files_below
 
 DICOMDIR = "1.2.840.10008.1.3.10"
 DICOM_ENDINGS = {".dcm", ".dicom", ".dic", ".ima"}
+# with which a bare data set begins: meta information, or identification
+GROUPS = (0x0002, 0x0008)
 STORAGE = "1.2.840.10008.5.1.4."
 # objects that hang on images: presentation states, waveforms, registrations, segmentations, reports, plans, documents
 NO_IMAGES = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.(1\.1\.(9|11|30|66|67|68|88|104|481)(\.\d+)*|34(\.\d+)*|4[35]\..*)")
 SHOWN = 12
-CHECKED_FOR_COPIES = ("PixelData", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns")
+CHECKED_FOR_COPIES = ("PixelData", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "Rows", "Columns",
+                      "RescaleSlope", "RescaleIntercept", "PhotometricInterpretation")  # fmt: skip
 
 
 def read_headers(root: Path) -> tuple[list[Any], list[str]]:
@@ -80,6 +83,10 @@ def _without_preamble(path: Path, pixels: bool) -> Any | None:
     """Old archives write the bare data set; everything else that is no DICOM comes here as well."""
     import pydicom
 
+    with path.open("rb") as file:
+        begin = file.read(2)
+    if int.from_bytes(begin, "little") not in GROUPS and int.from_bytes(begin, "big") not in GROUPS:
+        return None  # before a file of any size and kind is taken for a data set
     try:
         dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True)
         kind = str((raw_values(dataset, "SOPClassUID") or [""])[0])

@@ -10,7 +10,7 @@ import numpy as np
 from monai_ssl.dicom.files import sop_class
 from monai_ssl.dicom.patient import lossy, patient_and_study
 from monai_ssl.dicom.slices import ENHANCED, Slice
-from monai_ssl.dicom.values import integer, uid, word
+from monai_ssl.dicom.values import integer, silent, uid, word
 from monai_ssl.errors import DataError
 
 UTF_8 = "ISO_IR 192"
@@ -57,7 +57,7 @@ def clean_headers(slices: Sequence[Slice], step: float) -> tuple[list[Any], list
         "SeriesInstanceUID": series,
         "FrameOfReferenceUID": frame,
         "SeriesNumber": number,
-        "Modality": word(first, "Modality", "OT")[:16],
+        "Modality": word(first, "Modality", "OT"),
         **lossy(first),
     }
     _check_class(first)
@@ -67,8 +67,10 @@ def clean_headers(slices: Sequence[Slice], step: float) -> tuple[list[Any], list
                 "dicom: an enhanced series must be one file, got several: a segmentation cannot refer to them; export "
                 "the series with one image per slice"
             )
-        return [_enhanced(slices, common, step)], notes
-    return [_classic(item, slices[0], common, step) for item in slices], notes
+        with silent():
+            return [_enhanced(slices, common, step)], notes
+    with silent():
+        return [_classic(item, slices[0], common, step) for item in slices], notes
 
 
 def _series_number(dataset: Any) -> int | None:

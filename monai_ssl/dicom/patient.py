@@ -10,10 +10,9 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from monai_ssl.dicom.values import numbers, raw_values, silent, uid, word
+from monai_ssl.dicom.values import CODED, numbers, raw_values, silent, uid, word
 from monai_ssl.errors import DataError
 
-PLAIN = re.compile(r"[A-Z0-9 _]{1,16}", re.ASCII)
 TIME = re.compile(r"([01]\d|2[0-3])([0-5]\d([0-5]\d(\.\d{1,6})?)?)?", re.ASCII)
 AGE = re.compile(r"\d{3}[DWMY]", re.ASCII)
 
@@ -68,7 +67,7 @@ def check_one_patient(datasets: Sequence[Any]) -> None:
                 f"dicom: the files of one series must agree in {keyword}, got several; export the series again"
             )
     for keyword in ONE_PATIENT:
-        values = {"\\".join(map(str, raw_values(dataset, keyword) or [])).strip() for dataset in datasets}
+        values = {"\\".join(map(str, raw_values(dataset, keyword) or [])).strip("^= ") for dataset in datasets}
         if keyword != "PatientID":  # an anonymizer may blank some
             values.discard("")
         if len(values) > 1:
@@ -131,7 +130,7 @@ def lossy(dataset: Any) -> dict[str, Any]:
     except DataError:
         ratio = None
     methods = [str(value).strip() for value in raw_values(dataset, "LossyImageCompressionMethod") or []]
-    if ratio and methods and len(ratio) == len(methods) and all(PLAIN.fullmatch(method) for method in methods):
+    if ratio and methods and len(ratio) == len(methods) and all(CODED.fullmatch(method) for method in methods):
         found["LossyImageCompressionRatio"] = [f"{value:.6g}" for value in ratio]
         found["LossyImageCompressionMethod"] = methods
     return found

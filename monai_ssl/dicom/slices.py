@@ -166,7 +166,7 @@ def _slice(dataset: Any, frame: int, place: str, holders: list[Any], shape: tupl
         found["PixelSpacing"],
         shape,
         number(_holder(holders, "SliceThickness"), "SliceThickness", place),
-        slope or 1.0,
+        1.0 if slope is None else slope,
         intercept or 0.0,
     )
 
@@ -182,7 +182,7 @@ def pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, list[str]]:
     out = np.empty((len(slices), rows, columns), dtype=np.float32)
     stored: dict[int, np.ndarray] = {}
     last = {id(item.dataset): k for k, item in enumerate(slices)}
-    inverted = kept = lut = 0
+    inverted = kept = lut = flat = 0
     for k, item in enumerate(slices):
         key = id(item.dataset)
         if key not in stored:
@@ -195,7 +195,8 @@ def pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, list[str]]:
                 values = _inverted(values, item)
                 inverted += 1
         lut += "ModalityLUTSequence" in item.dataset
-        out[k] = values * item.slope + item.intercept
+        flat += item.slope == 0
+        out[k] = values * (item.slope or 1.0) + item.intercept
         if last[key] == k:
             del stored[key]
     if not np.isfinite(out).all():
@@ -203,6 +204,8 @@ def pixels(slices: Sequence[Slice]) -> tuple[np.ndarray, list[str]]:
     notes = [f"MONOCHROME1 (white is low): the gray values of {inverted} images were inverted"] if inverted else []
     if kept:
         notes.append("MONOCHROME1 of values in Hounsfield units: taken as they are")
+    if flat:
+        notes.append(f"RescaleSlope of {flat} images is 0, which would make them empty: taken as 1")
     if lut:
         notes.append("the lookup table (ModalityLUTSequence) is not applied: gray values are as stored")
     return out, notes
@@ -240,6 +243,8 @@ def _decode(item: Slice) -> np.ndarray:
     clean.file_meta.TransferSyntaxUID = UID(_transfer_syntax(source, place))
     if clean.BitsAllocated not in (8, 16, 32) or not 0 < clean.BitsStored <= clean.BitsAllocated:
         raise DataError(f"{place}: BitsAllocated must be 8, 16 or 32, and BitsStored not more; export the series again")
+    if (integer(source, "HighBit", place) or clean.HighBit) != clean.HighBit:
+        raise DataError(f"{place}: HighBit must be BitsStored - 1, as DICOM wants it; export the series again")
     content = source.get_item("PixelData").value
     if not clean.file_meta.TransferSyntaxUID.is_compressed:
         if _packed(source):

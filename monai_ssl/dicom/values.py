@@ -19,6 +19,7 @@ from typing import Any
 from monai_ssl.errors import DataError
 
 NUMBER = re.compile(r"[+-]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})([eE][+-]?\d{1,3})?", re.ASCII)
+CODED = re.compile(r"[A-Z0-9 _]{1,16}", re.ASCII)
 UID = re.compile(r"\d{1,64}(\.\d{1,64}){1,40}", re.ASCII)
 # no size, place or unit is larger; what is overflows further on
 LARGEST = 1e12
@@ -77,7 +78,7 @@ def raw_values(dataset: Any, keyword: str) -> list[Any] | None:
     vr = str(element.VR) if element.VR and element.VR not in ("UN", "OB", "OW") else dictionary_VR(tag)
     content = element.value or b""
     if vr in TEXT:
-        text = content.decode("ascii", errors="replace").strip(" \0")
+        text = content.decode("latin-1").strip(" \0")  # one character per byte: different texts stay different
         return text.split("\\") if text else []
     if code := BINARY.get(vr[:2]):
         order = "<" if element.is_little_endian else ">"
@@ -140,9 +141,10 @@ def integer(dataset: Any, keyword: str, place: str, least: int = 0) -> int | Non
 
 
 def word(dataset: Any, keyword: str, default: str = "") -> str:
-    """The first text of an attribute in capitals, as coded strings are; ``default`` where there is none."""
+    """The first text of an attribute that holds coded strings, in capitals; ``default`` where there is none."""
     values = raw_values(dataset, keyword)
-    return str(values[0]).strip().upper() if values else default
+    text = str(values[0]).strip(" \0").upper() if values else ""
+    return text if CODED.fullmatch(text) else default
 
 
 def uid(dataset: Any, keyword: str) -> str:

@@ -268,6 +268,10 @@ class TestCard:
         spacing = {"min": [2.0, 2.5, 3.0], "max": [2.0, 2.5, 3.5]}
         assert bool(unlike_training(series, PRESET, spacing)) is said
 
+    @pytest.mark.parametrize("ranges", [None, {}, {"min": ["a"], "max": None}, [], {"min": [1, 2], "max": [1, 2]}])
+    def test_nothing_is_said_without_ranges(self, ranges):
+        assert unlike_training(dicom.Series(VALUES, AFFINE, [], modality="MR"), PRESET, ranges) == []
+
     def test_said_by_the_command(self, packaged, tmp_path, capsys):
         write_series(tmp_path / "series", VALUES, AFFINE @ np.diag([1, 1, 4, 1]), Modality="CT")
         words = ["--bundle", packaged, "--dicom", tmp_path / "series", "--output", tmp_path / "out"]

@@ -73,6 +73,8 @@ class TestWhatIsTolerated:
             ({"PatientName": "SECRET^" * 9}, "not valid, left blank in the results: PatientName"),
             ({"StudyID": "SECRET\\SECRET"}, "not valid, left blank in the results: StudyID"),
             ({"ImagesInAcquisition": "SECRET^NAME"}, ""),
+            ({"RescaleSlope": "0"}, "RescaleSlope of 12 images is 0"),
+            ({"Modality": "SECRET^NAME"}, ""),
             ({"ImagesInAcquisition": "40"}, "the header announces 40 images but 12 were found"),
             ({"SeriesNumber": "SECRET^NAME"}, "SeriesNumber"),
             ({"PatientWeight": "SECRET"}, ""),
@@ -97,7 +99,7 @@ class TestWhatIsTolerated:
         assert len({header.FrameOfReferenceUID for header in found.datasets}) == 1
         for header in found.datasets:  # every value that goes on is valid
             for keyword in changes:
-                assert str(header.get(keyword) or "") in ("", "3", "3.0") or keyword == "FrameOfReferenceUID"
+                assert str(header.get(keyword) or "") in ("", "3", "3.0", "OT") or keyword == "FrameOfReferenceUID"
 
     def test_missing_transfer_syntax(self, folder):
         for path in series_in(folder):
@@ -181,6 +183,14 @@ class TestGray:
         found = read_series(folder)
         np.testing.assert_array_equal(found.voxels, VALUES - 1024)
         assert found.warnings == ["MONOCHROME1 of values in Hounsfield units: taken as they are"]
+
+    def test_what_lies_in_unused_bits_is_no_gray_value(self, folder):
+        """Old scanners kept overlays there."""
+        for path in series_in(folder, BitsStored=12, HighBit=11, PixelRepresentation=0):
+            dataset = pydicom.dcmread(path)
+            dataset.PixelData = (np.frombuffer(dataset.PixelData, "<u2") | 0x8000).tobytes()
+            dataset.save_as(path)
+        np.testing.assert_array_equal(read_series(folder).voxels, VALUES)
 
     @pytest.mark.parametrize(
         ("how", "syntax"),
@@ -336,6 +346,8 @@ ONE = {
     "two frames of reference": ({"FrameOfReferenceUID": "1.2.3"}, "must agree in FrameOfReferenceUID"),
     "two patients": ({"PatientID": "SECRET-2"}, "must be of one patient, got 2 values of PatientID"),
     "a patient without ID": ({"PatientID": ""}, "must be of one patient, got 2 values of PatientID"),
+    "two IDs that are not ASCII": ({"PatientID": "ÄÖ"}, "must be of one patient, got 2 values of PatientID"),
+    "values left-aligned": ({"BitsStored": 12, "HighBit": 15}, "HighBit must be BitsStored - 1"),
     "two names": ({"PatientName": "SECRET^OTHER"}, "must be of one patient, got 2 values of PatientName"),
     "series missing": ({"SeriesInstanceUID": None}, "has no SeriesInstanceUID"),
     "UID of a name": ({"StudyInstanceUID": "SECRET^NAME"}, "StudyInstanceUID must be a UID"),
@@ -380,6 +392,11 @@ class TestRefusals:
         for path in series_in(folder):
             edit(path, **changes)
         assert message in refused(folder, caplog)
+
+    def test_patients_whose_names_differ_in_another_script(self, folder, caplog):
+        files = series_in(folder, SpecificCharacterSet="ISO_IR 192", PatientName="山田^太郎")
+        edit(files[3], PatientName="山本^太郎")
+        assert "got 2 values of PatientName" in refused(folder, caplog)
 
     def test_without_any_name_of_the_image(self, folder, caplog):
         path = series_in(folder)[0]

@@ -130,10 +130,18 @@ def unlike_training(
             f"the model was trained on {trained}, the series is {series.modality}: the result may mean nothing"
         )
     spacing = sorted(spacing_of(series.affine, 3))
-    if training_spacing and len(training_spacing.get("min", ())) == 3 == len(training_spacing.get("max", ())):
-        low, high = sorted(training_spacing["min"]), sorted(training_spacing["max"])
-        if any(s < a / FAR or s > b * FAR for s, a, b in zip(spacing, low, high, strict=True)):
-            texts = (" x ".join(f"{side:.3g}" for side in sides) for sides in (spacing, low, high))
-            notes.append("voxels of {} mm are far from those of the training images, {} to {} mm: the result may mean "
-                         "nothing".format(*texts))  # fmt: skip
+    low, high = (_sides(training_spacing, key) for key in ("min", "max"))
+    far = [s < a / FAR or s > b * FAR for s, a, b in zip(spacing, low, high, strict=False)]
+    if len(low) == len(high) == 3 and any(far):
+        texts = (" x ".join(f"{side:.3g}" for side in sides) for sides in (spacing, low, high))
+        notes.append("voxels of {} mm are far from those of the training images, {} to {} mm: the result may mean "
+                     "nothing".format(*texts))  # fmt: skip
     return notes
+
+
+def _sides(ranges: Any, key: str) -> list[float]:
+    """Ascending, since the axes of files and series come in any order; empty for anything but numbers."""
+    try:
+        return sorted(float(side) for side in ranges[key])
+    except (TypeError, ValueError, KeyError):
+        return []
