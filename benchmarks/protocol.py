@@ -154,16 +154,16 @@ def collect(protocol: str, output: str, results: str) -> None:
 
 
 def curves(groups: dict[str, list[Path]], path: Path, smooth: int = 5) -> None:
-    """One panel per run with its loss terms over the iterations, on a logarithmic axis."""
-    columns = 4
+    """One panel per run with its loss terms over the iterations, on a logarithmic axis; each with its own legend."""
+    columns = min(3, len(groups))
     shape = (-(-len(groups) // columns), columns)
-    figure, panels = plt.subplots(*shape, figsize=(3.6 * columns, 2.6 * shape[0]), squeeze=False, sharex=True)
+    figure, panels = plt.subplots(*shape, figsize=(4.4 * columns, 3.9 * shape[0]), squeeze=False, layout="constrained")
     for panel in panels.flat[len(groups) :]:
         panel.axis("off")
     for panel, (group, folders) in zip(panels.flat, groups.items(), strict=False):
         runs = [np.atleast_1d(np.genfromtxt(folder / "training.csv", delimiter=",", names=True)) for folder in folders]
         for term in runs[0].dtype.names:
-            if term not in {"iteration", "lr", "grad_norm"}:
+            if term not in {"iteration", "lr"} and not term.endswith("grad_norm"):  # also those of adversaries
                 values = np.mean([run[term] for run in runs], axis=0)
                 width = min(smooth, len(values))
                 rolling = np.convolve(values, np.ones(width) / width, "valid")
@@ -171,12 +171,12 @@ def curves(groups: dict[str, list[Path]], path: Path, smooth: int = 5) -> None:
                     panel.semilogy(
                         runs[0]["iteration"][width - 1 :], rolling, label=term, lw=2 if term == "loss" else 1
                     )
-        panel.set_title(group, fontsize=9)
-        panel.legend(fontsize=6, loc="lower left", framealpha=0.4)
-        panel.tick_params(labelsize=7)
+        panel.set_title(group, fontsize=12, loc="left")
+        # below: terms fill the panel
+        panel.legend(fontsize=9, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, frameon=False)
+        panel.tick_params(labelsize=9)
         panel.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(path, dpi=70)
+    figure.savefig(path, dpi=90)
     plt.close(figure)
 
 

@@ -15,7 +15,7 @@ from monai_ssl.data.reading import read_scan
 from monai_ssl.data.scan import spacing_of
 from monai_ssl.errors import DataError
 from monai_ssl.metrics import case_metrics, write_results
-from monai_ssl.reports.figures import overlay_figure
+from monai_ssl.reports.figures import overlay_figure, upright
 
 
 class EvaluationResults:
@@ -90,13 +90,15 @@ class Preview:
             return
         item = engine.state.output[0]
         scan = read_scan(item["pred"].meta["filename_or_obj"])
+        image, spacing, directions = upright(np.asarray(scan.channel_first[0], dtype=np.float32), scan.affine)
+        label, prediction = (upright(item[key][0].cpu().numpy(), scan.affine)[0] for key in ("label", "pred"))
         self.folder.mkdir(parents=True, exist_ok=True)
         overlay_figure(
-            np.asarray(scan.channel_first[0], dtype=np.float32),
-            item["label"][0].cpu().numpy(),
-            item["pred"][0].cpu().numpy(),
+            image,
+            label,
+            prediction,
             path=self.folder / f"iteration-{trainer.state.iteration:06d}.png",
-            spacing=spacing_of(item["pred"].affine.cpu().numpy(), item["pred"].dim() - 1),
+            spacing=spacing,
             labels=self.labels,
-            affine=scan.affine,
+            directions=directions,
         )

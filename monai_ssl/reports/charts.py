@@ -217,15 +217,32 @@ def wrapped(text: str, width: int = 16) -> str:
     return "\n".join(lines)
 
 
-def load_picture(value: Any) -> tuple[np.ndarray, list[float] | None, Sequence[str]]:
-    """Array, spacing and directions of an image or label map: an array as it is, a file turned upright.
+def load_picture(value: Any, others: Sequence[Any] = ()) -> tuple[list[np.ndarray], list[float] | None, Sequence[str]]:
+    """An image and label maps on its grid: arrays as they are, files turned upright.
 
-    Of several channels the first is taken. Spacing is None and directions are empty where nothing states them.
+    Of several channels the first is taken. A file that states no place in space has the axes of the image.
+
+    Args:
+        value: the image, array or file.
+        others: label maps, arrays or files.
+
+    Returns:
+        Image and label maps, the spacing (None where nothing states it), and the directions of the axes (empty where
+        nothing states them).
     """
-    if not isinstance(value, (str, os.PathLike)):
-        return value, None, ()
-    volume, affine = read_volume(os.fspath(value))
-    return upright(volume[0], affine)
+    arrays: list[np.ndarray] = []
+    spacing, directions, place = None, (), None
+    for number, part in enumerate((value, *others)):
+        if not isinstance(part, (str, os.PathLike)):
+            arrays.append(part)
+            continue
+        volume, affine = read_volume(os.fspath(part))
+        if number == 0:
+            place = affine
+        arrays.append(upright(volume[0], place if number == 0 or affine is None or place is None else affine)[0])
+        if number == 0:
+            _, spacing, directions = upright(volume[0], place)
+    return arrays, spacing, directions
 
 
 def overlay_figures(runs: Sequence[LoadedRun], focus: LoadedRun) -> list[tuple[str, Figure]]:
@@ -242,14 +259,14 @@ def overlay_figures(runs: Sequence[LoadedRun], focus: LoadedRun) -> list[tuple[s
     figures = []
     for case, kind in picks.items():
         own = focus.run.overlays[case]
-        image, spacing, directions = load_picture(own.image)
-        predictions: dict[str, Any] = {}
+        titles, files = [], []
         for run in runs:
             if case in run.run.overlays:
                 value = case_values(run.rows, "dice")[case]
-                title = f"{wrapped(run.name, 28)}\nDice {number_text(value, 1, 100)}"
-                predictions[title] = load_picture(run.run.overlays[case].prediction)[0]
-        label = load_picture(own.label)[0]
+                titles.append(f"{wrapped(run.name, 28)}\nDice {number_text(value, 1, 100)}")
+                files.append(run.run.overlays[case].prediction)
+        (image, label, *masks), spacing, directions = load_picture(own.image, (own.label, *files))
+        predictions = dict(zip(titles, masks, strict=True))
         figure = comparison_figure(image, label, predictions, own.spacing or spacing, names, directions)
         figures.append((f"{kind} case of {focus.name}{scope}: {case}", figure))
     return figures

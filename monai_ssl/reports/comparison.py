@@ -41,7 +41,10 @@ READING = (
     f"distance sets pooled, ASD runs from the prediction to the reference (both as in medpy)"
 )
 VOXEL_NOTE = "; 'voxel' ignores the spacing, as the literature prints it."
-SAME_NOTE = ". Voxels are cubes of 1 mm: distances in voxels, as the literature prints them, are the same."
+SAME_NOTE = (
+    ". Distances in voxels, as the literature prints them, are the same here: voxels measure 1 mm, or files state "
+    "no size."
+)
 ROLES_TEXT = (
     "Floor: the labeled cases only. Matched floor: the method's own passes with the weight of its unsupervised terms "
     "at 0; the difference from it is what the unlabeled images' loss brings. Ceiling: trained with all labels."
@@ -56,8 +59,8 @@ CASE_CAPTION = (
     "interval. The dashed line marks failure."
 )
 OVERLAY_NOTE = (
-    "The slice with the largest cross-section of the label, cropped around the outlines. Letters at the edges name the "
-    "patient's left (L), right (R), back (P) and front (A)."
+    "The slice with the largest cross-section of the label, cropped around the outlines. Letters at the edges, where "
+    "files state directions, name the patient's left (L), right (R), back (P) and front (A)."
 )
 CASE_NOTE = "Worst case of {name} first. * marks the penalty distance (or zero where both masks are empty)."
 
@@ -161,11 +164,13 @@ def report_evaluation(results: str | os.PathLike[str], against: str | os.PathLik
     meta = read_results(folder).meta
     name = run_name(folder, meta)
     runs = [report_run(folder, name, "method")]
+    training = runs[0].training
+    method = f" ({training.bundle})" if training is not None and training.bundle not in name else ""
     if against is not None:
         other = Path(against).expanduser()
         _, name_b, role = names_beside(folder, meta, other, read_results(other).meta)
         runs.append(report_run(other, name_b, role))
-    return write_report(folder / "report.html", f"Evaluation: {name}", runs)[0]
+    return write_report(folder / "report.html", f"Evaluation: {name}{method}", runs)[0]
 
 
 def comparison_report(

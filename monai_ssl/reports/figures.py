@@ -138,6 +138,8 @@ def _crop(masks: Sequence[np.ndarray], aspect: tuple[float, float]) -> tuple[sli
 def upright(array: np.ndarray, affine: np.ndarray | None) -> tuple[np.ndarray, list[float] | None, tuple[str, ...]]:
     """Turn a volume so that its axes run to the patient's right, front and head, as nearly as whole turns allow.
 
+    A picture, which states no place in space, is turned as viewers show it: :func:`draw_slice` draws from below.
+
     Args:
         array: shape (X, Y) or (X, Y, Z).
         affine: of the file; None where the format states no place in space.
@@ -154,7 +156,7 @@ def upright(array: np.ndarray, affine: np.ndarray | None) -> tuple[np.ndarray, l
         (True, [1.0, 1.0, 2.5], ('LR', 'PA', 'IS'))
     """
     if affine is None:
-        return array, None, ()
+        return array[:, ::-1] if array.ndim == 2 else array, None, ()
     if array.ndim != 3:
         return array, [float(step) for step in nib.affines.voxel_sizes(affine)[: array.ndim]], ()
     orientation = nib.orientations.io_orientation(affine)
@@ -345,7 +347,7 @@ def overlay_figure(
     path: str | os.PathLike[str] | None = None,
     spacing: Sequence[float] | None = None,
     labels: Mapping[int, str] | None = None,
-    affine: np.ndarray | None = None,
+    directions: Sequence[str] = (),
 ) -> Figure:
     """Picture one case: the image, and next to it the outlines of label and prediction on it.
 
@@ -360,7 +362,7 @@ def overlay_figure(
         path: PNG file to write; its folder is created.
         spacing: voxel size, one value per axis; sets the aspect of the picture.
         labels: class names by value, for the legend.
-        affine: of the file; turns the case upright and names the patient's sides; replaces ``spacing``.
+        directions: letters of the ends of every axis, see :func:`upright`.
 
     Returns:
         The matplotlib figure (an ``SummaryWriter.add_figure`` takes it as it is).
@@ -373,16 +375,6 @@ def overlay_figure(
         >>> mask[4:12, 4:12, 2:6] = 1
         >>> figure = overlay_figure(np.random.rand(16, 16, 8), mask, mask)
     """
-    directions: Sequence[str] = ()
-    if affine is not None:
-        given = [value for value in (label, prediction) if value is not None]
-        dims = _spatial("label", given[0]).ndim if given else affine.shape[0] - 1
-        volume = to_array(image)
-        volume = volume.reshape(-1, *volume.shape[volume.ndim - dims :])[0]  # the first channel
-        image, spacing, directions = upright(volume, affine)
-        label, prediction = (
-            None if value is None else upright(_spatial("label", value), affine)[0] for value in (label, prediction)
-        )
     panel = "label and prediction" if label is not None else "prediction"
     if prediction is None and label is not None:
         panel, predictions = "label", {"label": np.zeros_like(to_array(label))}

@@ -354,11 +354,17 @@ def role_beside(method: Training | None, other: Training | None) -> str:
 
 
 def role_text(run: LoadedRun) -> str:
-    """What a run is in a comparison. One that is evaluated by itself need not be a method."""
+    """What a run is in a comparison, and its method where its name does not say that.
+
+    One that is evaluated by itself need not be a method that uses unlabeled images.
+    """
     training = run.run.training
-    if run.role != "method" or training is None or training.uses_unlabeled:
+    if training is None:
         return ROLE_NAMES[run.role]
-    return "labels only" if training.unsupervised_weight else "at weight 0"
+    text = ROLE_NAMES[run.role]
+    if run.role == "method" and not training.uses_unlabeled:
+        text = "labels only" if training.unsupervised_weight else "at weight 0"
+    return text if training.bundle.lower() in run.name.lower() else f"{text}: {training.bundle}"
 
 
 def learns_from_labels_alone(bundle: str) -> bool:

@@ -166,7 +166,7 @@ def report(
     floor: str | Path | Evaluation | None = None,
     matched_floor: str | Path | Evaluation | None = None,
     ceiling: str | Path | Evaluation | None = None,
-    title: str = "Comparison",
+    title: str | None = None,
 ) -> Path:
     """One page from the results folders of floor, matched floor, method and ceiling.
 
@@ -176,7 +176,7 @@ def report(
         floor: of the run on only the labeled cases.
         matched_floor: of the method's run with --method#unsupervised_weight 0.
         ceiling: of the supervised run with all labels.
-        title: of the page.
+        title: of the page; default: Comparison and the name of the method.
 
     Returns:
         path of the page.
@@ -195,4 +195,8 @@ def report(
 
     given = {"floor": floor, "matched_floor": matched_floor, "method": method, "ceiling": ceiling}
     folders = {role: scored(role, place) for role, place in given.items() if place is not None}
+    if title is None:
+        from monai_ssl.reports import report_run
+
+        title = f"Comparison: {report_run(folders['method']).name}"
     return comparison_report(page, title, folders)

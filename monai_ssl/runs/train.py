@@ -109,7 +109,8 @@ def train(
         if isinstance(overrides.get("cache_dir"), (str, Path)):
             settings["cache_dir"] = literal(Path(overrides["cache_dir"]).expanduser().resolve())
         name = home.name if is_shipped(home) else str(home)
-        places = {"dataset_dir": folder, "datalist": cases.path, "dataset": dataset, "output": run.folder}
+        named = source if dataset is not None else None  # a file by its whole path: the command works from anywhere
+        places = {"dataset_dir": folder, "datalist": cases.path, "dataset": named, "output": run.folder}
         typed = {key: value for key, value in places.items() if value is not None}
         record = Record(bundle=name, overrides=overrides, dataset=preset.name, flavor=preset.flavor,
                         dataset_dir=str(folder), datalist=str(cases.path), max_iterations=_iterations(known, settings),

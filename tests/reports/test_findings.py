@@ -60,7 +60,8 @@ class TestAnswer:
         )
 
     @pytest.mark.parametrize(
-        ("record", "role"), [(training("supervised"), "labels only"), (training(weight=0), "at weight 0")]
+        ("record", "role"),
+        [(training("supervised"), "labels only: supervised"), (training(weight=0), "at weight 0: dtc")],
     )
     def test_floors_are_missing_only_where_unlabeled_images_taught_something(self, tmp_path, record, role):
         (run,) = loaded(tmp_path, method=(1, record))
