@@ -231,7 +231,8 @@ def load_picture(value: Any, others: Sequence[Any] = ()) -> tuple[list[np.ndarra
         nothing states them).
     """
     arrays: list[np.ndarray] = []
-    spacing, directions, place = None, (), None
+    spacing, place = None, None
+    directions: Sequence[str] = ()
     for number, part in enumerate((value, *others)):
         if not isinstance(part, (str, os.PathLike)):
             arrays.append(part)
