@@ -132,8 +132,6 @@ def _write(
 ) -> Any:
     import highdicom as hd
 
-    if kind.upper() not in {item.value for item in hd.seg.SegmentationTypeValues}:
-        raise DataError(f"seg_type: {kind} needs a newer highdicom; pip install --upgrade highdicom")
     name = {"fractional": "Probabilities"}.get(kind, "Segmentation")
     options: dict[str, Any] = now()
     if kind == "fractional":
