@@ -255,6 +255,10 @@ def _decode(item: Slice) -> np.ndarray:
         raise DataError(f"{place}: PixelData must be packed, as its transfer syntax says; export the series again")
     clean.add_new("PixelData", "OW" if clean.BitsAllocated > 8 else "OB", content)
     clean["PixelData"].is_undefined_length = clean.file_meta.TransferSyntaxUID.is_compressed
+    for keyword in ("ExtendedOffsetTable", "ExtendedOffsetTableLengths"):  # where the frames of a large file begin
+        table = source.get_item(keyword)
+        if table is not None and isinstance(table.value, bytes):
+            clean.add_new(keyword, "OV", table.value)
     try:
         with silent():
             clean.set_original_encoding(*_encoding(clean.file_meta.TransferSyntaxUID))

@@ -369,6 +369,33 @@ class TestValidators:
         lines = tool("dciodvfy", "-new", written / f"{name}.dcm").strip().splitlines()
         assert lines == ["Comprehensive3DSR" if name.endswith("sr") else "Segmentation"]
 
+    @pytest.mark.parametrize(
+        "faults",
+        [
+            dict.fromkeys(["PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate",
+                           "StudyTime", "AccessionNumber", "ReferringPhysicianName", "SeriesNumber", "SliceThickness",
+                           "FrameOfReferenceUID"]),
+            {"PatientBirthDate": "19.05.1950", "PatientSex": "W", "StudyDate": "yesterday", "PatientAge": "70"},
+            {"SpecificCharacterSet": ["", "ISO 2022 IR 87"], "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう"},
+            {"LossyImageCompression": "01", "LossyImageCompressionRatio": "10.5",
+             "LossyImageCompressionMethod": "ISO_10918_1"},
+            {"LossyImageCompression": "01", "LossyImageCompressionRatio": "x"},
+            {"Modality": "CT", "RescaleIntercept": "-1024", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2"},
+            {"Modality": "PT", "SOPClassUID": "1.2.840.10008.5.1.4.1.1.128"},
+            {"ImageOrientationPatient": ["0.99999", "0.00123456789", "0", "-0.0012345", "0.999999", "0"]},
+        ],
+        ids=["nothing known", "invalid", "Japanese", "lossy", "lossy, somehow", "CT", "PET", "rounded directions"],
+    )  # fmt: skip
+    def test_dciodvfy_on_results_of_series_with_faults(self, faults, tmp_path):
+        for path in write_series(tmp_path / "series", VALUES, AFFINE):
+            edit(path, **faults)
+        write_all(tmp_path, tmp_path / "series")
+        for name in ("binary", "fractional", "binary_sr"):
+            lines = tool("dciodvfy", "-new", tmp_path / f"{name}.dcm").strip().splitlines()
+            # what is unknown cannot be there
+            lines = [line for line in lines if "value that would be needed to build DICOMDIR" not in line]
+            assert lines == ["Comprehensive3DSR" if name.endswith("sr") else "Segmentation"]
+
     def test_dcentvfy_finds_one_patient_and_study(self, written, source):
         files = [*source.iterdir(), *(written / f"{name}.dcm" for name in ("binary", "fractional", "binary_sr"))]
         lines = tool("dcentvfy", *files).strip().splitlines()

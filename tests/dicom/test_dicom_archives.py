@@ -217,6 +217,17 @@ class TestGray:
         np.testing.assert_array_equal(found.voxels, VALUES)
         np.testing.assert_allclose(found.affine, AFFINE, atol=1e-6)
 
+    def test_a_missing_decoder_is_named(self, folder, caplog, monkeypatch):
+        for path in series_in(folder):
+            dataset = pydicom.dcmread(path)
+            dataset.compress("1.2.840.10008.1.2.4.80")
+            dataset.save_as(path)
+        monkeypatch.setattr(pydicom.pixels.decoders.JPEGLSLosslessDecoder, "_available", {})
+        error = refused(folder, caplog)
+        assert "cannot be decoded" in error
+        assert "JPEG-LS" in error
+        assert "pip install 'monai_ssl[dicom]'" in error
+
     @pytest.mark.parametrize("stated", ["1.2.840.10008.1.2.1", None])
     def test_packed_pixels_that_say_otherwise(self, stated, folder, caplog):
         for path in series_in(folder):
@@ -474,6 +485,16 @@ class TestSeveralSeries:
 
 
 class TestEnhanced:
+    @pytest.mark.parametrize("syntax", ["1.2.840.10008.1.2.5", "1.2.840.10008.1.2.4.80"])
+    @pytest.mark.parametrize("extended", [True, False])
+    def test_packed_frames(self, syntax, extended, tmp_path):
+        folder = write_enhanced(tmp_path / "x.dcm", VALUES, AFFINE, "1.2.840.10008.5.1.4.1.1.4.1")
+        dataset = pydicom.dcmread(folder / "x.dcm")
+        dataset.compress(syntax, encapsulate_ext=extended)
+        dataset.save_as(folder / "x.dcm")
+        assert ("ExtendedOffsetTable" in pydicom.dcmread(folder / "x.dcm")) is extended
+        np.testing.assert_array_equal(read_series(folder).voxels, VALUES * 2 - 10)
+
     @pytest.mark.parametrize("kind", ["4.1", "2.1", "130", "4.4", "2.2", "128.1"])
     def test_frames_in_any_order_give_the_volume(self, kind, tmp_path):
         folder = write_enhanced(tmp_path / "x.dcm", VALUES, AFFINE, f"1.2.840.10008.5.1.4.1.1.{kind}")
