@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_ssl.files import files_below
+
 Entry = dict[str, Any]
 
 
@@ -122,6 +124,33 @@ def case_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
                 seen[name] = seen.get(name, 0) + 1
                 names[index] = f"{name}_{seen[name]}"
     return names
+
+
+def prediction_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[list[Path]]:
+    """Files below a folder that may be the segmentation of each case, by name; one is what should be.
+
+    Of a case ``a``: ``a_seg``, ``a`` or ``a_pred``, the first that there is, with any image suffix; of ``a_0000`` (a
+    channel, for nnU-Net) also those of ``a``. A repeated file name is told apart by its folder, as predictions repeat
+    folders.
+
+    Args:
+        folder: searched with its subfolders.
+        entries: the cases.
+    """
+    files: dict[str, list[Path]] = {}
+    for file in files_below(folder):
+        stem, suffix = split_suffix(file.name)
+        if suffix:
+            files.setdefault(stem, []).append(file)
+    found = []
+    for name, entry in zip(case_names(entries), entries, strict=True):
+        texts = (name, case_name(entry))
+        stems = dict.fromkeys([*texts, *(re.sub(r"_\d{4}$", "", text) for text in texts)])
+        wanted = (f"{stem}{tail}" for stem in stems for tail in ("_seg", "", "_pred"))
+        there = next((files[stem] for stem in wanted if stem in files), [])
+        place = Path(image_files(entry)[0]).parent.name
+        found.append([file for file in there if file.parent.name == place] or there)
+    return found
 
 
 def shared_start(names: Sequence[str]) -> str:

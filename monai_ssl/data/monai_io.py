@@ -157,6 +157,9 @@ class ResultLayout(FolderLayout):
         folder = os.path.normpath(os.path.join(self.output_dir, place))
         if self.makedirs:
             os.makedirs(folder, exist_ok=True)
+        stem, known = split_suffix(image.name)
+        if not known and not image.is_dir():  # a format without a name here; the name of a series may hold dots
+            stem = Path(stem.removesuffix(".gz")).stem
         suffix = result_suffix(image.name) if self.postfix == "seg" else ".nii.gz"
         extra = "" if idx is None else f"_{idx}"
-        return os.path.join(folder, f"{split_suffix(image.name)[0]}_{self.postfix}{extra}{suffix}")
+        return os.path.join(folder, f"{stem}_{self.postfix}{extra}{suffix}")

@@ -90,6 +90,8 @@ def read_scan(path: str | Path, label: bool = False) -> Scan:
     file = Path(path)
     if not file.exists():
         raise DataError("file must exist, but there is none: check the path in the datalist")
+    if not file.is_file() and not file.is_dir():  # a pipe would be read for ever
+        raise DataError("file must be a plain file, or the folder of a DICOM series, got something else")
     if file.is_file() and file.stat().st_size == 0:
         raise DataError("file must not be empty, got 0 bytes: copy or export it again")
     try:
@@ -123,8 +125,9 @@ def read_scan(path: str | Path, label: bool = False) -> Scan:
 
 def count_values(path: str | Path) -> int:
     """How many values the header of a file promises, without reading them; 0 where it does not tell."""
+    file = Path(path)
     try:
-        return math.prod(format_of(Path(path)).shape_of(Path(path)))
+        return math.prod(format_of(file).shape_of(file)) if file.is_file() else 0
     except Exception:  # not there, or broken: reading it says what is wrong
         return 0
 
@@ -160,7 +163,8 @@ def read_channels(files: Sequence[str], label: bool = False) -> Scan:
 def _real(array: np.ndarray) -> np.ndarray:
     """The voxels in a type that PyTorch knows, in the machine's byte order."""
     if array.dtype.fields or array.dtype.kind not in "biuf":
-        raise DataError(f"image must hold real numbers, got {array.dtype}: export gray values, one file per channel")
+        kind = "several values per voxel" if array.dtype.fields else str(array.dtype)  # names of fields are the file's
+        raise DataError(f"image must hold real numbers, got {kind}: export gray values, one file per channel")
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype.kind == "f" and array.dtype.itemsize > 8:
         return array.astype(np.float64)

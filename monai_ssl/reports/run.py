@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from monai_ssl.data.cases import case_names, image_files, split_suffix
+from monai_ssl.data.cases import case_names, image_files, prediction_files
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.errors import DataError
-from monai_ssl.files import files_below
 from monai_ssl.metrics.cases import Row
 from monai_ssl.metrics.results import Results, read_results
 from monai_ssl.metrics.statistics import check_same_cases, summarize
@@ -390,10 +389,8 @@ def overlays_of(results: Path, meta: Mapping[str, Any]) -> dict[str, Overlay]:
     if not datalist or not Path(datalist).is_file() or not predictions.is_dir():
         return {}
     entries = load_datalist(datalist, folder).section(meta["section"])
-    files = {split_suffix(file.name)[0]: file for file in files_below(predictions) if split_suffix(file.name)[1]}
     found = {}
-    for name, entry in zip(case_names(entries), entries, strict=True):
-        path = files.get(f"{Path(name).name}_seg") or files.get(Path(name).name)
-        if path is not None and "label" in entry:
-            found[name] = Overlay(image_files(entry)[0], entry["label"], path)
+    for name, entry, files in zip(case_names(entries), entries, prediction_files(predictions, entries), strict=True):
+        if len(files) == 1 and "label" in entry:
+            found[name] = Overlay(image_files(entry)[0], entry["label"], files[0])
     return found

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai_ssl.bundle.library import run_bundle
 from monai_ssl.bundle.overrides import literal
-from monai_ssl.data.cases import Entry, case_name, case_names, image_files, split_suffix
+from monai_ssl.data.cases import Entry, case_name, case_names, prediction_files
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.errors import DataError
-from monai_ssl.files import files_below
 from monai_ssl.metrics import add_meta, case_metrics, read_results, write_results
 from monai_ssl.runs.folder import Run
 
@@ -139,25 +137,13 @@ def evaluate_predictions(
 
 
 def _predictions(folder: Path, names: Sequence[str], entries: Sequence[Entry]) -> list[Path]:
-    """The file of every case; a repeated file name is told apart by its folder, as ``predict`` repeats folders."""
-    files: dict[str, list[Path]] = {}
-    for file in files_below(folder):
-        stem, suffix = split_suffix(file.name)
-        if suffix:
-            files.setdefault(stem, []).append(file)
     found = []
-    for name, entry in zip(names, entries, strict=True):
-        image = Path(image_files(entry)[0])
-        stem = case_name(entry)
-        stems = [name, stem, *(re.sub(r"_\d{4}$", "", text) for text in (name, stem))]  # nnU-Net's channels
-        wanted = [f"{text}{tail}" for text in dict.fromkeys(stems) for tail in ("_seg", "", "_pred")]
-        there = next((files[text] for text in wanted if text in files), [])
-        there = [file for file in there if file.parent.name == image.parent.name] or there
+    for name, entry, there in zip(names, entries, prediction_files(folder, entries), strict=True):
         if len(there) > 1:
-            raise DataError(
-                f"{folder}: {there[0]} and {there[1]} may both be the prediction of case {name}; remove one"
-            )
+            pair = f"{there[0]} and {there[1]}"
+            raise DataError(f"{folder}: {pair} may both be the prediction of case {name}; remove one")
         if not there:
+            stem = case_name(entry)
             raise DataError(f"{folder}: no {stem}_seg.nii.gz or {stem}.nii.gz for case {name}")
         found += there
     return found

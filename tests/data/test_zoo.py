@@ -138,6 +138,7 @@ def test_what_the_check_refuses_no_command_reads(tmp_path, name):
 
     errors = problems_of(entry, preset)
     assert errors
+    assert not any("Doe_Jane" in error for error in errors)
     assert all(str(file) in error and "\n" not in error and "Traceback" not in error for error in errors)
     assert not any("cannot be checked" in error for error in errors)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -339,6 +340,30 @@ def _(folder):
     return folder / "a.npy"
 
 
+@sound("npy float16", classes())
+def _(folder):
+    np.save(folder / "a.npy", classes().astype(np.float16))
+    return folder / "a.npy"
+
+
+@sound("a format that only ITK knows", classes())
+def _(folder):
+    return itk(folder / "a.vtk", classes())
+
+
+@sound("NIfTI pair packed", classes(), OBLIQUE)
+def _(folder):
+    nib.save(nib.Nifti1Pair(classes().astype(np.int16), OBLIQUE), folder / "a.img.gz")
+    return folder / "a.img.gz"
+
+
+@sound("NIfTI and zeros behind the pack", classes(), OBLIQUE)
+def _(folder):
+    path = nifti(folder / "a.nii.gz", classes())
+    path.write_bytes(path.read_bytes() + b"\0" * 512)
+    return path
+
+
 @sound("DICOM folder", classes())
 def _(folder):
     import pydicom
@@ -470,6 +495,38 @@ def _(folder):
 def _(folder):
     np.savez(folder / "a.npz", a=classes(), b=classes())
     return folder / "a.npz"
+
+
+for _name, _array in (("no axis", np.array(3)), ("one axis", np.arange(5)), ("no voxels", np.zeros((0, 17, 16))),
+                      ("texts", np.array(["a", "b"])), ("times", np.array(["2020-01-01"], "M8[D]")),
+                      ("records", np.zeros(3, [("Doe_Jane", int)]))):  # fmt: skip
+
+    @sick(f"npy of {_name}")
+    def _(folder, array=_array):
+        np.save(folder / "a.npy", array)
+        return folder / "a.npy"
+
+
+@sick("pipe")
+def _(folder):
+    os.mkfifo(folder / "a.nii.gz")
+    return folder / "a.nii.gz"
+
+
+@sick("link to nowhere")
+def _(folder):
+    (folder / "a.nii.gz").symlink_to(folder / "b.nii.gz")
+    return folder / "a.nii.gz"
+
+
+@sick("TIFF for print")
+def _(folder):
+    Image.fromarray(np.stack([ROWS] * 4, -1), "CMYK").save(folder / "a.tif")
+    return folder / "a.tif"
+
+
+spoiled("something behind the pack", "a.nii.gz", lambda raw: raw + b"garbage")
+spoiled("half a number behind the pack", "a.nii.gz", lambda raw: raw + raw[:12])
 
 
 @sick("PNG that promises too much")

@@ -15,6 +15,7 @@ from PIL import Image
 import monai_ssl
 from monai_ssl.errors import DataError
 from monai_ssl.metrics import read_results
+from monai_ssl.reports.run import overlays_of
 
 TINY = {"max_iterations": 2, "epoch_length": 2, "val_interval": 2, "num_workers": 0, "amp": "off", "device": "cpu",
         "network_def#base_channels": 2}  # fmt: skip
@@ -76,15 +77,17 @@ def test_pictures_get_pictures(trained, pictures, tmp_path, capsys):
 def test_scores_of_the_files_are_those_of_the_run(trained, pictures, tmp_path):
     scored = monai_ssl.evaluate(trained)
     assert sorted(file.name for file in (scored.folder / "predictions").rglob("*.*")) == ["p5_seg.png"]
+    assert list(overlays_of(scored.folder, scored.results.meta)) == ["p5"]  # the page shows it
     again = monai_ssl.evaluate(predictions=scored.folder / "predictions", dataset_dir=pictures,
                                dataset=pictures / "preset.yaml", output=tmp_path / "again")  # fmt: skip
     assert str(read_results(again.folder).rows) == str(read_results(scored.folder).rows)  # NaN is no volume in 2D
     # the label itself is a perfect prediction, whatever it is called
-    for index, name in enumerate(["p5.png", "p5_seg.tif", "p5_pred.bmp", "deeper/p5.nii.gz"]):
+    for index, name in enumerate(["p5.png", "p5_seg.tif", "p5_pred.bmp", "deeper/p5.NII.GZ"]):
         place = tmp_path / str(index) / name
         place.parent.mkdir(parents=True)
-        if name.endswith(".gz"):
-            nib.save(nib.Nifti1Image(picture(5)[1].T, np.eye(4)), place)
+        if name.endswith(".GZ"):
+            nib.save(nib.Nifti1Image(picture(5)[1].T, np.eye(4)), place.with_name("p5.nii.gz"))
+            place.with_name("p5.nii.gz").rename(place)
         else:
             Image.fromarray(picture(5)[1]).save(place)
         perfect = monai_ssl.evaluate(predictions=tmp_path / str(index), dataset_dir=pictures,
