@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,9 @@ def test_what_the_check_accepts_every_command_reads(tmp_path, name):
         np.testing.assert_allclose(found[0].astype(float), animal.voxels, rtol=0, atol=animal.approximate or 1e-6)
 
     assert problems_of(entry, preset) == []
+    former = locale.setlocale(locale.LC_ALL)
     volume, affine = read_volume(image)
+    assert locale.setlocale(locale.LC_ALL) == former  # some library of ITK changes it
     same(volume)
     if animal.affine is not None:
         np.testing.assert_allclose(affine, animal.affine, atol=1e-4)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import locale
 import re
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,18 @@ READERS = {".mha": "MetaImageIO", ".mhd": "MetaImageIO", ".nrrd": "NrrdImageIO",
 MONOCHROME1 = "MONOCHROME1"
 
 
+@contextmanager
+def _own_locale() -> Iterator[None]:
+    """ITK's reader of .vtk leaves the whole process in the locale C, in which Python reads no UTF-8 by default."""
+    former = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        if locale.setlocale(locale.LC_ALL) != former:
+            locale.setlocale(locale.LC_ALL, former)
+
+
+@_own_locale()
 def shape_of(file: Path) -> tuple[int, ...]:
     """Shape from the header, with components last."""
     reader = _information(file)
@@ -37,6 +52,7 @@ def shape_of(file: Path) -> tuple[int, ...]:
     return (*reader.GetSize(), *([components] if components > 1 else []))
 
 
+@_own_locale()
 def read(file: Path, label: bool = False) -> Scan:
     """Voxels and place in space; vectors and frames become channels, a DICOM file of one slice has two axes.
 
