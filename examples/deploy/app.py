@@ -29,18 +29,16 @@ from monai.deploy.operators.monai_bundle_inference_operator import IOMapping, Mo
 from pydicom.sr.coding import Code
 
 from monai_ssl.data import load_preset
-from monai_ssl.deploy.dicom import ANATOMY, read_series, segment_code
+from monai_ssl.deploy.dicom import completed, read_series, segment_category, segment_code
 from monai_ssl.engines import VolumeSegmenter
 
 
 def tidy(source: Path, target: Path) -> None:
-    """Copy a series, with empty values for the attributes that it lacks; refuse what is no whole series."""
+    """Copy a series, completed where headers lack something; refuse what is no whole series of single images."""
     series = read_series(source)
     for note in series.warnings:
         logging.getLogger(__name__).warning("dicom: %s", note)
-    for number, dataset in enumerate(series.datasets, 1):
-        if dataset.get("SeriesNumber") is None:
-            dataset.SeriesNumber = 1
+    for number, dataset in enumerate(completed(series), 1):
         dataset.save_as(target / f"{number:05d}.dcm")
 
 
@@ -53,7 +51,7 @@ def of_bundle(model: Path) -> tuple[dict[str, Any], list[SegmentDescription]]:
     segments = [
         SegmentDescription(
             segment_label=name,
-            segmented_property_category=Code(*ANATOMY),
+            segmented_property_category=Code(*segment_category(preset, index)),
             segmented_property_type=Code(*segment_code(preset, index)),
             algorithm_name=meta["name"][:64],
             algorithm_version=meta["version"],

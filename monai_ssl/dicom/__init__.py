@@ -3,7 +3,7 @@
 Nothing that identifies a patient reaches a message: attributes are named, their values are not, and files are counted.
 """
 
-from monai_ssl.dicom.series import Series, read_series
+from monai_ssl.dicom.series import Series, completed, read_series
 from monai_ssl.dicom.values import require_packages, silent
 
-__all__ = ["Series", "read_series", "require_packages", "silent"]
+__all__ = ["Series", "completed", "read_series", "require_packages", "silent"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,9 @@ import numpy as np
 from monai_ssl.dicom.files import one_series, read_headers, read_pixels
 from monai_ssl.dicom.grid import arrange
 from monai_ssl.dicom.headers import clean_headers
-from monai_ssl.dicom.patient import check_one_patient
-from monai_ssl.dicom.slices import pixels, slices_of
-from monai_ssl.dicom.values import require_packages, word
+from monai_ssl.dicom.patient import VALID, check_one_patient
+from monai_ssl.dicom.slices import pixels, slices_of, transfer_syntax
+from monai_ssl.dicom.values import require_packages, silent, word
 from monai_ssl.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Series:
         datasets: headers with what derived objects take over, checked: one per slice, in the volume's order; of an
             enhanced series one, with its frames in the order of the file. Empty where they were not asked for.
         frames: for each slice of the volume its frame of an enhanced series, from 0; empty for others.
+        files: of the slices, in the volume's order; of an enhanced series one.
         modality: as the header says, ``MR``.
         warnings: faults of the headers that were tolerated.
     """
@@ -38,6 +40,7 @@ class Series:
     affine: np.ndarray
     datasets: list[Any]
     frames: list[int] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
     modality: str = ""
     warnings: list[str] = field(default_factory=list)
 
@@ -102,6 +105,37 @@ def read_series(
         affine,
         clean,
         [item.frame for item in slices] if enhanced else [],
+        list(dict.fromkeys(item.dataset.monai_ssl_path for item in slices)),
         word(slices[0].dataset, "Modality"),
         [*notes, *several, *copies, *evened, *interpreted, *filled],
     )
+
+
+def completed(series: Series) -> Iterator[Any]:
+    """The files of a series as other software needs them: with what was missing filled, and what was not valid blank.
+
+    Args:
+        series: as :func:`read_series` returns it with ``fill``.
+
+    Yields:
+        a pydicom data set with pixels per file, in the order of ``files``; the files are not changed.
+    """
+    import pydicom
+
+    for path, header in zip(series.files, series.datasets, strict=True):
+        with silent():
+            dataset = pydicom.dcmread(path, force=True)
+            syntax = transfer_syntax(dataset, "dicom: a file")
+            for keyword in VALID:
+                if keyword in dataset and keyword not in header:
+                    del dataset[keyword]
+            for element in header:
+                if element.VR != "SQ":  # the functional groups of an enhanced file hold more
+                    dataset.add(element)
+            if dataset.get("SeriesNumber") is None:
+                dataset.SeriesNumber = 1
+            dataset.file_meta = getattr(dataset, "file_meta", None) or pydicom.dataset.FileMetaDataset()
+            dataset.file_meta.TransferSyntaxUID = syntax
+            dataset.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
+            dataset.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+        yield dataset

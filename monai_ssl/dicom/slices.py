@@ -240,7 +240,7 @@ def _decode(item: Slice) -> np.ndarray:
     clean.Rows, clean.Columns = item.shape
     clean.SamplesPerPixel, clean.PhotometricInterpretation, clean.NumberOfFrames = 1, "MONOCHROME2", str(frames)
     clean.file_meta = FileMetaDataset()
-    clean.file_meta.TransferSyntaxUID = UID(_transfer_syntax(source, place))
+    clean.file_meta.TransferSyntaxUID = UID(transfer_syntax(source, place))
     if clean.BitsAllocated not in (8, 16, 32) or not 0 < clean.BitsStored <= clean.BitsAllocated:
         raise DataError(f"{place}: BitsAllocated must be 8, 16 or 32, and BitsStored not more; export the series again")
     if (integer(source, "HighBit", place) or clean.HighBit) != clean.HighBit:
@@ -290,7 +290,7 @@ def _syntax_name(dataset: Any) -> str:
     return name if name[:1].isalpha() else "transfer syntax unknown"
 
 
-def _transfer_syntax(dataset: Any, place: str) -> str:
+def transfer_syntax(dataset: Any, place: str) -> str:
     """As stated; where it is missing, by how the data set was written.
 
     Raises:

@@ -16,7 +16,7 @@ from monai_ssl.errors import DataError
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("highdicom")
 
-from monai_ssl.dicom import read_series  # noqa: E402
+from monai_ssl.dicom import completed, read_series  # noqa: E402
 from monai_ssl.dicom.values import numbers  # noqa: E402
 
 VALUES, AFFINE = volume_of()
@@ -166,6 +166,38 @@ class TestWhatIsTolerated:
         found = read_series(folder)
         np.testing.assert_array_equal(found.voxels, VALUES)
         assert found.warnings == ["6 files that are not DICOM images were ignored"]
+
+
+class TestCompleted:
+    """Copies for software that stumbles over headers with faults, such as MONAI Deploy's operators."""
+
+    def test_copies_are_the_same_series_without_faults(self, folder, tmp_path):
+        bad = {"SeriesNumber": None, "PatientBirthDate": "19.05.SECRET", "PatientAge": "SECRET", "SliceThickness": None}
+        for path in series_in(folder, SpecificCharacterSet="ISO_IR 100", PatientName="Müller^Jörg"):
+            edit(path, **bad)
+            bare = pydicom.Dataset(pydicom.dcmread(path))
+            bare.save_as(path, implicit_vr=True, little_endian=True, enforce_file_format=False)
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        first = read_series(folder)
+        (tmp_path / "copies").mkdir()
+        for number, dataset in enumerate(completed(first)):
+            dataset.save_as(tmp_path / "copies" / f"{number}.dcm", enforce_file_format=True)
+        second = read_series(tmp_path / "copies")
+        assert second.warnings == []
+        np.testing.assert_array_equal(second.voxels, VALUES)
+        np.testing.assert_allclose(second.affine, AFFINE, atol=1e-6)
+        assert {str(header.PatientName) for header in second.datasets} == {"Müller^Jörg"}
+        assert before == {path: path.read_bytes() for path in folder.iterdir()}
+        assert b"SECRET" not in (tmp_path / "copies" / "0.dcm").read_bytes().replace(b"SECRET-", b"")
+
+    def test_an_enhanced_file(self, tmp_path):
+        folder = write_enhanced(tmp_path / "x.dcm", VALUES, AFFINE, "1.2.840.10008.5.1.4.1.1.4.1", SeriesNumber=None)
+        (dataset,) = completed(read_series(folder))
+        (tmp_path / "copies").mkdir()
+        dataset.save_as(tmp_path / "copies" / "x.dcm", enforce_file_format=True)
+        found = read_series(tmp_path / "copies")
+        np.testing.assert_array_equal(found.voxels, VALUES * 2 - 10)
+        assert found.warnings == []
 
 
 class TestGray:

@@ -4,7 +4,7 @@ Nothing that identifies a patient reaches a message or a file name: attributes a
 files are counted. The DICOM objects themselves carry patient and study of the series, as they must.
 """
 
-from monai_ssl.dicom import Series, read_series
+from monai_ssl.dicom import Series, completed, read_series
 
 from .report import volumes_ml, write_measurements
 from .segmentation import SEG_TYPES, read_segmentation, to_frames, write_probabilities, write_segmentation
@@ -21,6 +21,7 @@ __all__ = [
     "UNCERTAINTY",
     "VOLUMES",
     "Series",
+    "completed",
     "predict_series",
     "read_segmentation",
     "read_series",
