@@ -118,10 +118,15 @@ def copy_files(source: Path, target: Path, head: str, weights: bool = False) -> 
         target: folder, new or empty.
         head: first line of every rendered file that can carry a comment.
         weights: also copy ``models/model.pt``.
+
+    Raises:
+        DataError: when the weights that should be copied are a link.
     """
     from monai_ssl.bundle.render import write_bundle
     from monai_ssl.bundle.spec import PAGE, SPEC
 
+    if weights and (source / "models" / "model.pt").is_symlink():
+        raise DataError(f"bundle: {source / 'models' / 'model.pt'} must be a file, got a link: put the weights there")
     left_out = []
     for folder, folders, names in os.walk(source):
         here = Path(folder).relative_to(source)

@@ -194,6 +194,17 @@ class TestWhatStays:
         assert "left out of copy, as no part of a bundle: " in caplog.text
         assert "notes.txt" in caplog.text or "more" in caplog.text
 
+    @pytest.mark.parametrize("place", ["inside", "outside"])
+    def test_weights_behind_a_link_are_refused(self, own, tmp_path, place):
+        """An app would come without weights, and nobody would know."""
+        weights = own / "models" / "model.pt"
+        other = weights.with_name("other.pt") if place == "inside" else tmp_path / "secret.py"
+        weights.unlink()
+        weights.symlink_to(other)
+        with pytest.raises(DataError, match=r"models/model\.pt must be a file, got a link: put the weights there"):
+            copy_files(own, tmp_path / "copy", "A copy.", weights=True)
+        assert not (tmp_path / "copy").exists()
+
     @pytest.mark.parametrize("name", available_bundles())
     def test_nothing_is_missed_in_the_shipped_ones(self, name, tmp_path, caplog):
         with caplog.at_level("INFO", "monai_ssl.console"):
