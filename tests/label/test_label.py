@@ -88,9 +88,9 @@ class Server:
         file.write_bytes(answer.content)
         return np.asarray(nib.load(file).dataobj)
 
-    def train(self, model: str, **params: Any) -> None:
+    def train(self, model: str, status: int = 200, **params: Any) -> Any:
         params = {"device": "cpu", "val_split": 0, "multi_gpu": False, **params}
-        self.call("post", f"/train/{model}?run_sync=true", json=params)
+        return self.call("post", f"/train/{model}?run_sync=true", status, json=params).json()
 
     def close(self) -> None:
         self.process.terminate()
@@ -130,9 +130,10 @@ def studies(folder: Path, hippocampus: Path, cases: list[str]) -> Path:
     return folder
 
 
-def upload(server: Server, hippocampus: Path, case: str) -> None:
-    with open(hippocampus / "labelsTr" / f"{case}.nii.gz", "rb") as label:
-        server.call("put", f"/datastore/label?image={case}&tag=final", files={"label": (f"{case}.nii.gz", label)})
+def upload(server: Server, hippocampus: Path, case: str, file: Path | None = None, **params: Any) -> None:
+    with open(file or hippocampus / "labelsTr" / f"{case}.nii.gz", "rb") as label:
+        server.call("put", f"/datastore/label?image={case}&tag=final", files={"label": (f"{case}.nii.gz", label)},
+                    data={"params": json.dumps(params)})  # fmt: skip
 
 
 class TestOurApp:
@@ -184,6 +185,11 @@ class TestOurApp:
         assert "3 labeled and 3 unlabeled cases, 2 iterations" in server.text
         assert not list((app / "model" / model / "models").glob("checkpoint*")), "it would be offered as a model"
 
+        # the answer comes at once, before anything is scored; scores are made in the background
+        begin = time.time()
+        assert server.call("post", "/activelearning/disagreement", json={"model": model}).json()["id"] == cases[3]
+        assert time.time() - begin < 3
+        server.call("post", f"/scoring/{model}?run_sync=true", json={})
         sample = server.call("post", "/activelearning/disagreement", json={"model": model}).json()
         scores = {}
         for case in cases[3:]:
@@ -193,9 +199,91 @@ class TestOurApp:
         assert all(0 <= score <= 1 for score in scores.values())
         assert len(set(scores.values())) == 3
 
-    def test_a_first_training_makes_a_bundle_usable(self, server, cases, hippocampus, tmp_path):
+    @pytest.mark.parametrize(
+        ("key", "status"),
+        [("tracking", 200), ("tracking_uri", 200), ("tracking_run_name", 200), ("run_id", 200), ("device", 400),
+         ("gpus", 400), ("max_epochs", 400), ("model_filename", 400)],
+    )  # fmt: skip
+    def test_a_request_runs_nothing(self, server, packaged, hippocampus, cases, tmp_path, key, status):
         if not server.info()["datastore"]["completed"]:
             upload(server, hippocampus, cases[0])
+        mark = tmp_path / "mark"
+        code = f"$__import__('pathlib').Path({str(mark)!r}).write_text('x')"
+        answer = server.train(packaged.name, status, max_iterations=1, **{"tracking": "mlflow", key: code})
+        assert not mark.exists()
+        if status == 400:
+            assert answer["detail"].startswith(f"monai_ssl: {key}: must be")
+            assert "pathlib" not in answer["detail"]
+
+    def test_the_public_client_learns_the_reason(self, server, packaged):
+        from monailabel.client import MONAILabelClient, MONAILabelClientException
+
+        client = MONAILabelClient(server.url)
+        assert packaged.name in client.info()["models"]
+        with pytest.raises(MONAILabelClientException, match="model_filename: must be the name"):
+            client._train_sync = requests.post(
+                f"{server.url}/train/{packaged.name}?run_sync=true",
+                json={"model_filename": "../../x.pt"},
+                timeout=SECONDS,
+            )
+            raise MONAILabelClientException(0, client._train_sync.text)
+
+    @pytest.mark.parametrize(
+        ("method", "path"),
+        [
+            ("post", "/infer/nothing?image={case}"),
+            ("post", "/infer/{model}?image=nothing"),
+            ("post", "/infer/{model}?image=/etc/hostname"),
+            ("post", "/train/nothing"),
+            ("post", "/train/nothing?run_sync=true"),
+            ("post", "/activelearning/nothing"),
+            ("post", "/scoring/nothing?run_sync=true"),
+            ("put", "/datastore/label?image=nothing&tag=final"),
+        ],
+    )
+    def test_what_there_is_not_is_404(self, server, packaged, cases, hippocampus, method, path):
+        words = {"json": {}} if method == "post" else {}
+        if path.startswith("/infer"):
+            words = {"data": {"params": "{}"}}
+        if method == "put":
+            label = (hippocampus / "labelsTr" / f"{cases[0]}.nii.gz").read_bytes()
+            words = {"files": {"label": ("a.nii.gz", label)}}
+        answer = server.call(method, path.format(model=packaged.name, case=cases[0]), 404, **words)
+        assert answer.json()["detail"]
+
+    @pytest.mark.parametrize("name", ["../../outside", "a/../../outside", "..%2F..%2Foutside"])
+    @pytest.mark.parametrize("what", ["tag", "image"])
+    def test_names_do_not_lead_out_of_the_datastore(self, server, app, cases, hippocampus, name, what):
+        label = (hippocampus / "labelsTr" / f"{cases[0]}.nii.gz").read_bytes()
+        query = f"image={cases[0]}&tag={name}" if what == "tag" else f"image={name}&tag=final"
+        server.call("put", f"/datastore/label?{query}", 400, files={"label": ("a.nii.gz", label)})
+        if what == "image":
+            server.call("put", f"/datastore/image?image={name}", 400, files={"file": ("a.nii.gz", label)})
+        assert not list(app.parent.rglob("*outside*"))
+
+    def test_labels_are_taken_by_name_and_bad_ones_set_aside(self, server, packaged, hippocampus, cases, tmp_path):
+        first = nib.load(hippocampus / "labelsTr" / f"{cases[0]}.nii.gz")
+        array = np.asarray(first.dataobj)
+        swapped = nib.Nifti1Image(np.array([0, 2, 1], dtype=np.uint8)[array.astype(int)], first.affine)
+        nib.save(swapped, tmp_path / "swapped.nii.gz")
+        nib.save(nib.Nifti1Image(array[:-3], first.affine), tmp_path / "shape.nii.gz")
+        names = [{"name": "posterior hippocampus", "idx": 0}, {"name": "anterior hippocampus", "idx": 1}]
+        upload(server, hippocampus, cases[0], tmp_path / "swapped.nii.gz", label_info=names)
+        upload(server, hippocampus, cases[1], tmp_path / "shape.nii.gz")
+        upload(server, hippocampus, cases[2], label_info=[{"name": "aorta", "idx": 0}])
+        answer = server.train(packaged.name, max_iterations=1)
+        assert answer["labeled"] >= 1
+        assert set(answer["not_used"]) == {cases[1], cases[2]}
+        assert "'aorta' is no class of the model" in answer["not_used"][cases[2]]
+        # a mask that the model itself has drawn and saved is nobody's label
+        request = {"params": json.dumps({"save_label": True, "label_tag": "final", "device": "cpu"})}
+        server.call("post", f"/infer/{packaged.name}?image={cases[3]}&output=json", data=request)
+        again = server.train(packaged.name, max_iterations=1)
+        assert again["labeled"] == answer["labeled"]
+        assert "were drawn by a model" in server.text
+
+    def test_a_first_training_makes_a_bundle_usable(self, server, cases, hippocampus, tmp_path):
+        upload(server, hippocampus, cases[0])
         server.train("dtc", max_iterations=2, pretrained=False)
         assert "dtc" in server.info()["models"]
         assert server.mask("dtc", cases[4], tmp_path / "mask.nii.gz").ndim == 3
