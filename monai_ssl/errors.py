@@ -77,7 +77,7 @@ def without_quotes(error: BaseException | str, limit: int = 160) -> str:
     """What a library says of a file, in one line, without what it quotes of the file: that may be a patient's name.
 
     Example:
-        >>> without_quotes(ValueError("couldn't parse \"Doe, Jane\" as a number; b'Doe' is none"))
+        >>> without_quotes(ValueError("couldn't parse \\"Doe, Jane\\" as a number; b'Doe' is none"))
         "couldn't parse ... as a number; ... is none"
     """
     text = one_line(error, 10**6)

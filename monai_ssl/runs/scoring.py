@@ -71,7 +71,7 @@ def resolved_settings(identity: Mapping[str, Any]) -> dict[str, Any]:
 
     Example:
         >>> resolved_settings({"seed": 1, "method": "DTC", "method#slope": 1500.0, "labeled cases": [["ab", "cd"]]})
-        {'seed': 1, 'method#slope': 1500.0, 'labeled cases': '1, content 4c3df87d'}
+        {'seed': 1, 'method#slope': 1500.0, 'labeled cases': '1, content 88d4266f'}
     """
     found = {}
     for key, value in identity.items():
