@@ -37,7 +37,8 @@ ROOMS = {
     "reports": "Pages: comparisons, data sets, model cards, figures.",
     "runs": "Training, evaluation and prediction as functions; the run folder.",
     "bundle": "MONAI bundles: finding, checking, rendering, running them.",
-    "deploy": "Packaging, DICOM, MONAI Label, disagreement for active learning.",
+    "dicom": "DICOM series as archives send them: headers checked, frames in order, clean headers for what is derived.",
+    "deploy": "Packaging, DICOM objects, MONAI Label, disagreement for active learning.",
 }
 
 
