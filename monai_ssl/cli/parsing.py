@@ -171,6 +171,8 @@ def own_value(key: str, text: str, hint: Any) -> Any:
 def _mapping(key: str, text: str) -> dict[Any, Any]:
     import yaml
 
+    if re.fullmatch(r"\s*\d+\s*:[^{}]*", text):  # 255:1,7:2
+        text = "{" + re.sub(r":\s*", ": ", text) + "}"
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError:

@@ -140,26 +140,64 @@ def by_patient(
     return groups
 
 
+# what tells one scan of a patient from another, at the end of a name or before further words
+_VISITS = ("visit", "session", "ses", "timepoint", "time", "tp", "frame", "phase", "scan", "baseline", "followup",
+           "day", "week", "month", "year", "rep", "run")  # fmt: skip
+_VISIT = re.compile(rf"(?i)(?<=[^\W_])[-_. ]?({'|'.join(_VISITS)})[-_. ]?\d*(?=$|[-_. ])")
+
+
+def visits(names: Sequence[str]) -> dict[str, list[str]]:
+    """Cases whose names say that they are scans of one patient: what the names share -> the names.
+
+    Example:
+        >>> visits(["MRN5732_visit1", "MRN5732_visit2", "MRN5801_visit1", "case_07"])
+        {'MRN5732': ['MRN5732_visit1', 'MRN5732_visit2']}
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        match = _VISIT.search(name)
+        if match is not None:
+            groups.setdefault(name[: match.start()], []).append(name)
+    if len(groups) == 1 and len(groups) < len(names) == sum(map(len, groups.values())):
+        return {}  # what all names share is no patient
+    return {patient: found for patient, found in groups.items() if len(found) > 1}
+
+
+def visit_pattern(names: Sequence[str]) -> str:
+    """A regular expression that finds the patient in names of :func:`visits`, and in names without a visit.
+
+    Example:
+        >>> re.search(visit_pattern(["a1_ses-02", "a1_ses-03"]), "b7_ses-01")[1]
+        'b7'
+    """
+    words = sorted({match[1].lower() for name in names if (match := _VISIT.search(name))})
+    return rf"(?i)^(.+?)(?:[-_. ]?(?:{'|'.join(words)})[-_. ]?\d*(?:$|[-_. ].*))?$"
+
+
 def _patients_of_table(entries: Sequence[Entry], path: Path) -> dict[str, list[Entry]]:
+    if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        raise DataError(f"patients: {path} is a workbook; save the sheet as CSV and name that file")
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            text = file.read()
+        text = _decoded(path.read_bytes())
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"patients: {path} must be a CSV file in UTF-8 that can be read ({error})") from error
-    rows = csv.DictReader(text.splitlines(), delimiter=";" if ";" in text.partition("\n")[0] else ",")
-    if not {"case", "patient"} <= set(rows.fieldnames or ()):
-        raise DataError(
-            f"{path}: must have the columns case and patient, got {', '.join(rows.fieldnames or ()) or 'none'}"
-        )
+        raise DataError(f"patients: {path} must be a CSV file that can be read ({type(error).__name__})") from error
+    lines = text.splitlines()
+    separators = [mark for mark in (";", "\t", ",") if lines and mark in lines[0]]
+    rows = csv.DictReader(lines, delimiter=separators[0] if separators else ",", skipinitialspace=True)
+    rows.fieldnames = [str(name or "").strip().strip('"').lower() for name in rows.fieldnames or ()]
+    if not {"case", "patient"} <= set(rows.fieldnames):
+        shown = ", ".join(rows.fieldnames) or "none"
+        raise DataError(f"{path}: must have the columns case and patient, got {shown[:100]}: add a line of headings")
     known: dict[str, str] = {}
     for row in rows:
-        case = name_order(split_suffix(Path((row["case"] or "").strip()).name)[0])
-        patient = (row["patient"] or "").strip()
+        given, patient = (row["case"] or "").strip(), (row["patient"] or "").strip()
+        if not given and not patient:  # an empty line of the sheet
+            continue
+        case = name_order(split_suffix(Path(given.replace("\\", "/")).name)[0])
         if not case or not patient:
-            raise DataError(f"{path}: line {rows.line_num} must name a case and a patient, got {row['case']!r} and "
-                            f"{row['patient']!r}")  # fmt: skip
+            raise DataError(f"{path}: line {rows.line_num} must name a case and a patient, and one is empty")
         if known.setdefault(case, patient) != patient:
-            raise DataError(f"{path}: a case has one patient, got {known[case]} and {patient} for {case}")
+            raise DataError(f"{path}: a case has one patient, got two in line {rows.line_num} and before")
     groups: dict[str, list[Entry]] = {}
     missed = []
     for entry in entries:
@@ -172,6 +210,20 @@ def _patients_of_table(entries: Sequence[Entry], path: Path) -> dict[str, list[E
             f"{path}: must name the patient of every case, misses {len(missed)} of {len(entries)}: {enumerated(missed)}"
         )
     return groups
+
+
+def _decoded(content: bytes) -> str:
+    """Text as Excel and LibreOffice write it: UTF-8 with and without a mark, UTF-16, or the code page of old Windows.
+
+    Raises:
+        UnicodeDecodeError: when it is none of these.
+    """
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252")
 
 
 def lists_of(groups: Mapping[str, Sequence[Entry]], numbers: Numbers, seed: int) -> dict[str, list[Entry]]:

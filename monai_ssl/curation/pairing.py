@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from monai_ssl.curation.layouts import bids_cases, is_bids, modality_groups
 from monai_ssl.data.cases import IMAGE_SUFFIXES, TRAINING_FILES, Entry, name_order, split_suffix
 from monai_ssl.errors import DataError, enumerated
 from monai_ssl.files import files_below
@@ -25,19 +26,39 @@ FOLDER_PAIRS = (
 # words that tell image from label and do not belong to the name of the case
 IMAGE_WORDS = frozenset({"image", "images", "img", "im", "vol", "volume", "scan"})
 LABEL_WORDS = frozenset(
-    {"label", "labels", "lab", "lbl", "seg", "segmentation", "segmentations", "mask", "masks", "gt", "groundtruth"}
+    {
+        "label",
+        "labels",
+        "lab",
+        "lbl",
+        "seg",
+        "segmentation",
+        "segmentations",
+        "mask",
+        "masks",
+        "gt",
+        "groundtruth",
+        "dseg",
+    }
 )
 
 
 def is_decathlon(path: Path) -> bool:
-    """True for a Decathlon dataset.json; nnU-Net's has the same name and no list of cases."""
+    """True for a Decathlon dataset.json; nnU-Net's has the same name and no list of cases, or one of its own names."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError:
         return False
     except ValueError as error:
         raise DataError(f"{path}: must be a JSON file ({error}): correct it or move it away") from error
-    return isinstance(content, dict) and isinstance(content.get("training"), list)
+    if not isinstance(content, dict) or not isinstance(content.get("training"), list):
+        return False
+    first = next(iter(content["training"]), None)
+    image = first.get("image") if isinstance(first, dict) else None
+    if isinstance(image, str) and not (path.parent / image).exists():
+        stem, suffix = split_suffix(image)
+        return not (path.parent / f"{stem}_0000{suffix}").exists()  # version 1 of nnU-Net leaves the channel out
+    return True
 
 
 def find_folders(root: Path) -> tuple[Path, Path]:
@@ -97,6 +118,10 @@ def pair(image_dir: Path, label_dir: Path) -> list[Entry]:
     Raises:
         DataError: without images or labels, when no name fits, or one fits twice.
     """
+    if image_dir == label_dir and is_bids(everything := image_names(image_dir)):
+        entries = bids_cases(everything, image_dir)
+        if any("label" in entry for entry in entries):
+            return entries
     images, labels = _images_and_labels(image_dir, label_dir)
     cases = _cases(images, labels, image_dir)
 
@@ -169,13 +194,17 @@ def _images_and_labels(image_dir: Path, label_dir: Path) -> tuple[list[str], lis
 
 
 def _cases(images: Sequence[str], labels: Sequence[str], image_dir: Path) -> Sequence[tuple[str, list[str]]]:
-    """Cases as (stem, files): one per image, or one per group of nnU-Net's channels."""
+    """Cases as (stem, files): one per image, or one per group of channels: nnU-Net's numbers, modalities."""
     stems = {_stem(name) for name in labels}
     # four digits at the end are channels only next to labels that are named without them
     if not stems & {_stem(name) for name in images}:
         groups = _channels(images, image_dir)
         if groups is not None and stems & groups.keys():
             return list(groups.items())
+        # ... as are modalities (BraTS), where labels are named without them
+        modalities = modality_groups([(_stem(name), name) for name in images])
+        if modalities is not None and {_key(name) for name in labels} & {_key(base) for base in modalities}:
+            return list(modalities.items())
     return [(_stem(name), [name]) for name in images]
 
 

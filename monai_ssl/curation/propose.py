@@ -14,6 +14,7 @@ import yaml
 
 from monai_ssl.data.cases import Entry, case_name, image_files
 from monai_ssl.data.reading import read_label, read_volume
+from monai_ssl.data.rules import map_advice
 from monai_ssl.errors import DataError, dimensions
 from monai_ssl.files import write_text
 
@@ -62,8 +63,12 @@ class Proposal:
     reasons: list[str] = field(default_factory=list)
 
 
-def scan_statistics(entry: Entry) -> ScanStatistics:
+def scan_statistics(entry: Entry, label_map: Mapping[int, int] | None = None) -> ScanStatistics:
     """Read one case of a datalist.
+
+    Args:
+        entry: the case.
+        label_map: stored value of a label -> class.
 
     Raises:
         DataError: when a file cannot be read, naming it.
@@ -98,7 +103,7 @@ def scan_statistics(entry: Entry) -> ScanStatistics:
     )
     if "label" in entry:
         try:
-            label = read_label(entry["label"])[0][0]
+            label = read_label(entry["label"], label_map)[0][0]
         except DataError as error:
             raise DataError(f"{entry['label']}: {error}") from error
         if label.shape == values.shape and label.any():
@@ -112,7 +117,10 @@ def scan_statistics(entry: Entry) -> ScanStatistics:
 
 
 def propose_preset(
-    entries: Sequence[Entry], labels: Mapping[int, str], channels: Sequence[str] | None = None
+    entries: Sequence[Entry],
+    labels: Mapping[int, str],
+    channels: Sequence[str] | None = None,
+    label_map: Mapping[int, int] | None = None,
 ) -> Proposal:
     """A preset that is a sound start for these data, and why.
 
@@ -120,6 +128,7 @@ def propose_preset(
         entries: cases of a datalist (labeled ones tell most); up to 24, evenly drawn, are read.
         labels: class -> name.
         channels: names of the channels; None names them by number.
+        label_map: stored value of a label -> class.
 
     Returns:
         Dimensions (2D where slices are thick), spacing, patch size, intensity, batch sizes, iterations, with reasons.
@@ -133,13 +142,14 @@ def propose_preset(
     if not entries:
         raise DataError("a preset can only be proposed from cases, got none")
     if sorted(labels) != list(range(len(labels))) or len(labels) < 2:
-        raise DataError(f"a preset needs classes 0, 1, 2, ... without gap, got {sorted(labels)}: remap the label files")
+        raise DataError(f"a preset needs classes 0, 1, 2, ... without gap, got {sorted(labels)}: "
+                        f"give --label_map {map_advice(sorted(labels))}")  # fmt: skip
     labeled = [entry for entry in entries if "label" in entry]
     others = [entry for entry in entries if "label" not in entry]
     half = SAMPLE // 2
     drawn = _spread(labeled, max(half, SAMPLE - len(others))) + _spread(others, max(half, SAMPLE - len(labeled)))
     names = [case_name(entry) for entry in drawn]
-    found = [scan_statistics(entry) for entry in drawn]
+    found = [scan_statistics(entry, label_map) for entry in drawn]
     for what, values in (("axes", [len(f.shape) for f in found]), ("channels", [f.n_channels for f in found])):
         if len(set(values)) > 1:
             usual = max(set(values), key=values.count)
@@ -154,6 +164,7 @@ def propose_preset(
         "channels": _channels(found[0].n_channels, channels, reasons),
         "modality": "MR",
         "labels": {int(value): str(name) for value, name in labels.items()},
+        **({"label_map": {int(v): int(c) for v, c in label_map.items()}} if label_map else {}),
         "orientation": _orientation(found, dims, reasons),
     }
     if content["orientation"] is not None:  # from here on in the axes of the network
@@ -257,8 +268,8 @@ def _patch(found: list[ScanStatistics], dims: int, spacing: list[float] | None, 
 
     sides = np.median([on_grid(f.shape, f) for f in found], axis=0)
     extents = [on_grid(f.extent, f) for f in found if f.extent is not None]
-    # every case's axis that is shorter is padded: about the median, to the next multiple of 16
-    limit = [max(16, 16 * math.ceil(side / 16 - 0.25)) for side in sides]
+    # an axis that is shorter is padded: no larger than the median, but for a voxel
+    limit = [max(16, 16 * math.floor((side + 1) / 16)) for side in sides]
     if extents:
         organ = np.percentile(extents, 90, axis=0)
         wish = [max(32, 16 * math.ceil(1.5 * size / 16)) for size in organ]

@@ -13,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from monai_ssl.curation.dealing import Numbers, by_patient, count, lists_of, settled_numbers
+from monai_ssl.curation.dealing import Numbers, by_patient, count, lists_of, settled_numbers, visit_pattern, visits
+from monai_ssl.curation.layouts import described, modality_names
 from monai_ssl.curation.pairing import find_folders, images_folder, is_decathlon, pair
-from monai_ssl.data.cases import Entry
+from monai_ssl.data.cases import Entry, case_name, image_files
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.data.reading import read_label
-from monai_ssl.errors import OVERWRITE, DataError
+from monai_ssl.data.rules import map_advice
+from monai_ssl.errors import OVERWRITE, DataError, enumerated
 from monai_ssl.files import write_bytes
 
 __all__ = ["SplitRequest", "infer_labels", "make_split"]
@@ -31,8 +33,9 @@ MAX_CLASSES = 256
 class SplitRequest:
     """What to make a datalist of, and how many cases go where.
 
-    A folder may hold a Decathlon ``dataset.json``; ``imagesTr`` and ``labelsTr``; ``images`` and ``labels``; images
-    and labels side by side (``*_seg``, ``label_*``); or images only, with ``labels`` naming the other folder.
+    A folder may hold a Decathlon ``dataset.json``; ``imagesTr`` and ``labelsTr``, with or without nnU-Net's
+    ``dataset.json``; ``images`` and ``labels``; images and labels side by side (``*_seg``, ``label_*``), one file per
+    modality as BraTS has them; a BIDS data set; or images only, with ``labels`` naming the other folder.
 
     Names pair where they are equal after the words for image and label are dropped: ``a_0000`` with ``a``,
     ``a_image`` with ``a_seg``, ``img12`` with ``label12``. ``a_0000``, ``a_0001`` next to a label ``a`` are the
@@ -58,6 +61,7 @@ class SplitRequest:
             suffix) and ``patient``.
         label_names: names of the classes by value; None takes those of the ``dataset.json``, else finds the values in
             the labels of the training part.
+        label_map: value in the label files -> class, where they hold other numbers (masks of 0 and 255).
         description: text for the datalist; None describes the split.
         overwrite: replace an existing ``output``.
 
@@ -77,6 +81,7 @@ class SplitRequest:
     patient_pattern: str | None = None
     patients: str | Path | None = None
     label_names: Mapping[int, str] | None = None
+    label_map: Mapping[int, int] | None = None
     description: str | None = None
     overwrite: bool = False
 
@@ -119,7 +124,13 @@ class SplitRequest:
             images = Path(os.path.abspath(images_folder(given)))
         target = _target(Path(os.path.abspath(given)) / "datalist.json" if self.output is None else self.output,
                          self.overwrite)  # fmt: skip
-        return _Source(pair(images, labels), images, target)
+        entries = pair(images, labels)
+        told = described(given) if self.labels is None else None
+        for remark in told.remarks if told else ():
+            warnings.warn(remark)
+        first = image_files(entries[0])
+        channels = (told.channels if told else []) or (modality_names(first) if len(first) > 1 else [])
+        return _Source(entries, images, target, told.labels or None if told else None, None, channels)
 
     def _of_decathlon(self, file: Path) -> _Source:
         listed = load_datalist(file)
@@ -133,11 +144,19 @@ class SplitRequest:
         folder = listed.path.parent
         target = _target(folder / "datalist.json" if self.output is None else self.output, self.overwrite)
         entries = listed.training + listed.unlabeled
-        return _Source(entries, folder, target, listed.labels or None, listed.description or None)
+        return _Source(entries, folder, target, listed.labels or None, listed.description or None, listed.channels)
 
     def _write(self, source: _Source) -> Path:
         # who goes where
         groups = by_patient(source.entries, source.root, self.patient_pattern, self.patients)
+        if self.patient_pattern is None and self.patients is None:
+            names = [case_name(entry) for entry in source.entries]
+            if found := visits(names):
+                some = enumerated([name for group in found.values() for name in group], 3)
+                warnings.warn(
+                    f"{len(found)} patients seem to have several scans ({some}): so that none is on two sides, pass "
+                    f"--patient_pattern '{visit_pattern(names)}'"
+                )
         unit = "cases" if self.patient_pattern is None and self.patients is None else "patients"
         total = sum(any("label" in entry for entry in group) for group in groups.values())
         if not total:
@@ -150,7 +169,7 @@ class SplitRequest:
         # what the classes are called; only labels that training will read are opened
         label_names = source.label_names if self.label_names is None else self.label_names
         if label_names is None:
-            label_names = infer_labels(entry["label"] for entry in lists["training"])
+            label_names = infer_labels((entry["label"] for entry in lists["training"]), self.label_map)
         labels = _names(label_names)
 
         description = source.description if self.description is None else self.description
@@ -158,6 +177,7 @@ class SplitRequest:
             "description": self._described(lists, unit) if description is None else description,
             "labels": {str(value): labels[value] for value in sorted(labels)},
             "numClasses": len(labels),
+            **({"modality": {str(i): name for i, name in enumerate(source.channels)}} if source.channels else {}),
             "split": self._record(numbers, unit),
             **{section: [_relative(entry, source.target.parent) for entry in lists[section]] for section in lists},
         }
@@ -191,6 +211,7 @@ class _Source:
     target: Path
     label_names: Mapping[int, str] | None = None
     description: str | None = None
+    channels: Sequence[str] = ()
 
 
 def make_split(source: str | Path, **options: Any) -> Path:
@@ -213,11 +234,12 @@ def make_split(source: str | Path, **options: Any) -> Path:
     return SplitRequest(source, **options).write()
 
 
-def infer_labels(label_files: Iterable[str | Path]) -> dict[int, str]:
+def infer_labels(label_files: Iterable[str | Path], label_map: Mapping[int, int] | None = None) -> dict[int, str]:
     """Classes that occur in label files: ``{0: "background", 1: "class 1", ...}``.
 
     Args:
         label_files: the files to read, all of them.
+        label_map: value in the files -> class.
 
     Returns:
         A name for every value, in ascending order, 0 always among them.
@@ -232,7 +254,7 @@ def infer_labels(label_files: Iterable[str | Path]) -> dict[int, str]:
     found: set[int] = {0}
     for file in label_files:
         try:
-            array, _ = read_label(file)
+            array, _ = read_label(file, label_map)
         except DataError as error:
             raise DataError(f"{file}: {error}") from error
         values = np.unique(array)
@@ -247,8 +269,8 @@ def infer_labels(label_files: Iterable[str | Path]) -> dict[int, str]:
         found.update(int(value) for value in values)
     if sorted(found) != list(range(len(found))):
         warnings.warn(
-            f"label values should be 0, 1, 2, ... without gaps, got {sorted(found)}: remap the label files, or pass "
-            "label_names if a class is merely absent from the training part"
+            f"label values should be 0, 1, 2, ... without gaps, got {sorted(found)}: pass --label_map "
+            f"'{{{map_advice(sorted(found))}}}', or label_names if a class is merely absent from the training part"
         )
     return {value: "background" if value == 0 else f"class {value}" for value in sorted(found)}
 

@@ -11,14 +11,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from monai_ssl.data.cases import Entry, image_files, real_path
+from monai_ssl.curation.dealing import visits
+from monai_ssl.data.cases import Entry, case_name, image_files, real_path
 from monai_ssl.data.datalist import SECTIONS, Datalist
 from monai_ssl.data.placement import placement
 from monai_ssl.data.preset import Preset
-from monai_ssl.data.reading import ScanMemory, read_scan, rounded
+from monai_ssl.data.reading import ScanMemory, read_scan, rounded, with_classes
 from monai_ssl.data.rules import Severity, case_findings
 from monai_ssl.data.scan import Scan, grid_difference
-from monai_ssl.errors import DataError, dimensions, without_quotes
+from monai_ssl.errors import DataError, dimensions, enumerated, without_quotes
 
 __all__ = ["Problem", "verify"]
 
@@ -122,6 +123,7 @@ def verify(
 
     problems = _merge_equal([problem for case in cases for problem in case.problems], len(cases))
     problems += _check_paths(jobs)
+    problems += _check_patients(jobs)
     problems += _check_contents(cases)
     problems += _check_spacing(cases, preset)
     problems += _check_orientation(cases, preset)
@@ -156,7 +158,7 @@ def _check_files(
             return None
         if memory is not None:
             memory.keep(file, scan)
-        scan = rounded(scan) if label else scan
+        scan = with_classes(rounded(scan), preset.label_map) if label else scan
         for note in scan.notes:
             case.add("header", "warning", note, file)
         return scan
@@ -233,6 +235,23 @@ def _check_paths(jobs: Iterable[tuple[str, Entry]]) -> list[Problem]:
         for file, found in places.items()
         if len(found) > 1
     ]
+
+
+def _check_patients(jobs: Iterable[tuple[str, Entry]]) -> list[Problem]:
+    """Scans of one patient on two sides, as far as names tell."""
+    sides: dict[str, str] = {}
+    files: dict[str, str] = {}
+    for section, entry in jobs:
+        name = case_name(entry)
+        sides[name] = "training" if section == "unlabeled" else section
+        files[name] = image_files(entry)[0]
+    problems = []
+    for patient, names in visits(list(sides)).items():
+        if len({sides[name] for name in names}) > 1:
+            shown = enumerated([f"{name} ({sides[name]})" for name in names], 3)
+            text = f"scans of one patient ({patient}) seem to be on two sides, {shown}: a leak; split by patient"
+            problems.append(Problem("warning", "dataset", files[names[0]], f"{text} (--patient_pattern)", "patient"))
+    return _merge_equal(problems, len(sides))
 
 
 def _check_contents(cases: Iterable[_Case]) -> list[Problem]:

@@ -21,6 +21,7 @@ class Datalist:
         validation: labeled cases on which a checkpoint may be picked.
         testing: held-out cases; the label is optional.
         labels: name of every class by its value, 0 = background; empty where the JSON names none.
+        channels: names of the images' channels; empty where the JSON names none (Decathlon's ``modality``).
         description: free text of the JSON.
         path: the JSON file, None where there was none (``strict=False``).
         dataset_dir: the folder against which relative paths were resolved.
@@ -35,6 +36,7 @@ class Datalist:
     validation: list[Entry] = field(default_factory=list)
     testing: list[Entry] = field(default_factory=list)
     labels: dict[int, str] = field(default_factory=dict)
+    channels: list[str] = field(default_factory=list)
     description: str = ""
     path: Path | None = None
     dataset_dir: Path | None = None

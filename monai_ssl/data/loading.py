@@ -36,7 +36,9 @@ def load_datalist(
 
     ``training`` and ``validation`` hold ``{"image", "label"}``, ``unlabeled`` and ``testing`` ``{"image"}`` or plain
     file names (``testing`` may have labels). ``image`` may be a list of files, one per channel. The
-    ``test`` list of a Medical Segmentation Decathlon ``dataset.json`` is read as ``testing``.
+    ``test`` list of a Medical Segmentation Decathlon ``dataset.json`` is read as ``testing``. Where entries of
+    ``training`` have a ``fold`` (Auto3DSeg) and there is no list ``validation``, fold 0 validates. Paths may have been
+    written on Windows.
 
     Where ``unlabeled`` is missing, the pool is every image in the folders (below ``dataset_dir``) that hold listed
     images, of a listed image's file type, that is in no list and is no label. Where images and labels share a
@@ -75,11 +77,13 @@ def load_datalist(
 
     result = Datalist(
         labels=_read_labels(content.get("labels"), path),
+        channels=_read_channels(content.get("modality") or content.get("channel_names")),
         description=str(content.get("description", "")),
         path=path,
         dataset_dir=folder,
     )
     lists = _find_lists(content, path)
+    _validate_fold(lists)
     dropped: list[str] = []
     for section, entries in lists.items():
         setattr(result, section, _read_section(section, entries, folder, path, dropped))
@@ -150,6 +154,10 @@ def _read_json(path: Path) -> dict[str, Any]:
         ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: must be a JSON file in UTF-8, got other bytes: is it the right file?") from error
+    except ValueError as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: must be a JSON file, got a number that is too long: is it the right file?") from None
     except RecursionError as error:
         raise DataError(f"{path}: must be a JSON file, got one nested too deeply: is it the right file?") from error
     except OSError as error:
@@ -177,7 +185,7 @@ def _find_lists(content: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
         cases = isinstance(value, list) and any(isinstance(item, dict) and "image" in item for item in value)
         if cases or (close and isinstance(value, list)):
             advice = f"did you mean {close!r}?" if close else f"the lists are {', '.join(SECTIONS)}"
-            raise DataError(f"{path}: unknown list {key!r}: {advice}")
+            raise DataError(f"{path}: unknown list {key[:60]!r}: {advice}")
     if "training" not in content:
         raise DataError(
             f"{path}: must hold a list 'training', got the keys {enumerated(sorted(content), 12) or '(none)'}: "
@@ -203,9 +211,30 @@ def _read_labels(labels: Any, path: Path) -> dict[int, str]:
     result = {}
     for value, name in labels.items():
         if not re.fullmatch(r"\d+", str(value)) or not isinstance(name, str):
-            raise DataError(f"{rule}, got {{{value!r}: {name!r}}}: correct it or leave it out")
+            raise DataError(f"{rule}, got {shortened({str(value): name})}: correct it or leave it out")
         result[int(value)] = name
     return dict(sorted(result.items()))
+
+
+def _read_channels(names: Any) -> list[str]:
+    """Names by number; whatever else stands there is no matter of ours."""
+    if not isinstance(names, dict) or not all(re.fullmatch(r"\d{1,4}", str(key)) for key in names):
+        return []
+    ordered = sorted(names.items(), key=lambda item: int(item[0]))
+    return [name for _, name in ordered] if all(isinstance(name, str) for _, name in ordered) else []
+
+
+def _validate_fold(lists: dict[str, list[Any]]) -> None:
+    """Auto3DSeg numbers folds within ``training`` instead of listing what validates: by its custom, fold 0 does."""
+    entries = lists["training"]
+    folds = [entry.get("fold") for entry in entries if isinstance(entry, dict)]
+    if len(folds) != len(entries) or not any(fold is not None for fold in folds):
+        return
+    plain = [{key: value for key, value in entry.items() if key != "fold"} for entry in entries]
+    if "validation" not in lists and 0 < folds.count(0) < len(folds):
+        lists["validation"] = [entry for entry, fold in zip(plain, folds, strict=True) if fold == 0]
+        plain = [entry for entry, fold in zip(plain, folds, strict=True) if fold != 0]
+    lists["training"] = plain
 
 
 def _read_section(section: str, entries: list[Any], folder: Path, path: Path, dropped: list[str]) -> list[Entry]:
@@ -249,7 +278,16 @@ def _resolve(file: Any, folder: Path, where: str, key: str) -> str:
     if not isinstance(file, str) or not file.strip() or "\0" in file:
         form = "a path or a list of paths" if key == "image" else "one path"
         raise DataError(f"{where}: {key!r} must be {form}, got {shortened(file)}: correct the entry")
-    return os.path.abspath(folder / file)
+    try:
+        os.fsencode(file)
+    except UnicodeEncodeError:
+        raise DataError(
+            f"{where}: {key!r} must be a path, got characters that no file has: correct the entry"
+        ) from None
+    place = folder / file
+    if "\\" in file and os.sep == "/" and not os.path.exists(place):  # written on Windows
+        place = folder / file.replace("\\", "/")
+    return os.path.abspath(place)
 
 
 def _check_duplicates(datalist: Datalist, path: Path) -> None:

@@ -18,7 +18,7 @@ from monai.utils.enums import MetaKeys, SpaceKeys
 
 from monai_ssl.data.cases import PICTURES, result_suffix, split_suffix
 from monai_ssl.data.formats import suffix_of
-from monai_ssl.data.reading import read_channels, rounded
+from monai_ssl.data.reading import read_channels, rounded, with_classes
 from monai_ssl.data.scan import Scan
 from monai_ssl.data.writing import write_picture
 from monai_ssl.files import atomic_path
@@ -29,10 +29,11 @@ class ScanReader(ImageReader):
 
     Args:
         label: the files are labels, see :func:`monai_ssl.data.reading.read_label`.
+        label_map: of labels: stored value -> class.
     """
 
-    def __init__(self, label: bool = False) -> None:
-        self.label = label
+    def __init__(self, label: bool = False, label_map: Mapping[int, int] | None = None) -> None:
+        self.label, self.label_map = label, dict(label_map or {})
 
     def verify_suffix(self, filename: Any) -> bool:
         """Always true: no other reader of MONAI shall have a say, and errors come from this one."""
@@ -45,7 +46,7 @@ class ScanReader(ImageReader):
             DataError: naming the file.
         """
         scan = read_channels([str(file) for file in ensure_tuple(data)], self.label)
-        return rounded(scan) if self.label else scan
+        return with_classes(rounded(scan), self.label_map) if self.label else scan
 
     def get_data(self, img: Scan) -> tuple[np.ndarray, dict[str, Any]]:
         """Voxels as stored and what MONAI's transforms need to know of them."""
@@ -85,6 +86,7 @@ class LoadImageScand(LoadImaged):
         keys: of the file names.
         label: they are labels: values within rounding of an integer become that integer.
         allow_missing_keys: see MONAI.
+        label_map: of labels: stored value -> class.
 
     Example:
         >>> load = LoadImageScand("image")
@@ -92,11 +94,15 @@ class LoadImageScand(LoadImaged):
     """
 
     def __init__(
-        self, keys: Hashable | Sequence[Hashable], label: bool = False, allow_missing_keys: bool = False
+        self,
+        keys: Hashable | Sequence[Hashable],
+        label: bool = False,
+        allow_missing_keys: bool = False,
+        label_map: Mapping[int, int] | None = None,
     ) -> None:
         with _without_foreign_readers():
             super().__init__(keys, image_only=True, dtype=None, allow_missing_keys=allow_missing_keys)  # type: ignore[arg-type]
-        self.register(ScanReader(label))  # the last one registered is asked first
+        self.register(ScanReader(label, label_map))  # the last one registered is asked first
 
 
 class AtomicNibabelWriter(NibabelWriter):

@@ -89,7 +89,7 @@ def preprocessing(preset: Preset, label: bool = False) -> Compose:
 def _preprocessing(preset: Preset, keys: list[str]) -> list[Transform]:
     mode = ["bilinear", "nearest"][: len(keys)]
     steps: list[Transform] = [
-        *(LoadImageScand(key, label=key == "label") for key in keys),
+        *(LoadImageScand(key, key == "label", label_map=preset.label_map if key == "label" else None) for key in keys),
         EnsureChannelFirstd(keys),
         EnsureTyped("image", dtype="float32"),
         CheckCase(preset),
@@ -140,7 +140,7 @@ def _intensity(preset: Preset) -> list[Transform]:
 def validation_preprocessing(preset: Preset) -> Compose:
     """:func:`preprocessing` of the image, and the label as it is on disk: scores are on the original grid."""
     steps = [
-        LoadImageScand("label", label=True, allow_missing_keys=True),
+        LoadImageScand("label", label=True, allow_missing_keys=True, label_map=preset.label_map),
         EnsureChannelFirstd("label", allow_missing_keys=True),
         *_preprocessing(preset, ["image"]),
     ]

@@ -160,6 +160,8 @@ class Preset(_Strict):
         channels: one name per image channel.
         modality: for the bundle's metadata, for example ``MR`` or ``CT``.
         labels: class index -> name; 0 is the background; indices 0..n-1 without gap.
+        label_map: value in label files -> class, where files hold other numbers, for example ``{255: 1}`` for masks of
+            0 and 255; values that it does not name are classes already. Results hold classes.
         orientation: axis codes to which images are brought (``RAS``), or None for arrays as stored.
         spacing: millimeters per axis to which images are resampled (2D: in plane), or None for the stored grid.
         resize: 2D only: pixels per axis to which every slice is resized (nearest pixel), as the 2D literature does.
@@ -182,6 +184,7 @@ class Preset(_Strict):
     channels: Annotated[tuple[Name, ...], Field(min_length=1)] = ("image",)
     modality: Name = "MR"
     labels: dict[int, Name]
+    label_map: dict[Annotated[int, Field(ge=0, le=2**31 - 1)], int] = Field(default={})
     orientation: str | None = "RAS"
     spacing: tuple[Millimeters, ...] | None = None
     resize: tuple[Annotated[Voxels, Field(ge=1)], Annotated[Voxels, Field(ge=1)]] | None = None
@@ -202,6 +205,8 @@ class Preset(_Strict):
             raise ValueError(
                 f"labels must be 0 (background), 1, ... without gap, at least two, got {list(self.labels)}"
             )
+        if unknown := [target for target in self.label_map.values() if target not in self.labels]:
+            raise ValueError(f"label_map must map to classes of 'labels' {list(self.labels)}, got {unknown[0]}")
         for key, names in (("labels", list(self.labels.values())), ("channels", list(self.channels))):
             twice = [name for name in names if names.count(name) > 1]
             if twice:

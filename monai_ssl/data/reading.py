@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -48,9 +48,14 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     return scan.channel_first, scan.affine
 
 
-def read_label(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
-    """:func:`read_volume` of a label: values that a scale factor of the file moved off an integer come back to it."""
-    scan = rounded(read_scan(path, label=True))
+def read_label(path: str | Path, label_map: Mapping[int, int] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+    """:func:`read_volume` of a label: values that a scale factor of the file moved off an integer come back to it.
+
+    Args:
+        path: the file.
+        label_map: of the preset: stored value -> class.
+    """
+    scan = with_classes(rounded(read_scan(path, label=True)), label_map)
     return scan.channel_first, scan.affine
 
 
@@ -75,6 +80,21 @@ def rounded(scan: Scan) -> Scan:
         return scan
     note = f"label values are within {off:.2g} of integers (a scale factor in the header moves them) and are rounded"
     return replace(scan, voxels=whole, notes=(*scan.notes, note))
+
+
+def with_classes(scan: Scan, label_map: Mapping[int, int] | None) -> Scan:
+    """A label with stored values replaced by classes; values that the map does not name stay.
+
+    Example:
+        >>> with_classes(Scan(np.array([[0, 255]], dtype=np.uint8), None), {255: 1}).voxels
+        array([[0, 1]], dtype=uint8)
+    """
+    if not label_map:
+        return scan
+    voxels = scan.voxels.copy()
+    for value, target in label_map.items():
+        voxels[scan.voxels == value] = target
+    return replace(scan, voxels=voxels)
 
 
 def read_scan(path: str | Path, label: bool = False) -> Scan:

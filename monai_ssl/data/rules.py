@@ -186,6 +186,18 @@ def _label_findings(label: np.ndarray, spatial: tuple[int, ...], preset: Preset,
     if outside:
         shown = ", ".join(map(str, outside[:8])) + (f" and {len(outside) - 8} more" if len(outside) > 8 else "")
         text = f"label values must be among the preset's classes {allowed}, got {shown}"
-        add("values", "error", f"{text}: remap the label or correct 'labels' in the preset")
+        found = [int(value) for value in values]
+        advice = f", or set label_map: {{{map_advice(found)}}}" if len(found) == len(allowed) else ""
+        add("values", "error", f"{text}: correct 'labels' in the preset{advice}, or remap the label")
     elif len(values) == 1 and int(values[0]) == 0:
         add("empty_label", "warning", "label is empty, background only: is the structure really absent?")
+
+
+def map_advice(values: Sequence[int]) -> str:
+    """Stored values of a label, numbered as classes without gap.
+
+    Example:
+        >>> map_advice([0, 255])
+        '255: 1'
+    """
+    return ", ".join(f"{value}: {index}" for index, value in enumerate(sorted(values)) if value != index)

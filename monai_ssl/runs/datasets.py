@@ -126,6 +126,7 @@ def split(
     patient_pattern: str | None = None,
     patients: str | Path | None = None,
     label_names: dict[int, str] | None = None,
+    label_map: dict[int, int] | None = None,
     preset: str | Path | None = None,
     overwrite: bool = False,
 ) -> Split:
@@ -147,6 +148,8 @@ def split(
             sides; the numbers then count patients.
         patients: instead of a pattern, a CSV file with the columns case and patient.
         label_names: names of the classes: "{1: left atrium}"; default: as in dataset.json, else from the labels.
+        label_map: value in the label files -> class, where they hold other numbers: "{255: 1}" for masks of 0 and 255;
+            goes into the preset.
         preset: the preset to write; default: preset.yaml next to the datalist. One that exists is kept.
         overwrite: replace an existing datalist (and a preset that is named with `preset`).
 
@@ -183,6 +186,7 @@ def split(
         patient_pattern=patient_pattern,
         patients=patients,
         label_names=label_names,
+        label_map=_whole(label_map),
         overwrite=overwrite,
     )
     cases = load_datalist(path)
@@ -190,11 +194,25 @@ def split(
     if target is None and proposed.exists():
         return Split(cases, proposed)
     try:
-        proposal = propose_preset(cases.training + cases.unlabeled, cases.labels)
+        entries = cases.training + cases.unlabeled
+        proposal = propose_preset(entries, cases.labels, cases.channels or None, _whole(label_map))
     except DataError as error:
         return Split(cases, None, remark=str(error))
     write_preset(proposed, proposal)
     return Split(cases, proposed, tuple(proposal.reasons))
+
+
+def _whole(label_map: Mapping[Any, Any] | None) -> dict[int, int] | None:
+    """
+    Raises:
+        UsageError: when values or classes are no whole numbers >= 0.
+    """
+    if label_map is None:
+        return None
+    for value, target in label_map.items():
+        if any(isinstance(part, bool) or not str(part).isdigit() for part in (value, target)):
+            raise UsageError(f"--label_map: must map values to classes like {{255: 1}}, got {value!r}: {target!r}")
+    return {int(value): int(target) for value, target in label_map.items()}
 
 
 def prepare(

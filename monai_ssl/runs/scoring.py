@@ -117,8 +117,8 @@ def evaluate_predictions(
     paths = _predictions(folder, names, entries)
     rows = []
     for name, path, entry in zip(names, paths, entries, strict=True):
-        label, affine = _label_map(entry["label"])
-        prediction, other = _label_map(path)
+        label, affine = _classes(entry["label"], preset.label_map)
+        prediction, other = _classes(path, preset.label_map)
         if prediction.shape != label.shape:
             raise DataError(f"{path}: shape must be the label's {label.shape}, got {prediction.shape}")
         if unknown := sorted(set(np.unique(prediction).tolist()) - set(preset.labels)):
@@ -149,14 +149,14 @@ def _predictions(folder: Path, names: Sequence[str], entries: Sequence[Entry]) -
     return found
 
 
-def _label_map(file: str | Path) -> tuple[Any, Any]:
+def _classes(file: str | Path, label_map: Mapping[int, int]) -> tuple[Any, Any]:
     """Voxels (*spatial) and affine of a label file; errors name the file."""
     import numpy as np
 
     from monai_ssl.data.reading import read_label
 
     try:
-        volume, affine = read_label(file)
+        volume, affine = read_label(file, label_map)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
     if volume.shape[0] != 1:

@@ -308,7 +308,7 @@ def test_patients_from_a_table(tmp_path):
         ("name,patient\ncase_00,P1\n", "must have the columns case and patient, got name, patient"),
         ("case,patient\ncase_00,P1\n", "must name the patient of every case, misses 19 of 20: case_01"),
         ("case,patient\ncase_00,\n", "line 2 must name a case and a patient"),
-        ("case,patient\ncase_00,P1\ncase_00,P2\n", "a case has one patient, got P1 and P2 for case_00"),
+        ("case,patient\ncase_00,P1\ncase_00,P2\n", "a case has one patient, got two in line 3 and before"),
     ],
 )
 def test_bad_tables(tmp_path, text, message):
