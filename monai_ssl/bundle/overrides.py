@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from monai_ssl.bundle.ranges import ROOTS, check_numbers, number_problems, parameter_problem
-from monai_ssl.errors import DataError, enumerated
+from monai_ssl.errors import DataError, enumerated, one_line
 
 # characters that MONAI's config language reads as ids, references, expressions and macros
 _SPECIAL = "#@%$:"
@@ -166,14 +166,14 @@ def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str
         present = block.get(name) if isinstance(block, dict) else None
         if isinstance(value, bool) and isinstance(present, (int, float)) and not isinstance(present, bool):
             raise DataError(f"--{key}: must be a number, got {value!r}")
-        if isinstance(value, bool) or (isinstance(value, str) and value.startswith(("$", "@"))):
+        if isinstance(value, str) and value.startswith(("$", "@")):
             continue
-        wanted = isinstance(present, bool)
-        optional = False
-        if present is None and isinstance(block, dict) and "_target_" in block:
-            wanted, optional = _boolean_parameter(block["_target_"], name)
-        if wanted and not (optional and value is None):
+        if isinstance(present, bool) and not isinstance(value, bool):
             raise DataError(f"--{key}: must be true or false, got {value!r}")
+        if isinstance(present, dict) and key in BLOCKS and not isinstance(value, dict):
+            raise DataError(f"--{key}: is a block of settings, give one of them: --{key}#ID VALUE, got {value!r}")
+        if problem := _argument_problem(_target(key, block, overrides), name, value):
+            raise DataError(f"--{key}: {problem}")
 
 
 def check_device(device: Any) -> None:
@@ -220,17 +220,49 @@ def _check_number(config: Mapping[str, Any], block: Any, key: str, name: str, va
         raise DataError(f"--{inner}: {text}")
 
 
-def _boolean_parameter(target: Any, name: str) -> tuple[bool, bool]:
-    """Whether a class's parameter takes booleans only, and whether it also takes None."""
-    found = pydoc.locate(target) if isinstance(target, str) and "." in target else None
+# without which nothing runs
+BLOCKS = ("method", "network_def", "optimizer", "train", "validate", "unlabeled", "initialize", "run")
+
+
+def _target(key: str, block: Any, overrides: Mapping[str, Any]) -> str | None:
+    """What a block will build, where the overrides leave that as it is or name another; None where nobody knows."""
+    if not isinstance(block, dict) or "_target_" not in block:
+        return None
+    given = {other.replace("::", "#"): value for other, value in overrides.items()}
+    parts = key.replace("::", "#").split("#")[:-1]
+    if any("#".join(parts[: depth + 1]) in given for depth in range(len(parts))):
+        return None  # the whole block is replaced
+    target = given.get("#".join([*parts, "_target_"]), block["_target_"])
+    return target if isinstance(target, str) and "." in target else None
+
+
+def _argument_problem(target: str | None, name: str, value: Any) -> str:
+    """Why a class or function cannot take an argument of that name, or of that kind; nothing where nobody knows."""
+    if target is None or name.startswith("_"):
+        return ""
     try:
-        parameter = inspect.signature(found).parameters.get(name)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return False, False
+        parameters = inspect.signature(pydoc.locate(target)).parameters  # type: ignore[arg-type]
+    except (TypeError, ValueError, pydoc.ErrorDuringImport):
+        return ""
+    parameter = parameters.get(name)
     if parameter is None:
-        return False, False
-    kinds = {kind.strip() for kind in str(getattr(parameter.annotation, "__name__", parameter.annotation)).split("|")}
-    return kinds <= {"bool", "None"} and "bool" in kinds, "None" in kinds
+        if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            return ""
+        near = difflib.get_close_matches(name, parameters, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(parameters)}"
+        return f"is no argument of {target.rpartition('.')[2]}; {hint}"
+    text = str(getattr(parameter.annotation, "__name__", parameter.annotation))
+    kinds = {kind.strip() for kind in text.split("|")}
+    if parameter.annotation is parameter.empty or "Optional" in text or "Union" in text:
+        return ""
+    if value is None and "None" not in kinds and kinds != {"bool"}:
+        return "" if parameter.default is None else "must not be null; leave it away for the default"
+    if kinds <= {"bool", "None"} and not isinstance(value, bool) and not (value is None and "None" in kinds):
+        return f"must be true or false, got {value!r}"
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kinds <= {"int", "float", "None"} and not number and value is not None:
+        return f"must be a number, got {one_line(repr(value), 60)}"
+    return ""
 
 
 def _find(config: dict[str, Any], key: str) -> tuple[Any, str]:
@@ -255,6 +287,6 @@ def _find(config: dict[str, Any], key: str) -> tuple[Any, str]:
                 [k for k in block if isinstance(k, str) and not k.startswith("_")] if isinstance(block, dict) else []
             )
             near = difflib.get_close_matches(part, known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise DataError(f"--{key}: no such id in the bundle's configs{hint} (known: {enumerated(known, 30)})")
+            hint = f"; did you mean {near[0]}?" if near else f" (known: {enumerated(known, 30)})"
+            raise DataError(f"--{key}: no such id in the bundle's configs{hint}")
     raise DataError(f"--{key}: no such id in the bundle's configs")

@@ -182,7 +182,20 @@ def test_other_values_pass(tmp_path):
     folder = library.find_bundle("caml")
     check_overrides(folder, ["train.yaml"], {"resume": False, "method#auxiliary#attention": False, "amp": "off",
                                              "method#unsupervised_weight": 0, "train::trainer::amp": "@amp",
-                                             "checkpoint_interval": "$1 + 2"})  # fmt: skip
+                                             "checkpoint_interval": "$1 + 2", "method#ramp_step": None,
+                                             "method#bank_capacity": None, "lr_scheduler": None})  # fmt: skip
+
+
+def test_arguments_are_those_of_the_class_that_is_named(tmp_path):
+    """Also where the same command names another class, or replaces the whole block."""
+    folder = library.find_bundle("dtc")
+    own = {"network_def#_target_": "monai.networks.nets.SegResNet", "network_def#init_filters": 8}
+    check_overrides(folder, ["train.yaml"], own)
+    check_overrides(folder, ["train.yaml"], {key.replace("#", "::"): value for key, value in own.items()})
+    check_overrides(folder, ["train.yaml"], {"network_def": {"_target_": "my.Net"}, "network_def#anything": 8})
+    check_overrides(folder, ["train.yaml"], {"network_def#_target_": "my.Net", "network_def#anything": 8})
+    with pytest.raises(DataError, match="--network_def#init_filters: is no argument of "):
+        check_overrides(folder, ["train.yaml"], {"network_def#init_filters": 8})
 
 
 def test_old_spelling_is_read_with_a_warning(tiny_phantom, tmp_path):
@@ -284,6 +297,6 @@ def test_records_are_json(trained):
 
 def test_null_replaces_a_value_of_the_config(tiny_phantom, tmp_path):
     """MONAI takes None for "not given"."""
-    given: dict[str, object] = {**TINY, "output": tmp_path / "run", "check": False, "method#variant": None}
-    with pytest.raises(ValueError, match=r"^variant must be one of \('released', 'paper'\), got None$"):
+    given: dict[str, object] = {**TINY, "output": tmp_path / "run", "check": False, "protocol": None}
+    with pytest.raises(DataError, match="NoneType"):
         monai_ssl.train("dtc", tiny_phantom, **given)

@@ -196,7 +196,7 @@ def test_a_default_folder_is_not_taken_from_other_data(first, tiny_phantom, tmp_
         (
             {"network_def#no_such": 1},
             DataError,
-            r"unexpected keyword argument 'no_such' .TypeError in the bundle's config",
+            r"^--network_def#no_such: is no argument of VNet; it has spatial_dims, ",
         ),
         ({"labels": "$1 / 0"}, DataError, r"^division by zero .ZeroDivisionError in the bundle's config"),
     ],
