@@ -491,6 +491,18 @@ class TestEvaluateAndPredict:
         assert rows[0] == rows[1]
         assert "too few cases" in capsys.readouterr().out
 
+    def test_results_below_the_images_are_no_images_and_a_link_keeps_its_name(
+        self, trained, tiny_phantom, tmp_path, capsys
+    ):
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "a#1.nii.gz").symlink_to(tiny_phantom / "images" / "testing_0000.nii.gz")
+        for _ in range(2):
+            assert run("predict", trained, tmp_path / "in", "--output", tmp_path / "in" / "out@1") == 0
+        assert "0 segmentations" in capsys.readouterr().out.splitlines()[-1]
+        assert run("predict", trained, tmp_path / "in" / "a#1.nii.gz", "--output", tmp_path / "one") == 0
+        found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*_seg*"))
+        assert found == ["in/out@1/a#1_seg.nii.gz", "one/a#1_seg.nii.gz"]
+
     def test_one_image_probabilities_and_other_weights(self, trained, tiny_phantom, tmp_path):
         image = tiny_phantom / "images" / "testing_0000.nii.gz"
         words = ["--probabilities", "True", "--ckpt", trained / "model.pt"]
