@@ -27,16 +27,17 @@ def bundle(*words, **environment):
         ("inference.yaml", ["--ckpt", "none.pt"], "error: ckpt: none.pt does not exist"),
     ],
 )
-def test_the_reason_is_the_last_line_and_the_only_one(config, words, message):
-    done = bundle("--config_file", ROOT / "bundles" / "dtc" / "configs" / config, *words)
+def test_the_reason_is_the_last_line_and_the_only_one(config, words, message, tmp_path):
+    done = bundle("--config_file", ROOT / "bundles" / "dtc" / "configs" / config, "--output_dir", tmp_path, *words)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.strip().splitlines()[-1].startswith(message)
 
 
-def test_debugging_shows_the_traceback():
+def test_debugging_shows_the_traceback(tmp_path):
     config = ROOT / "bundles" / "dtc" / "configs" / "train.yaml"
-    done = bundle("--config_file", config, "--dataset_dir", "none", MONAI_SSL_DEBUG="1")
+    words = ["--config_file", config, "--output_dir", tmp_path, "--dataset_dir", "none"]
+    done = bundle(*words, MONAI_SSL_DEBUG="1")
     assert "Traceback" in done.stderr
 
 
