@@ -71,8 +71,8 @@ def case_findings(
         >>> image = np.arange(256.0).reshape(1, 16, 16)
         >>> case_findings(image, np.eye(16, dtype=int), preset)
         []
-        >>> case_findings(image, 2 * np.eye(16, dtype=int), preset)[0].message[:66]
-        "label values must be among the preset's classes [0, 1], got 2: rem"
+        >>> case_findings(image, 2 * np.eye(16, dtype=int), preset)[0].message[:61]
+        "label values must be among the preset's classes [0, 1], got 2"
     """
     found: list[Finding] = []
 
