@@ -171,7 +171,8 @@ class TrainTask(BundleTrainTask):
             info = datastore.get_label_info(name, FINAL) or {}
             labeled.append((name, entry["image"], entry["label"], info))
         drawn = {name for name, _, _, info in labeled if is_automatic(info)}
-        pool = sorted({*datastore.get_unlabeled_images(), *drawn})
+        # an archive's answer may be two hours old: what has been labeled since is not in the pool any more
+        pool = sorted({*datastore.get_unlabeled_images(), *drawn} - ({name for name, *_ in labeled} - drawn))
         limit = request.get("max_unlabeled") or (
             FROM_ARCHIVE if isinstance(datastore, DICOMWebDatastore) else len(pool)
         )
@@ -320,19 +321,21 @@ class SemiSupervisedApp(MONAILabelApp):
         self.bundles = {path.name: str(path) for path in found if not wanted or path.name in wanted}
         if not self.bundles:
             raise ValueError(f"{folder} holds no bundle; write the app with `monai-ssl label-app`")
-        self._search_by_modality()
+        self._search_by_modality(conf or {})
         _warn_of_open_host()
         description = "Semi-supervised segmentation: trains on labeled and unlabeled scans"
         super().__init__(app_dir, studies, conf, "monai_ssl", description, version=monai_ssl.__version__)
         _answer_mistakes()
 
-    def _search_by_modality(self) -> None:
+    def _search_by_modality(self, conf: dict[str, str]) -> None:
         """An archive is searched for what the bundles segment; MONAI Label's own default, CT, finds no MR series."""
-        if "MONAI_LABEL_DICOMWEB_SEARCH_FILTER" in os.environ:
+        if settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER != {"Modality": "CT"}:
             return
-        modalities = {task.preset.modality for task in self.init_trainers().values() if task.is_valid()}
-        if len(modalities) == 1 and (modality := modalities.pop()):
+        tasks = [TrainTask(path, conf) for path in self.bundles.values()]
+        modalities = {task.preset.modality for task in tasks if task.is_valid()}
+        if len(modalities) == 1 and (modality := modalities.pop()) != "CT":
             settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER = {"Modality": modality}
+            logger.info("monai_ssl: an archive is searched for series of modality %s, as the preset says", modality)
 
     def init_datastore(self) -> Any:
         store = super().init_datastore()
@@ -365,6 +368,16 @@ class SemiSupervisedApp(MONAILabelApp):
     def info(self) -> dict[str, Any]:
         self._find_new_models()
         return super().info()
+
+    def _download_dcmqi_tools(self) -> None:
+        """MONAI Label does not start on an archive without them; without internet, labels alone have to wait."""
+        try:
+            super()._download_dcmqi_tools()
+        except Exception as error:
+            logger.warning(
+                "monai_ssl: the tools of dcmqi, which write labels to the archive, cannot be fetched (%s); `pip "
+                "install dcmqi` brings them: until then annotations cannot be submitted", type(error).__name__
+            )  # fmt: skip
 
     def _known(self, kind: str, name: Any, names: Any) -> None:
         if name not in names:
