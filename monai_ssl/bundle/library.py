@@ -23,7 +23,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import monai_ssl
-from monai_ssl.bundle.overrides import check_ids, check_overrides, literal, read_config
+from monai_ssl.bundle.overrides import (
+    check_ids,
+    check_overrides,
+    literal,
+    merged_config,
+    read_config,
+    with_fitting_arguments,
+)
 from monai_ssl.errors import DataError, ResourceError, TrainingDivergedError, enumerated, one_line
 
 __all__ = [
@@ -263,7 +270,8 @@ def run_bundle(bundle: Path, configs: Sequence[str], overrides: dict[str, Any]) 
     files = [str(bundle / "configs" / name) for name in configs]
     logging_file = bundle / "configs" / "logging.conf"
     # MONAI takes None for "not given"
-    given = {key: "$None" if value is None else value for key, value in overrides.items()}
+    fitting = with_fitting_arguments(merged_config(bundle, configs), overrides)
+    given = {key: "$None" if value is None else value for key, value in fitting.items()}
     log: Any = str(logging_file) if logging_file.is_file() and not is_shipped(bundle) else False
     with warnings.catch_warnings(), _without_summary() if is_shipped(bundle) else nullcontext():
         if is_shipped(bundle):  # MONAI warns of configs from strangers

@@ -6,6 +6,7 @@ import copy
 import difflib
 import functools
 import inspect
+import logging
 import pydoc
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,8 @@ import yaml
 
 from monai_ssl.bundle.ranges import ROOTS, check_numbers, number_problems, parameter_problem
 from monai_ssl.errors import DataError, enumerated, one_line
+
+logger = logging.getLogger(__name__)
 
 # characters that MONAI's config language reads as ids, references, expressions and macros
 _SPECIAL = "#@%$:"
@@ -234,6 +237,38 @@ def _target(key: str, block: Any, overrides: Mapping[str, Any]) -> str | None:
         return None  # the whole block is replaced
     target = given.get("#".join([*parts, "_target_"]), block["_target_"])
     return target if isinstance(target, str) and "." in target else None
+
+
+def with_fitting_arguments(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides in which a block that is to build something else keeps only arguments which that takes.
+
+    Another class has other arguments: AdamW knows no ``momentum``, a network of MONAI no ``base_channels``. Those of the
+    config that it does not take are left out, with a word in the log; what was given is passed on as it is.
+
+    Example:
+        >>> config = {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}}
+        >>> with_fitting_arguments(config, {"optimizer#_target_": "torch.optim.AdamW", "optimizer#lr": 0.002})
+        {'optimizer': {'_target_': 'torch.optim.AdamW', 'lr': 0.002}}
+    """
+    given = {key.replace("::", "#"): value for key, value in overrides.items()}
+    blocks: dict[str, Any] = {}
+    for key, target in given.items():
+        name, _, last = key.rpartition("#")
+        block = config.get(name)
+        if last != "_target_" or not isinstance(block, Mapping) or not isinstance(target, str) or name in given:
+            continue
+        own = {k.rpartition("#")[2]: v for k, v in given.items() if k.rpartition("#")[0] == name}
+        foreign = [k for k in block if k not in own and _argument_problem(target, k, 0).startswith("is no argument")]
+        if foreign:
+            logger.info("%s: %s takes no %s; left out", name, target, enumerated(foreign))
+            blocks[name] = {**{k: v for k, v in block.items() if k not in foreign}, **own}
+    replaced = tuple(f"{name}#" for name in blocks)
+    rest = {
+        key: value
+        for key, value in overrides.items()
+        if not (key.replace("::", "#").startswith(replaced) and key.replace("::", "#").count("#") == 1)
+    }
+    return {**blocks, **rest}
 
 
 def _argument_problem(target: str | None, name: str, value: Any) -> str:

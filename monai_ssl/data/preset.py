@@ -134,6 +134,7 @@ class Training(_Strict):
     val_interval: Iterations = Field(default=10, description="in epochs of epoch_length iterations")
     labeled_batch_size: Rows = Field(default=2, ge=1)
     unlabeled_batch_size: Rows = 2
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(default=0.01, gt=0, le=1e6)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)

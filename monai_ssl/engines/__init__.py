@@ -3,6 +3,7 @@
 from monai_ssl.errors import TrainingDivergedError
 
 from .inferer import WindowInferer
+from .optimizers import build_optimizer
 from .precision import autocast, autocast_dtype, channels_last, cpu_has_bfloat16
 from .schedules import lr_schedule
 from .segment import Segmentation, VolumeSegmenter
@@ -16,6 +17,7 @@ __all__ = [
     "WindowInferer",
     "autocast",
     "autocast_dtype",
+    "build_optimizer",
     "channels_last",
     "cpu_has_bfloat16",
     "lr_schedule",

@@ -1,0 +1,53 @@
+"""The optimizer that a preset names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from monai_ssl.errors import DataError
+
+OPTIMIZERS = ("sgd", "adamw")
+
+
+def build_optimizer(
+    params: Iterable[Any],
+    algorithm: str = "sgd",
+    lr: float = 0.01,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-4,
+    **arguments: Any,
+) -> Optimizer:
+    """SGD, which the papers of the field train with, or AdamW, which the practical recipe does.
+
+    Args:
+        params: parameters or groups of them, as every optimizer of PyTorch takes them.
+        algorithm: ``"sgd"`` or ``"adamw"``.
+        lr: learning rate, > 0.
+        momentum: of SGD; of AdamW the decay of the mean gradient, its first beta.
+        weight_decay: >= 0. SGD adds it to the gradient, AdamW shrinks the weights by ``lr * weight_decay``.
+        **arguments: further ones of ``torch.optim.SGD`` or ``torch.optim.AdamW``.
+
+    Raises:
+        DataError: for another algorithm, or an argument that it has not.
+
+    Example:
+        >>> weights = [torch.nn.Parameter(torch.zeros(1))]
+        >>> build_optimizer(weights, "adamw", lr=0.002, momentum=0.8).param_groups[0]["betas"]
+        (0.8, 0.999)
+    """
+    given = dict(arguments, lr=lr, weight_decay=weight_decay)
+    try:
+        if algorithm == "sgd":
+            return torch.optim.SGD(params, momentum=momentum, **given)
+        if algorithm == "adamw":
+            return torch.optim.AdamW(params, **{"betas": (momentum, 0.999), **given})
+    except TypeError as error:
+        raise DataError(f"optimizer: {algorithm}: {error}; its arguments are those of torch.optim") from None
+    raise DataError(
+        f"optimizer#algorithm: must be one of {', '.join(OPTIMIZERS)}, got {algorithm!r}; any other: "
+        "--optimizer#_target_ torch.optim.RMSprop"
+    )
