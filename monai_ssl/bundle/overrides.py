@@ -242,8 +242,8 @@ def _target(key: str, block: Any, overrides: Mapping[str, Any]) -> str | None:
 def with_fitting_arguments(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Overrides in which a block that is to build something else keeps only arguments which that takes.
 
-    Another class has other arguments: AdamW knows no ``momentum``, a network of MONAI no ``base_channels``. Those of the
-    config that it does not take are left out, with a word in the log; what was given is passed on as it is.
+    Another class has other arguments: AdamW knows no ``momentum``, a network of MONAI no ``base_channels``. Those of
+    the config that it does not take are left out, with a word in the log; what was given is passed on as it is.
 
     Example:
         >>> config = {"optimizer": {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}}
