@@ -134,6 +134,8 @@ def _show_preset(path: Path, given: Given) -> None:
 def _show_check(found: DataCheck, given: Given) -> int:
     for problem in found:
         print(problem)
+    if found.known:
+        print(found.known)
     print(found.memory)
     print(found)
     return int(not found.ok)

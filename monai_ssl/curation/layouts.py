@@ -140,11 +140,13 @@ class Described:
         labels: class -> name.
         channels: names of the channels.
         remarks: what was left out, a sentence each.
+        ignore_label: value of voxels whose class nobody knows, which nnU-Net calls ``ignore``.
     """
 
     labels: dict[int, str] = field(default_factory=dict)
     channels: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    ignore_label: int | None = None
 
 
 def described(root: Path) -> Described | None:
@@ -167,7 +169,8 @@ def described(root: Path) -> Described | None:
         return None
     test = sorted((root / "imagesTs").glob("*")) if (root / "imagesTs").is_dir() else []
     remarks = [f"{root / 'imagesTs'}: {len(test)} test images are left out; the pool is imagesTr without labels"]
-    return Described(_classes(content.get("labels"), file), _channels(content), remarks if test else [])
+    labels = content.get("labels")
+    return Described(_classes(labels, file), _channels(content), remarks if test else [], _ignored(labels))
 
 
 def _channels(content: Mapping[str, Any]) -> list[str]:
@@ -175,6 +178,11 @@ def _channels(content: Mapping[str, Any]) -> list[str]:
     if isinstance(names, Mapping) and all(str(key).isdigit() for key in names):
         return [str(names[key]) for key in sorted(names, key=lambda key: int(str(key)))]
     return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _ignored(labels: Any) -> int | None:
+    value = labels.get("ignore") if isinstance(labels, Mapping) else None
+    return int(str(value)) if str(value).isdigit() else None
 
 
 def _classes(labels: Any, file: Path) -> dict[int, str]:

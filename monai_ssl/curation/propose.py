@@ -17,6 +17,7 @@ from monai_ssl.data.reading import read_label, read_volume
 from monai_ssl.data.rules import map_advice
 from monai_ssl.errors import DataError, dimensions
 from monai_ssl.files import write_text
+from monai_ssl.labels import IGNORE_LABEL
 
 # scans of which the voxels are read; headers are too few to tell CT from MR
 SAMPLE = 24
@@ -65,12 +66,15 @@ class Proposal:
     reasons: list[str] = field(default_factory=list)
 
 
-def scan_statistics(entry: Entry, label_map: Mapping[int, int] | None = None) -> ScanStatistics:
+def scan_statistics(
+    entry: Entry, label_map: Mapping[int, int] | None = None, ignore_label: int | None = None
+) -> ScanStatistics:
     """Read one case of a datalist.
 
     Args:
         entry: the case.
         label_map: stored value of a label -> class.
+        ignore_label: stored value of a label that is no class.
 
     Raises:
         DataError: when a file cannot be read, naming it.
@@ -105,9 +109,11 @@ def scan_statistics(entry: Entry, label_map: Mapping[int, int] | None = None) ->
     )
     if "label" in entry:
         try:
-            label = read_label(entry["label"], label_map)[0][0]
+            label = read_label(entry["label"], label_map, ignore_label)[0][0]
         except DataError as error:
             raise DataError(f"{entry['label']}: {error}") from error
+        if ignore_label is not None:
+            label = np.where(label == IGNORE_LABEL, 0, label)
         if label.shape == values.shape and label.any():
             boxes = [
                 np.flatnonzero(label.any(axis=tuple(a for a in range(label.ndim) if a != i))) for i in range(label.ndim)
@@ -123,6 +129,7 @@ def propose_preset(
     labels: Mapping[int, str],
     channels: Sequence[str] | None = None,
     label_map: Mapping[int, int] | None = None,
+    ignore_label: int | None = None,
 ) -> Proposal:
     """A preset that is a sound start for these data, and why.
 
@@ -131,6 +138,7 @@ def propose_preset(
         labels: class -> name.
         channels: names of the channels; None names them by number.
         label_map: stored value of a label -> class.
+        ignore_label: stored value of a label that is no class.
 
     Returns:
         Dimensions (2D where slices are thick), spacing, patch size, intensity, batch sizes, iterations, with reasons.
@@ -151,7 +159,7 @@ def propose_preset(
     half = SAMPLE // 2
     drawn = _spread(labeled, max(half, SAMPLE - len(others))) + _spread(others, max(half, SAMPLE - len(labeled)))
     names = [case_name(entry) for entry in drawn]
-    found = [scan_statistics(entry, label_map) for entry in drawn]
+    found = [scan_statistics(entry, label_map, ignore_label) for entry in drawn]
     for what, values in (("axes", [len(f.shape) for f in found]), ("channels", [f.n_channels for f in found])):
         if len(set(values)) > 1:
             usual = max(set(values), key=values.count)
@@ -167,6 +175,7 @@ def propose_preset(
         "modality": "MR",
         "labels": {int(value): str(name) for value, name in labels.items()},
         **({"label_map": {int(v): int(c) for v, c in label_map.items()}} if label_map else {}),
+        **({"ignore_label": int(ignore_label)} if ignore_label is not None else {}),
         "orientation": _orientation(found, dims, reasons),
     }
     if content["orientation"] is not None:  # from here on in the axes of the network

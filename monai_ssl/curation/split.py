@@ -22,6 +22,7 @@ from monai_ssl.data.reading import read_label
 from monai_ssl.data.rules import map_advice
 from monai_ssl.errors import OVERWRITE, DataError, enumerated
 from monai_ssl.files import write_bytes
+from monai_ssl.labels import IGNORE_LABEL
 
 __all__ = ["SplitRequest", "infer_labels", "make_split"]
 
@@ -62,6 +63,8 @@ class SplitRequest:
         label_names: names of the classes by value; None takes those of the ``dataset.json``, else finds the values in
             the labels of the training part.
         label_map: value in the label files -> class, where they hold other numbers (masks of 0 and 255).
+        ignore_label: value in the label files of voxels whose class nobody knows; None takes that of nnU-Net's
+            ``dataset.json``.
         description: text for the datalist; None describes the split.
         overwrite: replace an existing ``output``.
 
@@ -82,6 +85,7 @@ class SplitRequest:
     patients: str | Path | None = None
     label_names: Mapping[int, str] | None = None
     label_map: Mapping[int, int] | None = None
+    ignore_label: int | None = None
     description: str | None = None
     overwrite: bool = False
 
@@ -130,7 +134,8 @@ class SplitRequest:
             warnings.warn(remark)
         first = image_files(entries[0])
         channels = (told.channels if told else []) or (modality_names(first) if len(first) > 1 else [])
-        return _Source(entries, images, target, told.labels or None if told else None, None, channels)
+        names = told.labels or None if told else None
+        return _Source(entries, images, target, names, None, channels, told.ignore_label if told else None)
 
     def _of_decathlon(self, file: Path) -> _Source:
         listed = load_datalist(file)
@@ -169,7 +174,8 @@ class SplitRequest:
         # what the classes are called; only labels that training will read are opened
         label_names = source.label_names if self.label_names is None else self.label_names
         if label_names is None:
-            label_names = infer_labels((entry["label"] for entry in lists["training"]), self.label_map)
+            ignored = source.ignore_label if self.ignore_label is None else self.ignore_label
+            label_names = infer_labels((entry["label"] for entry in lists["training"]), self.label_map, ignored)
         labels = _names(label_names)
 
         description = source.description if self.description is None else self.description
@@ -212,6 +218,7 @@ class _Source:
     label_names: Mapping[int, str] | None = None
     description: str | None = None
     channels: Sequence[str] = ()
+    ignore_label: int | None = None
 
 
 def make_split(source: str | Path, **options: Any) -> Path:
@@ -234,12 +241,15 @@ def make_split(source: str | Path, **options: Any) -> Path:
     return SplitRequest(source, **options).write()
 
 
-def infer_labels(label_files: Iterable[str | Path], label_map: Mapping[int, int] | None = None) -> dict[int, str]:
+def infer_labels(
+    label_files: Iterable[str | Path], label_map: Mapping[int, int] | None = None, ignore_label: int | None = None
+) -> dict[int, str]:
     """Classes that occur in label files: ``{0: "background", 1: "class 1", ...}``.
 
     Args:
         label_files: the files to read, all of them.
         label_map: value in the files -> class.
+        ignore_label: value in the files that is no class.
 
     Returns:
         A name for every value, in ascending order, 0 always among them.
@@ -254,11 +264,13 @@ def infer_labels(label_files: Iterable[str | Path], label_map: Mapping[int, int]
     found: set[int] = {0}
     for file in label_files:
         try:
-            array, _ = read_label(file, label_map)
+            array, _ = read_label(file, label_map, ignore_label)
         except DataError as error:
             raise DataError(f"{file}: {error}") from error
         values = np.unique(array)
-        if not np.isfinite(values).all() or not np.array_equal(values, np.round(values)) or values.min() < 0:
+        if ignore_label is not None:
+            values = values[values != IGNORE_LABEL]
+        if not np.isfinite(values).all() or not np.array_equal(values, np.round(values)) or values.min(initial=0) < 0:
             odd = next(value for value in values if not np.isfinite(value) or value != np.round(value) or value < 0)
             raise DataError(
                 f"{file}: a label must hold integers from 0, got {odd:g}: is it the label? If it was interpolated, "
@@ -270,7 +282,8 @@ def infer_labels(label_files: Iterable[str | Path], label_map: Mapping[int, int]
     if sorted(found) != list(range(len(found))):
         warnings.warn(
             f"label values should be 0, 1, 2, ... without gaps, got {sorted(found)}: pass --label_map "
-            f"'{{{map_advice(sorted(found))}}}', or label_names if a class is merely absent from the training part"
+            f"'{{{map_advice(sorted(found))}}}', --ignore_label {max(found)} if nobody knows the class of "
+            "these voxels, or label_names if a class is merely absent from the training part"
         )
     return {value: "background" if value == 0 else f"class {value}" for value in sorted(found)}
 

@@ -20,6 +20,7 @@ from monai_ssl.data.reading import ScanMemory, read_scan, rounded, with_classes
 from monai_ssl.data.rules import Severity, case_findings
 from monai_ssl.data.scan import Scan, grid_difference
 from monai_ssl.errors import DataError, dimensions, enumerated, without_quotes
+from monai_ssl.labels import IGNORE_LABEL
 
 __all__ = ["Problem", "verify"]
 
@@ -65,6 +66,8 @@ class _Case:
     spacing: tuple[float, ...] | None = None
     orientation: str | None = None
     classes: frozenset[int] = frozenset()
+    ignored: int = 0
+    voxels: int = 0
     labeled: bool = False
 
     def add(self, rule: str, severity: Severity, message: str, file: str | None = None) -> None:
@@ -78,6 +81,7 @@ def verify(
     workers: int | None = None,
     progress: bool = True,
     memory: ScanMemory | None = None,
+    ignored: dict[str, tuple[int, int]] | None = None,
 ) -> list[Problem]:
     """Read every scan of a datalist once and report all problems, never stopping at the first.
 
@@ -94,6 +98,7 @@ def verify(
         workers: threads; None takes up to 4.
         progress: show a progress bar (on a terminal only).
         memory: keeps what was read for the training's cache, see :func:`monai_ssl.data.reading.handed_over`.
+        ignored: gets image file -> ignored voxels and all voxels, of every label that has ignored ones.
 
     Returns:
         The problems in the order of the lists, those of the whole dataset last. More than five equal warnings of a
@@ -121,6 +126,8 @@ def verify(
             bar.update()
         bar.close()
 
+    if ignored is not None:
+        ignored.update({case.file: (case.ignored, case.voxels) for case in cases if case.ignored})
     problems = _merge_equal([problem for case in cases for problem in case.problems], len(cases))
     problems += _check_paths(jobs)
     problems += _check_patients(jobs)
@@ -152,13 +159,13 @@ def _check_files(
 ) -> None:
     def read(file: str, label: bool = False) -> Scan | None:
         try:
-            scan = read_scan(file, label)
+            stored = read_scan(file, label)
+            scan = with_classes(rounded(stored), preset.label_map, preset.ignore_label) if label else stored
         except DataError as error:
             case.add("read", "error", str(error), file)
             return None
         if memory is not None:
-            memory.keep(file, scan)
-        scan = with_classes(rounded(scan), preset.label_map) if label else scan
+            memory.keep(file, stored)
         for note in scan.notes:
             case.add("header", "warning", note, file)
         return scan
@@ -191,7 +198,10 @@ def _check_files(
 
     # what the comparison of all cases needs
     if voxels is not None and not any(p.file == label_file and p.severity == "error" for p in case.problems):
-        case.classes = frozenset(int(value) for value in np.unique(voxels))
+        values, counts = np.unique(voxels, return_counts=True)
+        found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+        case.voxels, case.ignored = voxels.size, found.pop(IGNORE_LABEL, 0)
+        case.classes = frozenset(found)
     if not any(p.rule in ("constant", "empty_image") and p.severity == "error" for p in case.problems):
         case.digest = _digest(image)
 
@@ -346,4 +356,9 @@ def _check_lists(datalist: Datalist, cases: Iterable[_Case], preset: Preset, sec
             if int(value) != 0 and int(value) not in present:
                 text = f"class {value} ({name}) is in no training label and cannot be learned"
                 add("absent_class", "warning", f"{text}: label it in at least one training case")
+            elif int(value) not in present and any(case.ignored for case in checked):
+                text = (
+                    f"class 0 ({name}) is known in no training label, so that nothing would be learned not to be drawn"
+                )
+                add("absent_class", "error", f"{text}: label some of it, also between and beside the structures")
     return problems

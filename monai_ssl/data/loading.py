@@ -212,7 +212,8 @@ def _read_labels(labels: Any, path: Path) -> dict[int, str]:
     for value, name in labels.items():
         if not re.fullmatch(r"\d+", str(value)) or not isinstance(name, str):
             raise DataError(f"{rule}, got {shortened({str(value): name})}: correct it or leave it out")
-        result[int(value)] = name
+        if name != "ignore":  # nnU-Net's name of voxels that nobody knows, which are no class
+            result[int(value)] = name
     return dict(sorted(result.items()))
 
 

@@ -21,6 +21,7 @@ from monai_ssl.data.formats import suffix_of
 from monai_ssl.data.reading import read_channels, rounded, with_classes
 from monai_ssl.data.scan import Scan
 from monai_ssl.data.writing import write_picture
+from monai_ssl.errors import DataError
 from monai_ssl.files import atomic_path
 
 
@@ -30,10 +31,13 @@ class ScanReader(ImageReader):
     Args:
         label: the files are labels, see :func:`monai_ssl.data.reading.read_label`.
         label_map: of labels: stored value -> class.
+        ignore_label: of labels: stored value of voxels that nobody knows.
     """
 
-    def __init__(self, label: bool = False, label_map: Mapping[int, int] | None = None) -> None:
-        self.label, self.label_map = label, dict(label_map or {})
+    def __init__(
+        self, label: bool = False, label_map: Mapping[int, int] | None = None, ignore_label: int | None = None
+    ) -> None:
+        self.label, self.label_map, self.ignore_label = label, dict(label_map or {}), ignore_label
 
     def verify_suffix(self, filename: Any) -> bool:
         """Always true: no other reader of MONAI shall have a say, and errors come from this one."""
@@ -45,8 +49,14 @@ class ScanReader(ImageReader):
         Raises:
             DataError: naming the file.
         """
-        scan = read_channels([str(file) for file in ensure_tuple(data)], self.label)
-        return with_classes(rounded(scan), self.label_map) if self.label else scan
+        files = [str(file) for file in ensure_tuple(data)]
+        scan = read_channels(files, self.label)
+        if not self.label:
+            return scan
+        try:
+            return with_classes(rounded(scan), self.label_map, self.ignore_label)
+        except DataError as error:
+            raise DataError(f"{files[0]}: {error}") from error
 
     def get_data(self, img: Scan) -> tuple[np.ndarray, dict[str, Any]]:
         """Voxels as stored and what MONAI's transforms need to know of them."""
@@ -87,6 +97,7 @@ class LoadImageScand(LoadImaged):
         label: they are labels: values within rounding of an integer become that integer.
         allow_missing_keys: see MONAI.
         label_map: of labels: stored value -> class.
+        ignore_label: of labels: stored value of voxels that become :data:`~monai_ssl.labels.IGNORE_LABEL`.
 
     Example:
         >>> load = LoadImageScand("image")
@@ -99,10 +110,11 @@ class LoadImageScand(LoadImaged):
         label: bool = False,
         allow_missing_keys: bool = False,
         label_map: Mapping[int, int] | None = None,
+        ignore_label: int | None = None,
     ) -> None:
         with _without_foreign_readers():
             super().__init__(keys, image_only=True, dtype=None, allow_missing_keys=allow_missing_keys)  # type: ignore[arg-type]
-        self.register(ScanReader(label, label_map))  # the last one registered is asked first
+        self.register(ScanReader(label, label_map, ignore_label))  # the last one registered is asked first
 
 
 class AtomicNibabelWriter(NibabelWriter):

@@ -52,7 +52,11 @@ from monai_ssl.transforms import (
     RandRotateFlipd,
     RandSliceRotateFlipd,
     RandSliceSelectd,
+    UntilKnown,
 )
+
+# what chooses the place that a patch shows
+_CROPS = (RandLiteratureCropd, RandPatchd, RandSpatialCropd)
 
 
 class Preparation(Compose):
@@ -89,7 +93,7 @@ def preprocessing(preset: Preset, label: bool = False) -> Compose:
 def _preprocessing(preset: Preset, keys: list[str]) -> list[Transform]:
     mode = ["bilinear", "nearest"][: len(keys)]
     steps: list[Transform] = [
-        *(LoadImageScand(key, key == "label", label_map=preset.label_map if key == "label" else None) for key in keys),
+        *(_label_loader(preset) if key == "label" else LoadImageScand(key) for key in keys),
         EnsureChannelFirstd(keys),
         EnsureTyped("image", dtype="float32"),
         CheckCase(preset),
@@ -116,6 +120,12 @@ def _preprocessing(preset: Preset, keys: list[str]) -> list[Transform]:
     return steps + _intensity(preset)
 
 
+def _label_loader(preset: Preset, allow_missing_keys: bool = False) -> LoadImageScand:
+    return LoadImageScand(
+        "label", True, allow_missing_keys, label_map=preset.label_map, ignore_label=preset.ignore_label
+    )
+
+
 def _intensity(preset: Preset) -> list[Transform]:
     i = preset.intensity
     if i.policy == "as_stored":
@@ -140,7 +150,7 @@ def _intensity(preset: Preset) -> list[Transform]:
 def validation_preprocessing(preset: Preset) -> Compose:
     """:func:`preprocessing` of the image, and the label as it is on disk: scores are on the original grid."""
     steps = [
-        LoadImageScand("label", label=True, allow_missing_keys=True, label_map=preset.label_map),
+        _label_loader(preset, allow_missing_keys=True),
         EnsureChannelFirstd("label", allow_missing_keys=True),
         *_preprocessing(preset, ["image"]),
     ]
@@ -261,11 +271,15 @@ def _padding(preset: Preset, keys: list[str]) -> Transform:
 def random_transforms(preset: Preset, label: bool = True) -> list[Transform]:
     """Random transforms of one training item, ending in a patch of ``patch_size``.
 
-    With ``spatial_dims: 2`` they begin with a random slice of the volume.
+    With ``spatial_dims: 2`` they begin with a random slice of the volume. A place where the label is ignored everywhere
+    is drawn again.
     """
     keys = ["image", "label"] if label else ["image"]
-    steps = _augmentation(preset, keys)
-    return steps if preset.spatial_dims == 3 else [RandSliceSelectd(keys), _padding(preset, keys), *steps]
+    steps = [UntilKnown(step) if label and isinstance(step, _CROPS) else step for step in _augmentation(preset, keys)]
+    if preset.spatial_dims == 3:
+        return steps
+    chosen = RandSliceSelectd(keys)
+    return [UntilKnown(chosen) if label else chosen, _padding(preset, keys), *steps]
 
 
 def _augmentation(preset: Preset, keys: list[str]) -> list[Transform]:

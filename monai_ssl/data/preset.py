@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from monai_ssl.data.yaml_mapping import read_mapping
 from monai_ssl.errors import DataError, one_line
+from monai_ssl.labels import IGNORE_LABEL
 
 PRESET_DIR = Path(__file__).parent / "presets"
 # one patch of so many values takes 1 GB in float32, before any layer
@@ -163,6 +164,8 @@ class Preset(_Strict):
         labels: class index -> name; 0 is the background; indices 0..n-1 without gap.
         label_map: value in label files -> class, where files hold other numbers, for example ``{255: 1}`` for masks of
             0 and 255; values that it does not name are classes already. Results hold classes.
+        ignore_label: value in label files of voxels whose class nobody knows, for example 255 or -1; no loss and no
+            metric looks at them. None: there is none, and such a value is an error.
         orientation: axis codes to which images are brought (``RAS``), or None for arrays as stored.
         spacing: millimeters per axis to which images are resampled (2D: in plane), or None for the stored grid.
         resize: 2D only: pixels per axis to which every slice is resized (nearest pixel), as the 2D literature does.
@@ -186,6 +189,7 @@ class Preset(_Strict):
     modality: Name = "MR"
     labels: dict[int, Name]
     label_map: dict[Annotated[int, Field(ge=0, le=2**31 - 1)], int] = Field(default={})
+    ignore_label: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
     orientation: str | None = "RAS"
     spacing: tuple[Millimeters, ...] | None = None
     resize: tuple[Annotated[Voxels, Field(ge=1)], Annotated[Voxels, Field(ge=1)]] | None = None
@@ -208,6 +212,9 @@ class Preset(_Strict):
             )
         if unknown := [target for target in self.label_map.values() if target not in self.labels]:
             raise ValueError(f"label_map must map to classes of 'labels' {list(self.labels)}, got {unknown[0]}")
+        if len(self.labels) > IGNORE_LABEL:
+            raise ValueError(f"labels must be at most {IGNORE_LABEL} classes, got {len(self.labels)}")
+        self._check_ignore_label()
         for key, names in (("labels", list(self.labels.values())), ("channels", list(self.channels))):
             twice = [name for name in names if names.count(name) > 1]
             if twice:
@@ -269,6 +276,16 @@ class Preset(_Strict):
                 f"{list(self.patch_size)}"
             )
         return self
+
+    def _check_ignore_label(self) -> None:
+        value = self.ignore_label
+        if value in self.label_map:
+            raise ValueError(f"ignore_label must be a value that label_map does not name, got {value}; remove it there")
+        if value in self.labels and value not in self.label_map.values():
+            raise ValueError(
+                f"ignore_label must be no class, got {value} ({self.labels[value]}); where files hold that class as "
+                f"another value, name it in label_map, as {{2: {value}}}"
+            )
 
     @property
     def n_classes(self) -> int:

@@ -13,7 +13,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from monai_ssl.data.cases import IMAGE_SUFFIXES
 from monai_ssl.data.formats import format_of
 from monai_ssl.data.scan import AFFINE_RULE, Scan, grid_difference, valid_affine
 from monai_ssl.errors import DataError, without_quotes
+from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.machine import available_memory
 
 # further from an integer than any rounding of a scale factor, nearer than any interpolation
@@ -48,15 +49,39 @@ def read_volume(path: str | Path) -> tuple[np.ndarray, np.ndarray | None]:
     return scan.channel_first, scan.affine
 
 
-def read_label(path: str | Path, label_map: Mapping[int, int] | None = None) -> tuple[np.ndarray, np.ndarray | None]:
+def read_label(
+    path: str | Path, label_map: Mapping[int, int] | None = None, ignore_label: int | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
     """:func:`read_volume` of a label: values that a scale factor of the file moved off an integer come back to it.
 
     Args:
         path: the file.
         label_map: of the preset: stored value -> class.
+        ignore_label: of the preset: stored value of voxels that become :data:`~monai_ssl.labels.IGNORE_LABEL`.
     """
-    scan = with_classes(rounded(read_scan(path, label=True)), label_map)
+    scan = with_classes(rounded(read_scan(path, label=True)), label_map, ignore_label)
     return scan.channel_first, scan.affine
+
+
+@dataclass(frozen=True)
+class LabelFile(os.PathLike[str]):
+    """A label file and what its values mean.
+
+    Attributes:
+        path: the file.
+        label_map, ignore_label: of the preset, see :func:`read_label`.
+    """
+
+    path: str
+    label_map: Mapping[int, int] | None = None
+    ignore_label: int | None = None
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def read(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """:func:`read_label` of it."""
+        return read_label(self.path, self.label_map, self.ignore_label)
 
 
 def load_original(path: str | Path) -> np.ndarray:
@@ -82,18 +107,40 @@ def rounded(scan: Scan) -> Scan:
     return replace(scan, voxels=whole, notes=(*scan.notes, note))
 
 
-def with_classes(scan: Scan, label_map: Mapping[int, int] | None) -> Scan:
-    """A label with stored values replaced by classes; values that the map does not name stay.
+def with_classes(scan: Scan, label_map: Mapping[int, int] | None, ignore_label: int | None = None) -> Scan:
+    """A label with stored values replaced by classes; values that nothing names stay.
+
+    Args:
+        scan: of a label file.
+        label_map: stored value -> class.
+        ignore_label: stored value of voxels that become :data:`~monai_ssl.labels.IGNORE_LABEL`.
+
+    Raises:
+        DataError: when the file holds ``IGNORE_LABEL`` and another value is the one to be ignored.
 
     Example:
         >>> with_classes(Scan(np.array([[0, 255]], dtype=np.uint8), None), {255: 1}).voxels
         array([[0, 1]], dtype=uint8)
+        >>> with_classes(Scan(np.array([[0, 1, -1]], dtype=np.int8), None), None, ignore_label=-1).voxels
+        array([[  0,   1, 255]], dtype=int16)
     """
-    if not label_map:
+    targets = dict(label_map or {})
+    if ignore_label is not None:
+        targets[ignore_label] = IGNORE_LABEL
+    if not targets:
         return scan
-    voxels = scan.voxels.copy()
-    for value, target in label_map.items():
-        voxels[scan.voxels == value] = target
+    stored = scan.voxels
+    if ignore_label is not None and IGNORE_LABEL not in targets and (stored == IGNORE_LABEL).any():
+        raise DataError(
+            f"label values must be classes or the preset's ignore_label {ignore_label}, got {IGNORE_LABEL}, which "
+            "stands for ignored voxels inside: name it in label_map, or as ignore_label"
+        )
+    voxels = stored.copy()
+    for value, target in targets.items():
+        where = stored == value
+        if voxels.dtype.kind != "f" and where.any():  # signed bytes end at 127
+            voxels = voxels.astype(np.promote_types(voxels.dtype, np.min_scalar_type(target)), copy=False)
+        voxels[where] = target
     return replace(scan, voxels=voxels)
 
 

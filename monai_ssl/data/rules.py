@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,9 +13,12 @@ from monai_ssl.data.formats.promise import check_memory
 from monai_ssl.data.placement import placement
 from monai_ssl.data.preset import Intensity, Preset
 from monai_ssl.data.scan import AFFINE_RULE, affine_difference, same_affine, valid_affine
-from monai_ssl.errors import DataError, dimensions
+from monai_ssl.errors import DataError, dimensions, plural
+from monai_ssl.labels import IGNORE_LABEL
 
 Severity = Literal["error", "warning"]
+# of the voxels of a label; more of them without a class is worth a word
+MOST_IGNORED = 0.9
 
 
 @dataclass(frozen=True)
@@ -174,8 +177,34 @@ def _label_findings(label: np.ndarray, spatial: tuple[int, ...], preset: Preset,
         text = f"label must have the shape of its image, {spatial}, got {label.shape}"
         add("shape", "error", f"{text}: resample the label to the image's grid")
         return
+    _value_findings(label, preset, add)
+
+
+def label_findings(label: Any, preset: Preset) -> list[Finding]:
+    """:func:`case_findings` of the values of a label alone.
+
+    Args:
+        label: label map of any shape.
+        preset: the dataset preset.
+
+    Example:
+        >>> preset = Preset(name="x", spatial_dims=2, labels={0: "background", 1: "organ"}, patch_size=(16, 16))
+        >>> [finding.rule for finding in label_findings(np.array([[0, 7]]), preset)]
+        ['values']
+    """
+    found: list[Finding] = []
+    _value_findings(_to_numpy(label), preset, lambda rule, severity, message: found.append(
+        Finding(rule, severity, message, "label")))  # fmt: skip
+    return found
+
+
+def _value_findings(label: np.ndarray, preset: Preset, add: _Add) -> None:
     values = np.unique(label)
     allowed = sorted(int(value) for value in preset.labels)
+    if preset.ignore_label is not None:
+        values = values[values != IGNORE_LABEL]
+        if _ignored_finding(label, preset.ignore_label, add):
+            return
     if label.dtype.kind == "f" and not (np.isfinite(values).all() and np.array_equal(values, np.round(values))):
         odd = [float(value) for value in values if not (np.isfinite(value) and value == np.round(value))]
         text = f"label must hold integers, got {', '.join(f'{value:g}' for value in odd[:5])}"
@@ -188,9 +217,56 @@ def _label_findings(label: np.ndarray, spatial: tuple[int, ...], preset: Preset,
         text = f"label values must be among the preset's classes {allowed}, got {shown}"
         found = [int(value) for value in values]
         advice = f", or set label_map: {{{map_advice(found)}}}" if len(found) == len(allowed) else ""
+        if preset.ignore_label is None and len(outside) == 1:
+            advice += f", or, if nobody knows the class of these voxels, ignore_label: {outside[0]}"
         add("values", "error", f"{text}: correct 'labels' in the preset{advice}, or remap the label")
     elif len(values) == 1 and int(values[0]) == 0:
         add("empty_label", "warning", "label is empty, background only: is the structure really absent?")
+
+
+def _ignored_finding(label: np.ndarray, ignore_label: int, add: _Add) -> bool:
+    """Rules of voxels that nobody knows; True where there are no others."""
+    share = ignored_share(label)
+    if share == 1.0:
+        text = f"label must know the class of some voxel, got ignore_label {ignore_label} in every one"
+        add("all_ignored", "error", f"{text}: label some, or move the case to 'unlabeled'")
+    elif share > MOST_IGNORED:
+        text = f"{_percent(share)} of the voxels are ignored"
+        add("most_ignored", "warning", f"{text}: is ignore_label {ignore_label} the right value?")
+    return share == 1.0
+
+
+def ignored_share(label: np.ndarray) -> float:
+    """Share of the voxels of a label, as it was read, whose class nobody knows.
+
+    Example:
+        >>> ignored_share(np.array([0, 1, IGNORE_LABEL, IGNORE_LABEL]))
+        0.5
+    """
+    return float(np.count_nonzero(label == IGNORE_LABEL)) / max(label.size, 1)
+
+
+def ignored_sentence(ignored: Mapping[str, tuple[int, int]]) -> str:
+    """How much of some labels is ignored; empty where nothing is.
+
+    Args:
+        ignored: case -> ignored voxels and all voxels, of every label that has ignored ones.
+
+    Example:
+        >>> ignored_sentence({"a.nii": (100, 1000), "b.nii": (800, 1000)})
+        'ignored: 900 voxels of 2 labels, 45 % of theirs (10 to 80 %)'
+    """
+    if not ignored:
+        return ""
+    shares = sorted(100 * few / max(every, 1) for few, every in ignored.values())
+    some, every = (sum(pair[k] for pair in ignored.values()) for k in (0, 1))
+    span = f" ({shares[0]:.2g} to {shares[-1]:.2g} %)" if len(shares) > 1 else ""
+    return f"ignored: {some:,} voxels of {plural(len(shares), 'label')}, {100 * some / every:.2g} % of theirs{span}"
+
+
+def _percent(share: float) -> str:
+    """Never 100 % of what is not all."""
+    return f"{min(100 * share, 99.9):.1f} %"
 
 
 def map_advice(values: Sequence[int]) -> str:

@@ -1,6 +1,6 @@
 """Numbers: the scores of one case, statistics over cases, results on disk. Pages are made in ``monai_ssl.reports``."""
 
-from .cases import DISTANCE_METRICS, METRICS, OVERLAP_METRICS, STATUSES, Row, case_metrics
+from .cases import DISTANCE_METRICS, METRICS, OVERLAP_METRICS, STATUSES, Row, case_metrics, known_voxels
 from .overlap import dice_score, jaccard_score
 from .results import PER_CASE_NAME, SUMMARY_NAME, Results, add_meta, environment, read_results, write_results
 from .statistics import (
@@ -40,6 +40,7 @@ __all__ = [
     "image_diagonal",
     "is_failed",
     "jaccard_score",
+    "known_voxels",
     "read_results",
     "summarize",
     "surface_points",

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from monai_ssl.labels import IGNORE_LABEL
+
 from .overlap import dice_score, jaccard_score, to_array
 from .surface import SurfaceDistances, check_spacing, image_diagonal
 
-__all__ = ["DISTANCE_METRICS", "METRICS", "OVERLAP_METRICS", "STATUSES", "Row", "case_metrics"]
+__all__ = ["DISTANCE_METRICS", "METRICS", "OVERLAP_METRICS", "STATUSES", "Row", "case_metrics", "known_voxels"]
 
 Row = dict[str, Any]
 OVERLAP_METRICS = ("dice", "jaccard")
@@ -42,6 +44,9 @@ def case_metrics(
     Distances come in millimeters (``*_mm``) and in the literature's convention (``*_voxel``: voxel units, spacing
     ignored). 95HD is the 95th percentile of both directed distance sets pooled; ASD runs one way, from the
     prediction's surface to the reference's; ASSD is the mean of both sets pooled (all three as in medpy).
+
+    **Voxels that the reference ignores** (:data:`~monai_ssl.labels.IGNORE_LABEL`, 255, unless that is a class) belong
+    to no mask, the prediction's included: overlap, distances and volumes are those of the other voxels.
 
     **Empty masks never count as perfect.** Where exactly one of the two masks is empty, Dice and Jaccard are 0 and
     every distance is the *image diagonal* (a penalty larger than any distance in the image); where both are empty,
@@ -82,6 +87,8 @@ def case_metrics(
     if len(set(classes.values())) != len(classes):
         raise ValueError(f"labels must give every class a name of its own, got {dict(labels)!r}")
 
+    if IGNORE_LABEL not in classes and (ignored := second == IGNORE_LABEL).any():
+        first, second = np.where(ignored, 0, first), np.where(ignored, 0, second)
     voxel_ml = float(np.prod(scale)) / 1000.0 if first.ndim == 3 else float("nan")
     rows: list[Row] = []
     for value, name in classes.items():
@@ -108,3 +115,27 @@ def case_metrics(
         row["volume_ml_prediction"], row["volume_ml_reference"] = counts[0] * voxel_ml, counts[1] * voxel_ml
         rows.append(row)
     return rows
+
+
+def known_voxels(output: Sequence[Mapping[str, Any]]) -> tuple[list[Any], list[Any]]:
+    """What MONAI's metrics take of an evaluator's output: voxels that the label ignores are background in both.
+
+    Args:
+        output: items with ``pred`` and ``label``, class indices of one shape, arrays or tensors.
+
+    Returns:
+        predictions and labels; the very objects where no voxel is :data:`~monai_ssl.labels.IGNORE_LABEL`.
+
+    Example:
+        >>> known_voxels([{"pred": np.array([1, 1, 0]), "label": np.array([1, IGNORE_LABEL, 0])}])
+        ([array([1, 0, 0])], [array([1, 0, 0])])
+    """
+    predictions, labels = [], []
+    for item in output:
+        prediction, label = item["pred"], item["label"]
+        ignored = label == IGNORE_LABEL
+        if ignored.any():  # products keep array and tensor types, and their metadata
+            prediction, label = prediction * ~ignored, label * ~ignored
+        predictions.append(prediction)
+        labels.append(label)
+    return predictions, labels

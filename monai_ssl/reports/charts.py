@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from monai_ssl.data.reading import read_volume
+from monai_ssl.data.reading import LabelFile, read_volume
 from monai_ssl.files import text_of_cell
 from monai_ssl.metrics.statistics import FAILURE_DICE, bootstrap_interval, case_values
 from monai_ssl.reports.figures import GRID, INK, comparison_figure, new_figure, plain_text, style_axes, upright
@@ -237,7 +237,7 @@ def load_picture(value: Any, others: Sequence[Any] = ()) -> tuple[list[np.ndarra
         if not isinstance(part, (str, os.PathLike)):
             arrays.append(part)
             continue
-        volume, affine = read_volume(os.fspath(part))
+        volume, affine = part.read() if isinstance(part, LabelFile) else read_volume(os.fspath(part))
         if number == 0:
             place = affine
         arrays.append(upright(volume[0], place if number == 0 or affine is None or place is None else affine)[0])

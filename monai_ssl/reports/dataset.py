@@ -5,32 +5,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 from tqdm import tqdm
 
-from monai_ssl.data.cases import Entry, case_names, image_files
+from monai_ssl.data.cases import case_names
 from monai_ssl.data.datalist import SECTIONS, Datalist
-from monai_ssl.data.reading import read_label, read_volume
+from monai_ssl.data.preset import Preset
 from monai_ssl.errors import DataError
 from monai_ssl.files import write_text
+from monai_ssl.labels import IGNORE_LABEL
+from monai_ssl.reports.case import PERCENTILES, CaseStatistics, case_statistics
 from monai_ssl.reports.figures import (
     INK,
     class_color,
+    classes_in,
     draw_outline,
     draw_slice,
-    largest_slice,
     new_figure,
     plain_text,
+    shade_ignored,
     style_axes,
-    upright,
 )
 from monai_ssl.reports.page import Picture, Table, render_html
 
@@ -39,7 +39,6 @@ NAMES = {"training": "labeled training", "unlabeled": "unlabeled", "validation":
 # pictures per list; the numbers are of all cases
 PICTURES = 12
 ROW = 6
-PERCENTILES = (0.5, 25.0, 50.0, 75.0, 99.5)
 SIZE_CAPTION = "One dot per case. Sizes are millimeters where files state them."
 PICTURE_NOTE = (
     "The slice with the largest label, else the middle one. Where the file states its orientation, letters at the "
@@ -47,92 +46,13 @@ PICTURE_NOTE = (
 )
 
 
-@dataclass
-class CaseStatistics:
-    """Numbers of one case; arrays only where a picture is wanted.
-
-    Attributes:
-        section, name: list of the datalist, and name of the case.
-        error: why it could not be read, empty where it could.
-        shape, spacing, orientation: as stored; spacing and orientation None where the format states none.
-        dtype: number type of the values, after the file's own scaling.
-        n_channels: of the image.
-        values: percentiles 0.5, 25, 50, 75, 99.5 of the first channel.
-        voxels: class -> number of voxels, None without label.
-        empty_slices: share of the slices along the last stored axis without any label.
-        picture: (slice of the image, slice of the label or None, millimeters per pixel, directions of both axes).
-    """
-
-    section: str
-    name: str
-    error: str = ""
-    shape: tuple[int, ...] = ()
-    spacing: tuple[float, ...] | None = None
-    orientation: str | None = None
-    dtype: str = ""
-    n_channels: int = 1
-    values: tuple[float, ...] = ()
-    voxels: dict[int, int] | None = None
-    empty_slices: float | None = None
-    picture: tuple[np.ndarray, np.ndarray | None, tuple[float, float], tuple[str, ...]] | None = field(
-        default=None, repr=False
-    )
-
-
-def case_statistics(section: str, name: str, entry: Entry, picture: bool = False) -> CaseStatistics:
-    """Read one case; the label of an unlabeled entry is not in the entry and never opened."""
-    found = CaseStatistics(section, name)
-    try:
-        volumes = [read_volume(file) for file in image_files(entry)]
-        image, affine = volumes[0]
-        found.shape, found.dtype = image.shape[1:], str(image.dtype)
-        found.n_channels = sum(len(volume) for volume, _ in volumes)
-        gray = image[0]
-        found.values = tuple(float(v) for v in np.percentile(gray, PERCENTILES))
-        if affine is not None:
-            found.spacing = tuple(float(s) for s in nib.affines.voxel_sizes(affine)[: gray.ndim])
-            if gray.ndim == 3:
-                found.orientation = "".join(code or "?" for code in nib.aff2axcodes(affine))
-        label = None
-        if section != "unlabeled" and "label" in entry:
-            label = read_label(entry["label"])[0][0]
-            if label.shape != gray.shape:
-                raise DataError(f"label has the shape {label.shape}, the image {gray.shape}")
-            values, counts = np.unique(label, return_counts=True)
-            found.voxels = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
-            if label.ndim == 3:
-                found.empty_slices = float(np.mean(~label.any(axis=(0, 1))))
-        if picture:
-            found.picture = _picture(gray, label, affine)
-    except DataError as error:
-        found.error = str(error)
-    return found
-
-
-def _picture(
-    gray: np.ndarray, label: np.ndarray | None, affine: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray | None, tuple[float, float], tuple[str, ...]]:
-    """The slice with most label (else the middle one) across the axis of the thickest slices, upright in RAS."""
-    if label is not None:
-        label = upright(label, affine)[0]
-    gray, spacing, directions = upright(gray, affine)
-    steps = spacing or [1.0] * gray.ndim
-    if gray.ndim == 2:
-        return gray, label, (steps[0], steps[1]), ()
-    axis = int(np.argmax(steps)) if max(steps) > 1.5 * min(steps) else 2
-    index = largest_slice([np.zeros(gray.shape, bool) if label is None else label], axis)
-    first, second = (other for other in range(3) if other != axis)
-    shown = (directions[first], directions[second]) if directions else ()
-    return (
-        gray.take(index, axis),
-        None if label is None else label.take(index, axis),
-        (steps[first], steps[second]),
-        shown,
-    )
-
-
 def describe(
-    datalist: Datalist, output: str | Path, title: str | None = None, workers: int = 2, pictures: int = PICTURES
+    datalist: Datalist,
+    output: str | Path,
+    title: str | None = None,
+    workers: int = 2,
+    pictures: int = PICTURES,
+    preset: Preset | None = None,
 ) -> Path:
     """Write an HTML page about a data set; the file needs no other.
 
@@ -145,6 +65,7 @@ def describe(
         title: heading; None takes the datalist's folder.
         workers: threads.
         pictures: thumbnails per list, evenly drawn.
+        preset: tells what the values of label files mean (``label_map``, ``ignore_label``); None: they are classes.
 
     Returns:
         Path of the page.
@@ -164,7 +85,7 @@ def describe(
         entries = datalist.section(section)
         drawn = set(np.linspace(0, len(entries) - 1, min(pictures, len(entries))).round().astype(int).tolist())
         names = case_names(entries)
-        jobs += [(section, names[i], entry, i in drawn) for i, entry in enumerate(entries)]
+        jobs += [(section, names[i], entry, i in drawn, preset) for i, entry in enumerate(entries)]
     if not jobs:
         raise DataError(f"{datalist.path or datalist.dataset_dir}: there is no case to describe")
     with ThreadPoolExecutor(workers) as pool:
@@ -268,12 +189,21 @@ def _findings(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> lis
         elif value and absent:
             sentences.append(f"Class {value} ({name}) is absent from {len(absent)} of {len(labeled)} labels "
                              f"({', '.join(absent[:3])}{', ...' * (len(absent) > 3)}).")  # fmt: skip
+    ignored = [case for case in labeled if case.ignored]
+    if ignored:
+        shares = [100 * case.ignored / float(np.prod(case.shape)) for case in ignored]
+        sentences.append(
+            f"In {len(ignored)} of {len(labeled)} labels, voxels are ignored because nobody knows their class: "
+            f"{sum(case.ignored for case in ignored):,} voxels, {_range(shares, 2)} % of a label. Shares of classes "
+            "are those of the other voxels."
+        )
     if unknown := sorted(_classes(cases) - set(labels)):
         sentences.append(f"Labels hold values without a name: {', '.join(map(str, unknown[:8]))}.")
     shares = [case.empty_slices for case in labeled if case.empty_slices is not None]
     if shares:
-        sentences.append(f"{100 * float(np.mean(shares)):.0f} % of the slices (along the last stored axis) of labeled "
-                         "cases hold no label.")  # fmt: skip
+        of_known = "known " if ignored else ""
+        sentences.append(f"{100 * float(np.mean(shares)):.0f} % of the {of_known}slices (along the last stored axis) "
+                         "of labeled cases hold no label.")  # fmt: skip
     return sentences
 
 
@@ -312,7 +242,10 @@ def _class_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> 
             group = [case for case in cases if case.section == section and case.voxels is not None]
             having = [case for case in group if (case.voxels or {}).get(value)]
             if value and group:
-                share = [100 * (case.voxels or {}).get(value, 0) / float(np.prod(case.shape)) for case in group]
+                share = [
+                    100 * (case.voxels or {}).get(value, 0) / max(float(np.prod(case.shape)) - case.ignored, 1)
+                    for case in group
+                ]
                 volumes = _range([_volume(case, value) for case in having]) if having else "–"
                 body.append([name, NAMES[section], f"{len(having)} of {len(group)}", volumes,
                              f"{float(np.median(share)):.3g}"])  # fmt: skip
@@ -324,6 +257,8 @@ def _case_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> T
     unit = _unit([case for case in cases if not case.error] or cases)
     header = ["Case", "List", "Shape", "Spacing mm", "Orientation", "Read as", "0.5 – 50 – 99.5 %"]
     header += [f"{labels[value]} {unit}" for value in foreground]
+    some = any(case.ignored for case in cases)
+    header += ["Ignored %"] * some
     body = []
     for case in cases:
         if case.error:
@@ -332,6 +267,7 @@ def _case_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> T
         spacing = "–" if case.spacing is None else " × ".join(f"{s:.3g}" for s in case.spacing)
         gray = " – ".join(f"{case.values[i]:.3g}" for i in (0, 2, 4))
         volumes = ["" if case.voxels is None else f"{_volume(case, value):.3g}" for value in foreground]
+        volumes += ["" if case.voxels is None else f"{100 * case.ignored / float(np.prod(case.shape)):.2g}"] * some
         body.append([case.name, NAMES[case.section], " × ".join(map(str, case.shape)), spacing, case.orientation or "–",
                      case.dtype, gray, *volumes])  # fmt: skip
     return Table(header, body, (0, 1, 4, 5))
@@ -427,23 +363,28 @@ def _picture_figure(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) 
     figure = new_figure(2.05 * ROW, min(3.0, 2.0 * ratio + 0.25) * rows + 0.35)
     grid = figure.subplots(rows, ROW, squeeze=False).ravel()
     values: set[int] = set()
+    shaded = None
     for axes, case in zip(grid, cases, strict=False):
         assert case.picture is not None
         gray, label, aspect, directions = case.picture
         name = case.name if len(case.name) <= 24 else f"{case.name[:11]}…{case.name[-11:]}"
         draw_slice(axes, gray, aspect, name, directions)
         if label is not None:
-            present = sorted({int(value) for value in np.unique(label)} - {0})
+            if case.ignored and (label == IGNORE_LABEL).any():
+                shaded = shade_ignored(axes, label == IGNORE_LABEL)
+                label = np.where(label == IGNORE_LABEL, 0, label)
+            present = classes_in(label)
             values |= set(present)
             for value in sorted(present, key=lambda item: -int((label == item).sum())):
                 draw_outline(axes, label == value, class_color(value), level=0.5 if len(present) == 1 else 0.75)
     for axes in grid[len(cases) :]:
         axes.set_visible(False)
-    if values:
-        handles = [
+    if values or shaded is not None:
+        handles: list[Any] = [
             Line2D([], [], color=class_color(v), linewidth=2.2, label=plain_text(labels.get(v, f"value {v}")))
             for v in sorted(values)
         ]
+        handles += [] if shaded is None else [shaded]
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8.5, frameon=False
         )

@@ -15,8 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from monai_ssl.files import write_atomically
+from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.metrics.overlap import to_array
 from monai_ssl.metrics.surface import check_spacing
 
@@ -220,6 +222,25 @@ def draw_outline(axes: Axes, mask: np.ndarray, color: str, dashed: bool = False,
     axes.set_ylim(-0.5, mask.shape[1] - 0.5)
 
 
+def shade_ignored(axes: Axes, ignored: np.ndarray) -> Patch:
+    """Hatch the voxels of a slice whose class nobody knows; what a legend needs to say so.
+
+    Args:
+        axes: to draw on.
+        ignored: mask, shape (X, Y).
+    """
+    style: dict[str, Any] = {"facecolor": "#00000000", "edgecolor": "#c3cad2", "hatch": "///", "linewidth": 0}
+    if ignored.any():
+        positions = [np.arange(-1, size + 1) for size in ignored.shape]
+        padded = np.pad(ignored.astype(float), 1)
+        drawn = axes.contourf(*positions, padded.T, levels=[0.5, 1.5], colors=["#00000030"], hatches=["///"])
+        drawn.set_edgecolor("#c3cad2")
+        drawn.set_linewidth(0)
+        axes.set_xlim(-0.5, ignored.shape[0] - 0.5)  # as after a contour
+        axes.set_ylim(-0.5, ignored.shape[1] - 0.5)
+    return Patch(label="not labeled, ignored", **style)
+
+
 def classes_in(*masks: np.ndarray | None) -> list[int]:
     """Foreground values that occur in the masks."""
     return sorted({int(value) for mask in masks if mask is not None for value in np.unique(mask)} - {0})
@@ -280,7 +301,8 @@ def comparison_figure(
     Args:
         image: shape (X, Y) or (X, Y, Z); leading axes of size 1 are dropped, and of several channels (one axis more
             than the masks) the first is shown.
-        label: integer label map of the image's shape, or None.
+        label: integer label map of the image's shape, or None. Voxels of value
+            :data:`~monai_ssl.labels.IGNORE_LABEL`, unless ``labels`` names it, are hatched.
         predictions: integer label maps by panel title.
         spacing: voxel size, one value per axis; sets the aspect of the picture.
         labels: class names by value, for the legend.
@@ -307,12 +329,17 @@ def comparison_figure(
     for array in every:
         if array.shape != picture.shape:
             raise ValueError(f"image and masks must have the same shape, got {picture.shape} and {array.shape}")
+    unknown = None
+    if truth is not None and IGNORE_LABEL not in (labels or {}) and (truth == IGNORE_LABEL).any():
+        unknown, truth = truth == IGNORE_LABEL, np.where(truth == IGNORE_LABEL, 0, truth)
+        every[0] = truth
     values = classes_in(*every)
     steps = check_spacing(spacing, picture.ndim).tolist()
     if picture.ndim == 3:
         index = largest_slice(every or [np.zeros(picture.shape, dtype=int)])
         picture = picture[..., index]
         truth = None if truth is None else truth[..., index]
+        unknown = None if unknown is None else unknown[..., index]
         masks = {name: mask[..., index] for name, mask in masks.items()}
     aspect = (steps[0], steps[1])
     every = ([] if truth is None else [truth]) + list(masks.values())
@@ -326,14 +353,17 @@ def comparison_figure(
     height = rows * (min(6.0, max(1.2, size * ratio)) + 0.2 * lines) + (0.45 if masks else 0.1)
     figure = new_figure(size * columns, height)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    shaded: list[Patch] = []
     draw_slice(panels[0], picture, aspect, "image", directions[:2])
     for axes, (name, mask) in zip(panels[1:], masks.items(), strict=False):
         draw_slice(axes, picture, aspect, name, directions[:2])
+        if unknown is not None:
+            shaded = [shade_ignored(axes, unknown[window])]
         outline_pair(axes, None if truth is None else truth[window], mask[window], values)
     for axes in panels[1 + len(masks) :]:
         axes.set_visible(False)
     if masks:
-        handles = outline_legend(values, labels, truth is not None)
+        handles = [*outline_legend(values, labels, truth is not None), *shaded]
         figure.legend(
             handles=handles, loc="outside lower center", ncols=min(6, len(handles)), fontsize=8.5, frameon=False
         )

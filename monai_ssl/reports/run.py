@@ -12,6 +12,7 @@ from typing import Any
 
 from monai_ssl.data.cases import case_names, image_files, prediction_files
 from monai_ssl.data.loading import load_datalist
+from monai_ssl.data.reading import LabelFile
 from monai_ssl.errors import DataError
 from monai_ssl.metrics.cases import Row
 from monai_ssl.metrics.results import Results, read_results
@@ -389,8 +390,10 @@ def overlays_of(results: Path, meta: Mapping[str, Any]) -> dict[str, Overlay]:
     if not datalist or not Path(datalist).is_file() or not predictions.is_dir():
         return {}
     entries = load_datalist(datalist, folder).section(meta["section"])
+    stored = {int(value): int(target) for value, target in (meta.get("label_map") or {}).items()}
     found = {}
     for name, entry, files in zip(case_names(entries), entries, prediction_files(predictions, entries), strict=True):
         if len(files) == 1 and "label" in entry:
-            found[name] = Overlay(image_files(entry)[0], entry["label"], files[0])
+            label = LabelFile(entry["label"], stored, meta.get("ignore_label"))
+            found[name] = Overlay(image_files(entry)[0], label, files[0])
     return found

@@ -27,6 +27,7 @@ class DataCheck(Sequence["Problem"]):
         problems: each with severity, section, file, message and rule.
         datalist: the cases that were read.
         prepared: memory that the prepared scans of each list take in a training, by the headers of their files.
+        ignored: image file -> ignored voxels and all voxels, of every label that has ignored ones.
 
     Example:
         >>> found = check("scans", dataset="left_atrium")  # doctest: +SKIP
@@ -37,6 +38,7 @@ class DataCheck(Sequence["Problem"]):
     problems: tuple[Problem, ...]
     datalist: Datalist
     prepared: Mapping[str, Footprint] = field(default_factory=dict)
+    ignored: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def errors(self) -> list[Problem]:
@@ -71,6 +73,13 @@ class DataCheck(Sequence["Problem"]):
             f"{self.datalist.path}: {counted(self.datalist.counts())}; {plural(len(self.errors), 'error')}, "
             f"{plural(len(self.warnings), 'warning')}"
         )
+
+    @property
+    def known(self) -> str:
+        """How much of the labels is ignored, as a sentence; empty where nothing is."""
+        from monai_ssl.data.rules import ignored_sentence
+
+        return ignored_sentence(self.ignored)
 
     @property
     def memory(self) -> str:
@@ -127,6 +136,7 @@ def split(
     patients: str | Path | None = None,
     label_names: dict[int, str] | None = None,
     label_map: dict[int, int] | None = None,
+    ignore_label: int | None = None,
     preset: str | Path | None = None,
     overwrite: bool = False,
 ) -> Split:
@@ -150,6 +160,7 @@ def split(
         label_names: names of the classes: "{1: left atrium}"; default: as in dataset.json, else from the labels.
         label_map: value in the label files -> class, where they hold other numbers: "{255: 1}" for masks of 0 and 255;
             goes into the preset.
+        ignore_label: value in the label files of voxels whose class nobody knows, 255 or -1; goes into the preset.
         preset: the preset to write; default: preset.yaml next to the datalist. One that exists is kept.
         overwrite: replace an existing datalist (and a preset that is named with `preset`).
 
@@ -171,10 +182,17 @@ def split(
     if target is not None and target.exists() and not overwrite:
         raise DataError(f"preset: {target} exists already; choose another name, or replace it with {OVERWRITE}")
 
+    from monai_ssl.curation.layouts import described
     from monai_ssl.curation.propose import propose_preset, write_preset
     from monai_ssl.curation.split import make_split
     from monai_ssl.data.loading import load_datalist
 
+    if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
+        raise UsageError(f"--ignore_label: must be a whole number, got {ignore_label!r}")
+    if ignore_label is not None and ignore_label in (_whole(label_map) or {}):
+        raise UsageError(f"--ignore_label: must be a value that label_map does not name, got {ignore_label}")
+    if ignore_label is None and labels is None and (told := described(Path(source or images or "").expanduser())):
+        ignore_label = told.ignore_label
     path = make_split(
         str(source or images),
         labels=labels,
@@ -187,6 +205,7 @@ def split(
         patients=patients,
         label_names=label_names,
         label_map=_whole(label_map),
+        ignore_label=ignore_label,
         overwrite=overwrite,
     )
     cases = load_datalist(path)
@@ -195,7 +214,8 @@ def split(
         return Split(cases, proposed)
     try:
         entries = cases.training + cases.unlabeled
-        proposal = propose_preset(entries, cases.labels, cases.channels or None, _whole(label_map))
+        channels = cases.channels or None
+        proposal = propose_preset(entries, cases.labels, channels, _whole(label_map), ignore_label)
     except DataError as error:
         return Split(cases, None, remark=str(error))
     write_preset(proposed, proposal)
@@ -331,7 +351,9 @@ def check(
     from monai_ssl.curation.verify import verify
     from monai_ssl.data.cache import prepared_footprints
 
-    return DataCheck(tuple(verify(cases, preset)), cases, prepared_footprints(cases, preset))
+    ignored: dict[str, tuple[int, int]] = {}
+    problems = tuple(verify(cases, preset, ignored=ignored))
+    return DataCheck(problems, cases, prepared_footprints(cases, preset), ignored)
 
 
 def describe(
@@ -339,6 +361,7 @@ def describe(
     datalist: str | Path | None = None,
     output: str | Path | None = None,
     title: str | None = None,
+    dataset: str | Path | None = None,
 ) -> Path:
     """Write an HTML page that shows the data: sizes, spacings, intensities, class volumes, pictures with labels.
 
@@ -347,6 +370,8 @@ def describe(
         datalist: JSON inside the folder; default: the datalist found there.
         output: the page; default: NAME-OF-THE-DATALIST.html next to the datalist.
         title: heading; default: name of the folder.
+        dataset: preset that says what the values of label files mean (label_map, ignore_label); default: preset.yaml
+            next to the datalist, where there is one.
 
     Returns:
         path of the page.
@@ -359,6 +384,7 @@ def describe(
         PosixPath('scans/datalist.html')
     """
     from monai_ssl.data.loading import load_datalist
+    from monai_ssl.data.preset import load_preset
 
     is_list = str(source).lower().endswith(".json")
     cases = load_datalist(source) if is_list else load_datalist(datalist, source)
@@ -366,7 +392,10 @@ def describe(
 
     from monai_ssl.reports.dataset import describe as write_page
 
-    return write_page(cases, output or cases.path.with_suffix(".html"), title)
+    beside = cases.path.with_name("preset.yaml")
+    named = dataset if dataset is not None else beside if beside.is_file() else None
+    preset = None if named is None else load_preset(named)
+    return write_page(cases, output or cases.path.with_suffix(".html"), title, preset=preset)
 
 
 def copy_preset(name: str | Path, output: str | Path, flavor: str | None = None) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from monai_ssl.bundle.library import run_bundle
 from monai_ssl.bundle.overrides import literal
@@ -14,6 +14,9 @@ from monai_ssl.data.loading import load_datalist
 from monai_ssl.errors import DataError
 from monai_ssl.metrics import add_meta, case_metrics, read_results, write_results
 from monai_ssl.runs.folder import Run
+
+if TYPE_CHECKING:
+    from monai_ssl.data.preset import Preset
 
 
 def evaluate_run(
@@ -117,7 +120,8 @@ def evaluate_predictions(
     paths = _predictions(folder, names, entries)
     rows = []
     for name, path, entry in zip(names, paths, entries, strict=True):
-        label, affine = _classes(entry["label"], preset.label_map)
+        label, affine = _classes(entry["label"], preset.label_map, preset.ignore_label)
+        _check_label(label, entry["label"], preset)
         prediction, other = _classes(path, preset.label_map)
         if prediction.shape != label.shape:
             raise DataError(f"{path}: shape must be the label's {label.shape}, got {prediction.shape}")
@@ -131,7 +135,8 @@ def evaluate_predictions(
         rows += case_metrics(prediction, label, preset.labels, spacing, case=name)
     results = Path(output).expanduser() if output else folder / "evaluation"
     meta = {"dataset": preset.name, "section": section, "datalist": str(cases.path),
-            "dataset_dir": str(cases.dataset_dir), "predictions": str(folder.resolve())}  # fmt: skip
+            "dataset_dir": str(cases.dataset_dir), "label_map": dict(preset.label_map),
+            "ignore_label": preset.ignore_label, "predictions": str(folder.resolve())}  # fmt: skip
     write_results(results, rows, meta)
     return results
 
@@ -149,14 +154,23 @@ def _predictions(folder: Path, names: Sequence[str], entries: Sequence[Entry]) -
     return found
 
 
-def _classes(file: str | Path, label_map: Mapping[int, int]) -> tuple[Any, Any]:
+def _check_label(label: Any, file: str, preset: Preset) -> None:
+    """What a label says must have a meaning, or scores would."""
+    from monai_ssl.data.rules import label_findings
+
+    errors = [finding.message for finding in label_findings(label, preset) if finding.severity == "error"]
+    if errors:
+        raise DataError(f"{file}: {errors[0]}")
+
+
+def _classes(file: str | Path, label_map: Mapping[int, int], ignore_label: int | None = None) -> tuple[Any, Any]:
     """Voxels (*spatial) and affine of a label file; errors name the file."""
     import numpy as np
 
     from monai_ssl.data.reading import read_label
 
     try:
-        volume, affine = read_label(file, label_map)
+        volume, affine = read_label(file, label_map, ignore_label)
     except DataError as error:
         raise DataError(f"{file}: {error}") from error
     if volume.shape[0] != 1:

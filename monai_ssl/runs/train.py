@@ -169,10 +169,13 @@ def verified(cases: Datalist, preset: Preset, memory: ScanMemory | None = None, 
         DataError: when one is not; all errors are said before, a line each.
     """
     from monai_ssl.curation.verify import verify
+    from monai_ssl.data.rules import ignored_sentence
 
-    problems = verify(
-        cases, preset, sections=("training", *["unlabeled"] * pool, "validation", "testing"), memory=memory
-    )
+    ignored: dict[str, tuple[int, int]] = {}
+    sections = ("training", *["unlabeled"] * pool, "validation", "testing")
+    problems = verify(cases, preset, sections, memory=memory, ignored=ignored)
+    if ignored:
+        console.info("%s", ignored_sentence(ignored))
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
         if problem.severity == "warning":

@@ -3,6 +3,7 @@
 from .center_crop import CenterCropd, center_window
 from .image_grid import LabelsOnImageGridd, on_image_grid
 from .intensity import NormalizeNonzerod
+from .known import UntilKnown
 from .literature import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd, rotate_flip
 from .patch import RandPatchd, sample_patch
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd, signed_distance_map
@@ -21,6 +22,7 @@ __all__ = [
     "RandSliceSelectd",
     "SignedDistanceMap",
     "SignedDistanceMapd",
+    "UntilKnown",
     "center_window",
     "on_image_grid",
     "rotate_flip",

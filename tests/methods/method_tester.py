@@ -287,6 +287,30 @@ class MethodTester:
         for name, value in found[0].items():
             assert torch.equal(found[1][name], value), name
 
+    @pytest.mark.parametrize("n_classes", [2, 3])
+    def test_an_ignored_half_is_as_if_images_ended_there(self, n_classes):
+        torch.manual_seed(0)
+        method = self.method(self.wrap(Pointwise(2), 2, n_classes), unsupervised_weight=0.0).double()
+        if not method.honors_ignore_label:
+            pytest.skip("the trainer refuses such labels")
+        labeled, unlabeled = batches(n_classes=n_classes)
+        labeled["image"], unlabeled["image"] = labeled["image"].double(), unlabeled["image"].double()
+        side = labeled["label"].shape[2] // 2
+        ignored = labeled["label"].clone()
+        ignored[:, :, side:] = IGNORE_LABEL
+        ended = {**labeled, "image": labeled["image"][:, :, :side], "label": labeled["label"][:, :, :side]}
+        shorter = {**unlabeled, "image": unlabeled["image"][:, :, :side]}
+        found = []
+        for batch, other in (({**labeled, "label": ignored}, unlabeled), (ended, shorter)):
+            terms = method(batch, other)
+            method.zero_grad()
+            sum(terms[name] for name in self.supervised_terms).backward()
+            found.append({n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None})
+            found[-1] |= {f"term {name}": terms[name].detach() for name in self.supervised_terms}
+        assert found[0].keys() == found[1].keys()
+        for name, value in found[0].items():
+            torch.testing.assert_close(found[1][name], value, rtol=1e-5, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}")
+
     @pytest.mark.parametrize("share", [0.3, 1.0])
     def test_ignored_voxels_in_a_whole_step(self, share):
         method = self.build(n_classes=3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import matplotlib.image
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from monai_ssl.data.reading import LabelFile
 from monai_ssl.metrics import Comparison, case_metrics, compare, read_results, write_results
 from monai_ssl.reports import Overlay, ReportRun, comparison_sentence, write_report
 from monai_ssl.reports.charts import case_figure, curves_figure, overlay_figures
@@ -311,6 +313,20 @@ def test_overlays_from_nifti(tmp_path):
     assert len(pictures[0]) == len(pictures[1]) == 2
 
 
+def test_stored_values_of_label_files_are_read_as_classes(tmp_path):
+    run = make_run(tmp_path / "m", "m", 0.1, cases=1)
+    overlay = run.overlays[EVIL]
+    stored = np.where(np.asarray(overlay.label) == 1, 200, 0).astype(np.int16)
+    stored[..., -1] = -1
+    nibabel.save(nibabel.Nifti1Image(stored, np.diag([1, 1, 2, 1])), tmp_path / "label.nii.gz")
+    label = LabelFile(str(tmp_path / "label.nii.gz"), {200: 1}, -1)
+    (loaded,) = load_runs([ReportRun("m", run.results, overlays={EVIL: replace(overlay, label=label)})])
+    ((_, figure),) = overlay_figures([loaded], loaded)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[:2] == ["reference label", "prediction"]
+    assert legend[-1] == "not labeled, ignored"
+
+
 def colors(path):
     pixels = (matplotlib.image.imread(path)[..., :3] * 255).round().astype(int)
     return lambda code: int((np.abs(pixels - [int(code[i : i + 2], 16) for i in (1, 3, 5)]).max(-1) <= 12).sum())
@@ -363,3 +379,15 @@ def test_drawing_leaves_pyplot_alone(tmp_path):
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_ignored_voxels_are_hatched_and_no_class():
+    label = np.zeros((16, 16, 4), int)
+    label[4:9, 4:9, 2] = 1
+    label[10:, :, :] = 255
+    figure = comparison_figure(np.zeros(label.shape), label, {"a": label == 1}, labels={1: "organ"})
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["reference label", "prediction", "not labeled, ignored"]
+    mask = np.where(label == 255, 255, 0)
+    legend = comparison_figure(np.zeros(label.shape), mask, {"a": mask}, labels={255: "organ"}).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == ["reference label", "prediction"]
