@@ -51,7 +51,8 @@ class RunCheckpoint:
         cases: further lists of cases that count by their content: name -> entries.
 
     Raises:
-        DataError: when the checkpoint cannot be read, or has done more iterations than are asked for.
+        DataError: when the checkpoint cannot be read, or has done more iterations than are asked for, or a warm start
+            names the weights of this very run.
     """
 
     def __init__(
@@ -130,6 +131,11 @@ class RunCheckpoint:
     def restore(self, engine: Any) -> None:
         """Called when training starts: move the engine to where the previous run stopped."""
         path = self.run.checkpoint
+        started = getattr(engine.plain_method.network, "started_from", None)
+        if started is not None and started.file == self.run.model:
+            raise DataError(
+                f"init: must be another run than the one that begins, got {self.run.folder}; give another output_dir"
+            )
         state = read_state(path, engine.state.device) if path.is_file() and self.resume else None
         differing = self._compare(engine, state)
         if state is not None and not differing:
@@ -156,6 +162,8 @@ class RunCheckpoint:
                 logger.warning("%s: belongs to another run: %s%s. This one starts from the beginning; the files of the "
                                "former are kept in %s", path, shown, more, self.run.set_aside())  # fmt: skip
         engine.data_loader.start_at(engine.state.iteration)
+        if started is not None and engine.state.iteration == 0 and engine.state.rank == 0:
+            logger.info("%s", started)
         if engine.state.rank == 0:
             self.run.adopt()
             if not self._supervised:

@@ -26,7 +26,7 @@ LOCK = ".lock"
 # what makes way when another run takes the folder
 FILES = (CHECKPOINT, MODEL, *LOGS, "tensorboard", "previews", RECORD, PRESET)
 # what the next step decides anew, whatever the training was given
-NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt")
+NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt", "init")
 
 console = logging.getLogger("monai_ssl.console")
 

@@ -22,9 +22,10 @@ from monai_ssl.errors import enumerated, shortened
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
-# Ids of a config that may change from one start of a run to the next. Preset and cases count by their content; the
-# precision, which `amp` asks for, counts as it came out.
-PLACES = ("bundle_root", "dataset", "flavor", "flavour", "dataset_dir", "datalist", "cases", "output_dir")
+# Ids of a config that may change from one start of a run to the next. Preset, cases and the weights of a warm start
+# count by their content; the precision, which `amp` asks for, counts as it came out.
+PLACES = ("bundle_root", "dataset", "flavor", "flavour", "dataset_dir", "datalist", "cases", "output_dir",
+          "init")  # fmt: skip
 LENGTH = ("max_iterations", "epochs", "epoch_length", "val_interval", "checkpoint_interval", "checkpoint_minutes")
 MACHINE = ("device", "local_rank", "num_workers", "amp", "resume", "run", "finalize")
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config")
@@ -59,7 +60,9 @@ def _is_memory(key: str) -> bool:
 def facts(engine: Any) -> dict[str, Any]:
     """What a trainer itself knows that decides the result, whoever built it."""
     streams = engine.data_loader
+    started = getattr(engine.plain_method.network, "started_from", None)
     return {
+        **({} if started is None else {"init": started.content}),
         "seed": engine.seed,
         "labeled_batch_size": streams.labeled_batch_size,
         "unlabeled_batch_size": streams.unlabeled_batch_size,

@@ -28,6 +28,7 @@ def train(
     datalist: str | Path = "datalist.json",
     dataset: str | Path | None = None,
     output: str | Path | None = None,
+    init: str | Path | Run | None = None,
     check: bool = True,
     **overrides: Any,
 ) -> Run:
@@ -43,6 +44,7 @@ def train(
         dataset: preset: left_atrium, hippocampus, phantom, ..., or the path of your own YAML; default: what the
             bundle names (left_atrium), or carries in it (a packaged one).
         output: folder of the run; default: runs/BUNDLE-PRESET-FOLDER-seedSEED.
+        init: warm start: the network begins with the weights of this run (its folder) or file, as far as they fit.
         check: read all scans first and stop at bad data (seconds); False skips it.
         **overrides: any id of the bundle's configs/train.yaml: flavor, seed, max_iterations, labeled_batch_size, amp,
             device, method#unsupervised_weight, ...
@@ -63,6 +65,10 @@ def train(
 
     home = find_bundle(bundle)
     overrides = american_overrides(overrides)
+    if init is not None:
+        from monai_ssl.runs.warm_start import weights_file
+
+        overrides["init"] = str(weights_file(init.folder if isinstance(init, Run) else init))
     _refuse_preset_keys(overrides)
     check_overrides(home, ["train.yaml"], overrides)
 
@@ -89,6 +95,8 @@ def train(
         "datalist": literal(str(cases.path)),
         "output_dir": literal(run.folder),
     }
+    if overrides.get("init") == str(run.model):
+        raise DataError(f"init: must be another run than the one that begins, got {run.folder}; give another --output")
     for key in settings.keys() & overrides.keys():
         raise DataError(f"--{key}: give it as --output" if key == "output_dir" else f"--{key}: given twice")
     run.refuse_foreign(folder)
@@ -106,6 +114,8 @@ def train(
             cases = verified(cases, preset, memory, pool=_reads_the_pool(known))
         # what is loaded and checked is handed on, so that the configs need not load it again
         settings |= handed_on(known, preset=preset, cases=cases) | overrides
+        if init is not None:
+            settings["init"] = literal(overrides["init"])
         if isinstance(overrides.get("cache_dir"), (str, Path)):
             settings["cache_dir"] = literal(Path(overrides["cache_dir"]).expanduser().resolve())
         name = home.name if is_shipped(home) else str(home)
