@@ -1,6 +1,7 @@
 """Numbers: the scores of one case, statistics over cases, results on disk. Pages are made in ``monai_ssl.reports``."""
 
 from .cases import DISTANCE_METRICS, METRICS, OVERLAP_METRICS, STATUSES, Row, case_metrics, known_voxels
+from .gap import GapClosed, gap_closed
 from .overlap import dice_score, jaccard_score
 from .results import PER_CASE_NAME, SUMMARY_NAME, Results, add_meta, environment, read_results, write_results
 from .statistics import (
@@ -25,6 +26,7 @@ __all__ = [
     "STATUSES",
     "SUMMARY_NAME",
     "Comparison",
+    "GapClosed",
     "Results",
     "Row",
     "Spread",
@@ -37,6 +39,7 @@ __all__ = [
     "compare",
     "dice_score",
     "environment",
+    "gap_closed",
     "image_diagonal",
     "is_failed",
     "jaccard_score",

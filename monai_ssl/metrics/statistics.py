@@ -124,16 +124,20 @@ def bootstrap_interval(
         >>> bootstrap_interval([0.8, 0.8, 0.8])
         (0.8, 0.8)
     """
-    if not 0.0 < confidence < 1.0:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
-    if n_resamples < 1:
-        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
+    check_resampling(confidence, n_resamples)
     array = np.asarray(list(values), dtype=np.float64)
     if not np.isfinite(array).all():
         raise ValueError(f"values must be finite, got {array[~np.isfinite(array)][0]}")
     if array.size < 2:
         return None, None
     return _interval(tuple(array.tolist()), confidence, n_resamples, seed)
+
+
+def check_resampling(confidence: float, n_resamples: int) -> None:
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}")
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
 
 
 @lru_cache(maxsize=1024)  # a page asks for the same cases under several headings
