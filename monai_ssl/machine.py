@@ -1,8 +1,10 @@
-"""What the machine has left for this process: memory, under every limit that it is given, and room on a disk."""
+"""The machine: its processor, the memory it has left for this process, under every limit, and room on a disk."""
 
 from __future__ import annotations
 
+import functools
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,61 @@ from pathlib import Path
 UNKNOWN = 4 * 10**9
 # version 1 of control groups says "no limit" by a number near 2^63
 NO_LIMIT = 1 << 60
+
+
+# what tells processors of one name apart, as far as training is concerned; virtual machines often hide the model
+FEATURES = {"amx": "amx_bf16", "avx512_bf16": "avx512_bf16", "avx512": "avx512f", "avx2": "avx2", "bf16": "bf16",
+            "sve": "sve"}  # fmt: skip
+
+
+@functools.cache
+def cpu_name(root: str | Path = "/") -> str:
+    """Model of the processor, and its instruction sets that matter here.
+
+    Args:
+        root: where /proc is.
+
+    Example:
+        >>> cpu_name()  # doctest: +SKIP
+        'Intel(R) Xeon(R) Processor (avx512_bf16, avx512)'
+    """
+    name = _cpu_lines(root).get("model name") or platform.processor() or platform.machine()
+    features = cpu_features(root)
+    return f"{name} ({', '.join(features)})" if features else name
+
+
+@functools.cache
+def cpu_features(root: str | Path = "/") -> tuple[str, ...]:
+    """Those of ``amx``, ``avx512_bf16``, ``avx512``, ``avx2``, ``bf16`` and ``sve`` that the processor has.
+
+    ``avx2`` is left out beside ``avx512``. Empty where the system does not say.
+    """
+    lines = _cpu_lines(root)
+    flags = set(f"{lines.get('flags', '')} {lines.get('Features', '')}".split())
+    found = [name for name, flag in FEATURES.items() if flag in flags]
+    return tuple(name for name in found if not (name == "avx2" and "avx512" in found))
+
+
+@functools.cache
+def cpu_vendor(root: str | Path = "/") -> str:
+    """``GenuineIntel``, ``AuthenticAMD``, ...; empty where the system does not say."""
+    lines = _cpu_lines(root)
+    known = ("AuthenticAMD", "GenuineIntel")
+    return lines.get("vendor_id") or next((name for name in known if name in platform.processor()), "")
+
+
+def _cpu_lines(root: str | Path) -> dict[str, str]:
+    """``name: value`` lines of the first processor."""
+    found: dict[str, str] = {}
+    try:
+        text = (Path(root) / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return found
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            found.setdefault(name.strip(), value.strip())
+    return found
 
 
 def available_memory(root: str | Path = "/") -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from commands import TINY, balance, run
 os.environ.setdefault("MPLBACKEND", "Agg")
 # loader processes of a test inherit it
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# what a training measures of this machine is no business of the user's own trainings, nor theirs of the tests
+os.environ["MONAI_SSL_CACHE"] = tempfile.mkdtemp(prefix="monai-ssl-tests-")
 
 
 @pytest.hookimpl(optionalhook=True)

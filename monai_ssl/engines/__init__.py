@@ -4,12 +4,13 @@ from monai_ssl.errors import TrainingDivergedError
 
 from .inferer import WindowInferer
 from .optimizers import build_optimizer
-from .precision import autocast, autocast_dtype, channels_last, cpu_has_bfloat16
+from .precision import Precision, autocast, autocast_dtype, channels_last, cpu_has_bfloat16
 from .schedules import lr_schedule
 from .segment import Segmentation, VolumeSegmenter
 from .trainer import SemiSupervisedTrainer
 
 __all__ = [
+    "Precision",
     "Segmentation",
     "SemiSupervisedTrainer",
     "TrainingDivergedError",

@@ -13,7 +13,14 @@ from monai.inferers import SlidingWindowInferer
 from monai.utils import convert_to_dst_type, convert_to_tensor
 from torch import Tensor, nn
 
-from monai_ssl.engines.precision import autocast, autocast_dtype, layout, temporarily_channels_last
+from monai_ssl.engines.precision import (
+    AMP,
+    Precision,
+    autocast,
+    autocast_dtype,
+    layout,
+    temporarily_channels_last,
+)
 
 
 class WindowInferer(SlidingWindowInferer):
@@ -68,7 +75,7 @@ class WindowInferer(SlidingWindowInferer):
             # MONAI takes int(roi * (1 - overlap)) as stride: half a voxel keeps rounding from losing one
             overlaps = [1.0 - (s + 0.5) / r if s < r else 0.0 for s, r in zip(stride, roi_size, strict=True)]
         super().__init__(roi_size=tuple(roi_size), sw_batch_size=sw_batch_size, overlap=overlaps, mode=mode, **kwargs)
-        self.amp = amp
+        self.amp, self.channels_last = amp, True
         self.window_dims = len(roi_size)
         self.flips = self._checked(flips)
 
@@ -76,6 +83,18 @@ class WindowInferer(SlidingWindowInferer):
         if any(not 0 <= axis < self.window_dims for flip in flips for axis in flip):
             raise ValueError(f"flips must name spatial axes 0 to {self.window_dims - 1}, got {flips}")
         return tuple(tuple(flip) for flip in flips)
+
+    def follow(self, precision: Precision) -> None:
+        """Take the number format and layout that a training steps with, where none was asked for.
+
+        Example:
+            >>> inferer = WindowInferer((16, 16))
+            >>> inferer.follow(Precision("float32", "contiguous"))
+            >>> inferer.amp
+            'off'
+        """
+        if self.amp in ("auto", "true", True):
+            self.amp, self.channels_last = AMP[precision.format], precision.channels_last
 
     def with_flips(self, flips: Sequence[Sequence[int]]) -> WindowInferer:
         """The same inferer with other mirrored views.
@@ -180,14 +199,16 @@ class WindowInferer(SlidingWindowInferer):
             yield done
 
     def _weights(self, network: Callable[..., Any]) -> AbstractContextManager:
-        plain = isinstance(network, nn.Module) and not isinstance(network, torch.jit.ScriptModule)
+        plain = self.channels_last and isinstance(network, nn.Module)
+        plain = plain and not isinstance(network, torch.jit.ScriptModule)
         return temporarily_channels_last(network) if plain else nullcontext()  # type: ignore[arg-type]
 
     def _probabilities(self, network: Callable[..., Any], device: torch.device) -> Callable[..., Tensor]:
         dtype = autocast_dtype(self.amp, device)
 
         def once(window: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            window = window.contiguous(memory_format=layout(window.dim()))
+            if self.channels_last:
+                window = window.contiguous(memory_format=layout(window.dim()))
             with autocast(window.device, dtype):
                 logits = network(window, *args, **kwargs)
             return logits.float().softmax(dim=1)

@@ -1,18 +1,116 @@
-"""Number formats and memory layouts, chosen by a fixed rule per machine.
+"""Number formats and memory layouts: what there is, what a fixed rule takes on a machine, and how networks get it.
 
-A rule, not a timing: a timing may fall out differently in two runs, and then the same seed would no longer give the
-same result. The rules follow the measurements in ``docs/results/benchmarks``.
+Trainings on a CPU that are long enough measure instead, see :mod:`monai_ssl.engines.calibration`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from monai_ssl import machine
 
 _NAMES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_AUTO = (True, "auto", "true")
+FORMATS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+AMP = {"float32": "off", "bfloat16": "bf16", "float16": "fp16"}
+LAYOUTS = ("contiguous", "channels_last")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Number format and memory layout of the steps of a training.
+
+    Attributes:
+        format: ``float32``, ``bfloat16`` or ``float16``.
+        layout: of images and convolution weights, ``contiguous`` or ``channels_last``.
+        found: ``given`` (as options), ``rule``, ``measured``, ``measured before`` (by an equal training on such a
+            machine), ``assumed`` (the rule's, where measuring was not possible) or ``checkpoint``.
+        seconds: of a forward and backward pass, by :attr:`name`, where it was measured.
+
+    Example:
+        >>> Precision("bfloat16", "channels_last").name
+        'bfloat16, channels-last'
+        >>> Precision("bfloat16", "channels_last").options
+        {'amp': 'bf16', 'layout': 'channels_last'}
+    """
+
+    format: str
+    layout: str
+    found: str = field(default="rule", compare=False)
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of autocast; None for plain float32."""
+        return FORMATS[self.format]
+
+    @property
+    def channels_last(self) -> bool:
+        return self.layout == "channels_last"
+
+    @property
+    def name(self) -> str:
+        return f"{self.format}, {self.layout.replace('_', '-')}"
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What to give a training that shall not decide for itself."""
+        return {"amp": AMP[self.format], "layout": self.layout}
+
+
+def candidates(
+    amp: str | bool | None, layout: str | bool | None, device: torch.device | str, measurable: bool = True
+) -> list[Precision]:
+    """What a training may choose from; the first is what the fixed rule takes, and alone where nothing is to choose.
+
+    Args:
+        amp: see :func:`autocast_dtype`.
+        layout: ``"auto"`` or None, ``"channels_last"`` or True, ``"contiguous"`` or False.
+        device: where the network runs. GPUs keep to the rule: there bfloat16 also halves the memory.
+        measurable: whether the layout of the weights may still change.
+
+    Raises:
+        ValueError: for an unknown value.
+
+    Example:
+        >>> [precision.name for precision in candidates("off", "auto", "cpu")]
+        ['float32, channels-last', 'float32, contiguous']
+    """
+    if layout not in (None, "auto", *LAYOUTS, True, False):
+        raise ValueError(f"layout must be auto, contiguous or channels_last, got {layout!r}")
+    ruled = autocast_dtype(amp, device)
+    on_cpu = torch.device(device).type == "cpu"
+    formats = [ruled, None, torch.bfloat16] if on_cpu and amp in _AUTO and cpu_has_bfloat16() else [ruled]
+    fixed = None if layout in (None, "auto") else layout in (True, "channels_last")
+    found = "given" if amp not in _AUTO and fixed is not None else "rule"
+    chosen = []
+    for dtype in dict.fromkeys(formats):
+        first = prefers_channels_last(device, dtype) if fixed is None else fixed
+        for last in [first, not first] if fixed is None and on_cpu and measurable else [first]:
+            chosen.append(Precision(_name(dtype), LAYOUTS[last], found))
+    return chosen
+
+
+def _name(dtype: torch.dtype | None) -> str:
+    return str(dtype or "float32").removeprefix("torch.")
+
+
+def on_device(items: Mapping[str, Any], device: torch.device | str, last: bool) -> dict[str, Any]:
+    """A batch with its tensors on a device, and its images in channels-last layout where asked for."""
+    moved = {}
+    for key, value in items.items():
+        if isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
+            if key in ("image", "strong") and last and value.dim() in (4, 5):
+                value = value.contiguous(memory_format=layout(value.dim()))
+        moved[key] = value
+    return moved
 
 
 def cpu_has_bfloat16() -> bool:
@@ -21,11 +119,20 @@ def cpu_has_bfloat16() -> bool:
     return any(bool(check()) for check in checks if check is not None)
 
 
+def cpu_gains_from_bfloat16() -> bool:
+    """Whether bfloat16 is likely to be faster than float32: with AMX, or AVX-512 BF16 as AMD builds it.
+
+    Intel's AVX-512 BF16 without AMX makes no more products a second than float32 does, and the conversions come on top.
+    """
+    return cpu_has_bfloat16() and ("amx" in machine.cpu_features() or machine.cpu_vendor() == "AuthenticAMD")
+
+
 def autocast_dtype(amp: str | bool | None, device: torch.device | str) -> torch.dtype | None:
     """Resolve the ``amp`` option.
 
     Args:
-        amp: ``"auto"``: bfloat16 where the hardware multiplies it, float16 on older GPUs, else float32.
+        amp: ``"auto"``: bfloat16 where the hardware gains from it, float16 on older GPUs, else float32; a training
+            on a CPU may measure, see :mod:`monai_ssl.engines.calibration`.
             ``True``: like ``"auto"``. ``False``, None or ``"off"``: float32. ``"bf16"``, ``"fp16"``: that format.
         device: where the network runs.
 
@@ -42,10 +149,10 @@ def autocast_dtype(amp: str | bool | None, device: torch.device | str) -> torch.
     device = torch.device(device)
     if amp in (False, None, "off", "false"):
         return None
-    if amp in (True, "auto", "true"):
+    if amp in _AUTO:
         if device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-        return torch.bfloat16 if device.type == "cpu" and cpu_has_bfloat16() else None
+        return torch.bfloat16 if device.type == "cpu" and cpu_gains_from_bfloat16() else None
     if amp not in _NAMES:
         raise ValueError(f"amp must be auto, off, bf16 or fp16, got {amp!r}")
     if amp == "fp16" and device.type == "cpu":
@@ -61,10 +168,10 @@ def autocast(device: torch.device | str, dtype: torch.dtype | None) -> AbstractC
 def prefers_channels_last(device: torch.device | str, dtype: torch.dtype | None) -> bool:
     """Whether channels-last layout speeds up TRAINING: on CPUs and on CUDA, elsewhere with half precision.
 
-    On a CPU a fifth of the step with patches of 64 x 64 x 32 voxels and larger, in float32 and bfloat16 alike; a
-    twentieth slower with 32 x 32 x 16 in bfloat16, where converting the weights of every step weighs more. On an
-    H200 with patches of 112 x 112 x 80 voxels two fifths of the step in float32 (with TF32, PyTorch's default for
-    convolutions) and half in bfloat16.
+    The rule of a training that does not measure. On a CPU a fifth of the step with patches of 64 x 64 x 32 voxels and
+    larger, in float32 and bfloat16 alike; a twentieth slower with 32 x 32 x 16 in bfloat16, where converting the
+    weights of every step weighs more. On an H200 with patches of 112 x 112 x 80 voxels two fifths of the step in
+    float32 (with TF32, PyTorch's default for convolutions) and half in bfloat16.
     """
     return torch.device(device).type in ("cpu", "cuda") or dtype is not None
 

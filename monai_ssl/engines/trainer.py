@@ -6,9 +6,8 @@ import logging
 import math
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -22,13 +21,15 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from monai_ssl.data.streams import TwoStreamLoader, position_seed
 from monai_ssl.distributed import any_of, average_gradients, in_group
+from monai_ssl.engines import calibration
+from monai_ssl.engines.adversaries import adversaries_of, learning
 from monai_ssl.engines.crowding import crowded
 from monai_ssl.engines.precision import (
+    Precision,
     autocast,
-    autocast_dtype,
+    candidates,
     channels_last,
-    layout,
-    prefers_channels_last,
+    on_device,
     shield_bfloat16_convolutions,
 )
 from monai_ssl.errors import DataError, TrainingDivergedError, TrainingInterrupted, out_of_resources
@@ -40,35 +41,12 @@ logger = logging.getLogger(__name__)
 
 
 class RunEvents(EventEnum):
-    """What Ignite has no events for: ``OPENED`` before the data are read, ``CLOSED`` however the training ends."""
+    """What Ignite has no events for: ``OPENED`` before the data are read, ``SETTLED`` once the precision is decided,
+    before the first step, ``CLOSED`` however the training ends."""
 
     OPENED = "opened"
+    SETTLED = "settled"
     CLOSED = "closed"
-
-
-@dataclass
-class Adversary:
-    """How one of ``method.adversaries`` learns; see :class:`~monai_ssl.methods.SemiSupervisedMethod`."""
-
-    optimizer: Optimizer
-    lr_scheduler: LRScheduler | None
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-
-@contextmanager
-def _learning(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Parameters of an adversary are trainable inside the block; after it they are frozen, without gradient."""
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-            parameter.grad = None
 
 
 class SemiSupervisedTrainer(Trainer):
@@ -95,14 +73,16 @@ class SemiSupervisedTrainer(Trainer):
         lr_scheduler: stepped once per iteration, or None.
         max_iterations: length of the run; None: only ``max_epochs`` counts.
         seed: of everything random inside a step.
-        amp: see :func:`monai_ssl.engines.precision.autocast_dtype`.
+        amp: see :func:`monai_ssl.engines.precision.autocast_dtype`. ``"auto"`` is decided before the first step, on a
+            CPU by a short measurement where the training is long enough, see :mod:`monai_ssl.engines.calibration`.
         accumulation_steps: the batch is cut into this many parts that are passed one after the other: less memory,
             same effective batch (batch norm and pooled losses then see one part at a time). Both batch sizes must be
             divisible by it.
         clip_gradient_norm: L2 norm to which gradients are clipped, the method's and each adversary's apart, or None.
-        channels_last_weights: images and convolution weights in channels-last layout (same mathematics). None: where
-            it is faster, see :func:`monai_ssl.engines.precision.prefers_channels_last`. Lay out the weights of a method
-            before you wrap it in ``DistributedDataParallel``: afterwards they stay as they are.
+        channels_last_weights: images and convolution weights in channels-last layout (same mathematics): ``True`` or
+            ``"channels_last"``, ``False`` or ``"contiguous"``. None or ``"auto"``: where it is faster, decided like
+            ``amp``. Lay out the weights of a method before you wrap it in ``DistributedDataParallel``: afterwards they
+            stay as they are.
         handlers: Ignite handlers.
         **kwargs: further arguments of :class:`monai.engines.Trainer`.
 
@@ -133,7 +113,7 @@ class SemiSupervisedTrainer(Trainer):
         amp: str | bool | None = "auto",
         accumulation_steps: int = 1,
         clip_gradient_norm: float | None = None,
-        channels_last_weights: bool | None = None,
+        channels_last_weights: bool | str | None = None,
         handlers: Sequence[Any] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -158,18 +138,19 @@ class SemiSupervisedTrainer(Trainer):
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.max_iterations, self.seed = max_iterations, int(seed)
         self.accumulation_steps, self.clip_gradient_norm = accumulation_steps, clip_gradient_norm
-        self.dtype = autocast_dtype(amp, device)
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        if channels_last_weights is None:
-            channels_last_weights = prefers_channels_last(device, self.dtype)
-        self.channels_last = channels_last_weights
         # DDP's buckets assume the strides at wrapping: changing them later would permute gradients (torch 2.13)
-        if channels_last_weights and plain is method:
-            channels_last(plain)
-        if torch.device(device).type == "cpu" and self.dtype is torch.bfloat16:
+        self.choice = candidates(amp, channels_last_weights, device, measurable=plain is method)
+        # the decision, once it is made; whether it is in force; what it was before a kill, and what it rests on
+        self.precision: Precision | None = None
+        self.settled, self.recorded, self.situation = False, None, {}  # type: ignore[var-annotated]
+        if len(self.choice) == 1:
+            self.precision = self.choice[0]
+            self._lay_out()
+        if torch.device(device).type == "cpu" and any(choice.dtype is torch.bfloat16 for choice in self.choice):
             shield_bfloat16_convolutions(plain)
         self.grad_scaler = torch.amp.GradScaler(torch.device(device).type, enabled=self.dtype is torch.float16)
-        self.adversaries = _adversaries(plain)  # now that parameters are where they stay
+        self.adversaries = adversaries_of(plain)  # now that parameters are where they stay
         super().__init__(
             device=device,
             max_epochs=max_epochs,
@@ -194,6 +175,16 @@ class SemiSupervisedTrainer(Trainer):
         return self.method.module if wrapped else self.method  # type: ignore[return-value]
 
     @property
+    def dtype(self) -> torch.dtype | None:
+        """Of autocast, None for float32; what the fixed rule takes as long as it is not decided."""
+        return (self.precision or self.choice[0]).dtype
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether images are in channels-last layout, as for :attr:`dtype`."""
+        return (self.precision or self.choice[0]).channels_last
+
+    @property
     def total_iterations(self) -> int:
         """Iterations after which the run is complete."""
         by_epochs = int(self.state.max_epochs) * int(self.state.epoch_length)
@@ -203,16 +194,12 @@ class SemiSupervisedTrainer(Trainer):
         """Train to the end; handlers such as ``RunCheckpoint`` may move the start to where a previous run stopped."""
         streams: Any = self.data_loader
         self.request, self.stopping, self.unsettled, self.stopped_at = StopRequest(), 0, False, ""
+        self.settled = False
         try:
             self.fire_event(RunEvents.OPENED)
             streams.prepare()
-            logger.info(
-                "%d labeled and %d unlabeled cases, %d iterations, %s",
-                streams.n_labeled,
-                streams.n_unlabeled,
-                self.total_iterations,
-                "float32" if self.dtype is None else str(self.dtype).removeprefix("torch."),
-            )
+            logger.info("%d labeled and %d unlabeled cases, %d iterations", streams.n_labeled, streams.n_unlabeled,
+                        self.total_iterations)  # fmt: skip
             if torch.device(self.state.device).type == "cpu" and (crowd := crowded(torch.get_num_threads())):
                 logger.warning("%s", crowd)
             with stop_requests(self.request):
@@ -228,6 +215,34 @@ class SemiSupervisedTrainer(Trainer):
             self.fire_event(RunEvents.CLOSED)
         if self.request.signal or self.stopping:
             self._leave(self.request.signal or self.stopping)
+
+    def settle(self, precision: Precision) -> None:
+        """Step with this precision from now on; called once in a run, by itself before the first step.
+
+        Args:
+            precision: one of ``choice``, or what a checkpoint was trained with.
+        """
+        undecided, self.precision, self.settled = self.precision is None, precision, True
+        if undecided:
+            self._lay_out()
+        if self.state.rank == 0:
+            logger.info("%s", calibration.told(precision))
+        self.fire_event(RunEvents.SETTLED)
+
+    def _lay_out(self) -> None:
+        plain = self.plain_method
+        if self.channels_last and plain is self.method:
+            channels_last(plain)
+
+    def _decide(self, batch: dict[str, Any]) -> Precision:
+        """By the first batch, through a copy of the method."""
+        if self.precision is not None:
+            return self.precision
+        found, self.situation = calibration.decide(
+            self.choice, self.plain_method, self._part(batch, 0), self.state.device, self.total_iterations,
+            self.recorded, {"accumulation_steps": self.accumulation_steps}, self.plain_method is self.method,
+        )  # fmt: skip
+        return found
 
     def stop_now(self) -> None:
         """Called by a handler between two steps: end here, as far as this process alone can decide it."""
@@ -256,10 +271,12 @@ class SemiSupervisedTrainer(Trainer):
             engine.terminate()
             engine.state.iteration = iteration  # which Ignite has counted up already
             return engine.state.output or []
+        self._check_labels(batch, iteration)
+        if not self.settled:
+            self.settle(self._decide(batch))
         torch.manual_seed(position_seed(self.seed, 2, iteration, engine.state.rank))
         self.method.train()
-        self._check_labels(batch, iteration)
-        batch = {stream: self._to_device(items) for stream, items in batch.items()}
+        batch = {s: on_device(items, engine.state.device, self.channels_last) for s, items in batch.items()}
         self.optimizer.zero_grad(set_to_none=True)
         found: list[dict[str, Tensor]] = []
         for part in range(self.accumulation_steps):
@@ -302,7 +319,7 @@ class SemiSupervisedTrainer(Trainer):
         torch.manual_seed(position_seed(self.seed, 3, iteration, self.state.rank, number))
         plain.train()
         found: list[dict[str, Tensor]] = []
-        with _learning(parameters):
+        with learning(parameters):
             for part in range(self.accumulation_steps):
                 with autocast(self.state.device, self.dtype):
                     terms = plain.adversary_terms(name, *self._part(batch, part))
@@ -351,16 +368,6 @@ class SemiSupervisedTrainer(Trainer):
         self.grad_scaler.step(optimizer)
         return {name: float(total) for name, total in totals.items()}, float(value)
 
-    def _to_device(self, items: dict[str, Any]) -> dict[str, Any]:
-        moved = {}
-        for key, value in items.items():
-            if isinstance(value, Tensor):
-                value = value.to(self.state.device, non_blocking=True)
-                if key in ("image", "strong") and self.channels_last and value.dim() in (4, 5):
-                    value = value.contiguous(memory_format=layout(value.dim()))
-            moved[key] = value
-        return moved
-
     def _part(self, batch: dict[str, Any], part: int) -> tuple[Any, Any]:
         """Labeled and unlabeled items of one part of the batch; None for a stream that is not there."""
         streams = (batch["labeled"], batch.get("unlabeled"))
@@ -400,22 +407,3 @@ class SemiSupervisedTrainer(Trainer):
 def _announces_no_end(record: logging.LogRecord) -> bool:
     """Ignite reports every exception that it passes on; whoever catches it reports it as well."""
     return "run is terminating due to exception" not in str(record.msg)
-
-
-def _adversaries(method: SemiSupervisedMethod) -> dict[str, Adversary]:
-    """Optimizer and schedule of each of the method's adversaries."""
-    optimizers = method.adversary_optimizers()
-    if set(optimizers) != set(method.adversaries):
-        raise ValueError(
-            f"adversary_optimizers of {type(method).__name__} must name its adversaries {sorted(method.adversaries)}, "
-            f"got {sorted(optimizers)}"
-        )
-    schedules = method.adversary_schedules(optimizers)
-    found = {name: Adversary(optimizer, schedules.get(name)) for name, optimizer in optimizers.items()}
-    for name, adversary in found.items():
-        own = {id(parameter) for parameter in method.adversaries[name].parameters()}
-        if any(id(parameter) not in own for parameter in adversary.parameters):
-            raise ValueError(
-                f"the optimizer of the adversary {name!r} must hold parameters of method.adversaries[{name!r}] only"
-            )
-    return found

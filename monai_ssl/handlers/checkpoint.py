@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from monai_ssl.bundle.resolved import building_parser
 from monai_ssl.data.cases import case_names
 from monai_ssl.distributed import from_first, in_group
+from monai_ssl.engines import calibration
 from monai_ssl.engines.trainer import RunEvents, SemiSupervisedTrainer
 from monai_ssl.errors import DataError
 from monai_ssl.runs import identity
@@ -81,6 +82,7 @@ class RunCheckpoint:
     def attach(self, engine: Engine) -> None:
         if isinstance(engine, SemiSupervisedTrainer):  # before its data are read, and however it ends
             engine.add_event_handler(RunEvents.OPENED, self._begin)
+            engine.add_event_handler(RunEvents.SETTLED, self._settled)
             engine.add_event_handler(RunEvents.CLOSED, self._end)
         engine.add_event_handler(Events.STARTED, self.restore)
         engine.add_event_handler(Events.STARTED, self._attach_last)
@@ -169,10 +171,23 @@ class RunCheckpoint:
             if not self._supervised:
                 self.run.note(status="started", max_iterations=engine.total_iterations)
             self.run.sweep()
+        if state is not None and not differing:
+            engine.settle(identity.precision_of(state["identity"], engine))
+        elif state is None and self.resume:  # killed before the first checkpoint
+            engine.recorded = from_first(self.run.decision)
         self._saved = monotonic()
+
+    def _settled(self, engine: Any) -> None:
+        """Keep a decision on precision before the first step is made."""
+        if engine.state.rank != 0:
+            return
+        self._content["identity"] |= identity.precision_facts(engine.precision)
+        known = self.run.decision if engine.precision.found == "checkpoint" else None
+        self.run.note_decision(known or calibration.record(engine.precision, engine.situation))
 
     def _compare(self, engine: Any, state: dict[str, Any] | None) -> list[str]:
         """Fill in what this run is; what makes it another one than the checkpoint's. One process reads the files."""
+        precision = None if state is None else identity.precision_of(state["identity"], engine)
         if engine.state.rank == 0:
             lists = self._lists(engine)
             digests, files = identity.digests(lists, state["files"] if state else ())
@@ -180,13 +195,15 @@ class RunCheckpoint:
                 found, self._aliases = identity.parts(engine), {}
             else:
                 found, self._aliases = identity.settings(self._parser)
-            now = {**found, **identity.facts(engine), **self.identity, **digests}
+            now = {**found, **identity.facts(engine, precision), **self.identity, **digests}
             plain = {key: value if _is_plain(value) else str(value) for key, value in now.items()}
             self._content = {"identity": plain, "files": files, "notes": identity.notes(engine)}
         if state is None or engine.state.rank != 0:
             return from_first([])
         names = {key: case_names([dict(case) for case in cases]) for key, cases in lists.items()}
-        return from_first(identity.differences(state["identity"], self._content["identity"], self._aliases, names))
+        # earlier checkpoints say nothing of the layout, which followed the rule
+        former = {**identity.precision_facts(precision or engine.choice[0]), **state["identity"]}
+        return from_first(identity.differences(former, self._content["identity"], self._aliases, names))
 
     def _lists(self, engine: Any) -> dict[str, Sequence[Mapping[str, Any]]]:
         streams = engine.data_loader

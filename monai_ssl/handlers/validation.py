@@ -7,12 +7,16 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.handlers import ValidationHandler
 
+from monai_ssl.engines import SemiSupervisedTrainer, WindowInferer
+from monai_ssl.engines.trainer import RunEvents
+
 
 class Validation(ValidationHandler):
     """MONAI's ``ValidationHandler`` that also validates the last iterate of a run, wherever the run ends.
 
     MONAI's validates only every ``interval`` epochs; a run whose length is no multiple of that would end with weights
-    that nobody has looked at. Attach it to a :class:`~monai_ssl.engines.SemiSupervisedTrainer`.
+    that nobody has looked at. Attach it to a :class:`~monai_ssl.engines.SemiSupervisedTrainer`. A validator whose
+    inferer is a :class:`~monai_ssl.engines.WindowInferer` with ``amp="auto"`` takes the precision of the training.
 
     Args:
         interval: epochs (``epoch_level``) or iterations between validations.
@@ -30,8 +34,15 @@ class Validation(ValidationHandler):
     def attach(self, engine: Any) -> None:
         super().attach(engine)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+        if isinstance(engine, SemiSupervisedTrainer):
+            engine.add_event_handler(RunEvents.SETTLED, self._follow)
         if self.validator is not None:
             self.validator.add_event_handler(Events.ITERATION_COMPLETED, self._stop, engine)
+
+    def _follow(self, engine: Any) -> None:
+        inferer = getattr(self.validator, "inferer", None)
+        if isinstance(inferer, WindowInferer):
+            inferer.follow(engine.precision)
 
     def _stop(self, validator: Engine, engine: Any) -> None:
         """Whoever asked a training to stop does not want to wait for the other cases."""

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from monai_ssl.files import cell, text_of_cell, write_atomically
+from monai_ssl.machine import cpu_name
 
 from .cases import METRICS, Row
 from .statistics import summarize
@@ -39,16 +40,6 @@ class Results(NamedTuple):
     rows: list[Row]
     summary: dict[str, Any]
     meta: dict[str, Any]
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def environment() -> dict[str, Any]:
@@ -76,7 +67,7 @@ def environment() -> dict[str, Any]:
         "versions": versions,
         "machine": {
             "platform": platform.platform(),
-            "cpu": _cpu_name(),
+            "cpu": cpu_name(),
             "cores": cores,
             "torch_threads": torch.get_num_threads(),
             "cuda_devices": devices,

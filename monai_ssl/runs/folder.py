@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import html
+import json
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,11 +22,11 @@ if TYPE_CHECKING:
     from monai_ssl.runs.record import Record
 
 CHECKPOINT, MODEL = "checkpoint.pt", "model.pt"
-RECORD, PRESET = "run.json", "preset.yaml"
+RECORD, PRESET, PRECISION = "run.json", "preset.yaml", "precision.json"
 LOGS = ("training.csv", "validation.csv")
 LOCK = ".lock"
 # what makes way when another run takes the folder
-FILES = (CHECKPOINT, MODEL, *LOGS, "tensorboard", "previews", RECORD, PRESET)
+FILES = (CHECKPOINT, MODEL, *LOGS, "tensorboard", "previews", RECORD, PRESET, PRECISION)
 # what the next step decides anew, whatever the training was given
 NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt", "init")
 
@@ -287,12 +289,42 @@ class Run:
 
     def finish(self, record: Record) -> None:
         """Note that the training came to its end."""
-        write_text(self.folder / RECORD, record.model_copy(update={"status": "complete"}).text())
+        record = self._with_decision(record.model_copy(update={"status": "complete"}))
+        write_text(self.folder / RECORD, record.text())
 
     def note(self, **changes: Any) -> None:
         """Correct a record, where there is one: ``python -m monai.bundle run`` may continue a run that has one."""
         if (self.folder / RECORD).is_file():
             write_text(self.folder / RECORD, self.record.model_copy(update=changes).text())
+
+    @property
+    def decision(self) -> dict[str, Any] | None:
+        """With which precision the training steps, and why; None where that has not been decided, or is damaged."""
+        try:
+            content = json.loads((self.folder / PRECISION).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return content if isinstance(content, dict) else None
+
+    def note_decision(self, decision: Mapping[str, Any]) -> None:
+        """Write down with which precision the training steps, also in its record, where there is one."""
+        write_text(self.folder / PRECISION, json.dumps(decision, indent=2, default=str) + "\n")
+        if (self.folder / RECORD).is_file():
+            write_text(self.folder / RECORD, self._with_decision(self.record).text())
+
+    def _with_decision(self, record: Record) -> Record:
+        """The record of a training that measured, and a command that need not measure again."""
+        decision = self.decision
+        if decision is None:
+            return record
+        told = {key: decision.get(key) for key in ("format", "layout", "found", "seconds")}
+        changes: dict[str, Any] = {"precision": told}
+        if decision.get("found") != "given":
+            options = {f"--{key}": str(value) for key, value in (decision.get("options") or {}).items()}
+            words = shlex.split(record.command)
+            kept = [word for word, before in zip(words, ["", *words], strict=False) if not {word, before} & {*options}]
+            changes["repeat"] = shlex.join([*kept, *(word for option in options.items() for word in option)])
+        return record.model_copy(update=changes)
 
     def set_aside(self) -> Path:
         """Move the run's files to ``previous-1`` (2, 3, ...), so that another run may begin; returns that folder."""

@@ -17,21 +17,23 @@ import monai_ssl
 from monai_ssl.bundle.resolved import ResolvedConfig, plain
 from monai_ssl.data.cases import image_files
 from monai_ssl.distributed import in_group
+from monai_ssl.engines.precision import FORMATS, LAYOUTS, Precision, prefers_channels_last
 from monai_ssl.errors import enumerated, shortened
 
 if TYPE_CHECKING:
     from monai.bundle import ConfigParser
 
 # Ids of a config that may change from one start of a run to the next. Preset, cases and the weights of a warm start
-# count by their content; the precision, which `amp` asks for, counts as it came out.
+# count by their content; the precision, which `amp` and `layout` ask for, counts as it came out.
 PLACES = ("bundle_root", "dataset", "flavor", "flavour", "dataset_dir", "datalist", "cases", "output_dir",
           "init")  # fmt: skip
 LENGTH = ("max_iterations", "epochs", "epoch_length", "val_interval", "checkpoint_interval", "checkpoint_minutes")
-MACHINE = ("device", "local_rank", "num_workers", "amp", "resume", "run", "finalize")
+MACHINE = ("device", "local_rank", "num_workers", "amp", "layout", "resume", "run", "finalize")
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config")
 FREE = (*PLACES, *LENGTH, *MACHINE, *TRACKING)
 # the same inside blocks
-FREE_PARTS = ("num_workers", "pin_memory", "prefetch_factor", "persistent_workers", "device", "output_dir", "amp")
+FREE_PARTS = ("num_workers", "pin_memory", "prefetch_factor", "persistent_workers", "device", "output_dir", "amp",
+              "channels_last_weights")  # fmt: skip
 FREE_IDS = (
     "train#trainer#max_iterations", "train#trainer#max_epochs", "train#dataloader#epoch_length", "preset#description",
     *(f"preset#training#{key}" for key in ("max_iterations", "epoch_length", "val_interval")),
@@ -57,8 +59,13 @@ def _is_memory(key: str) -> bool:
     return any(part.startswith("cache") for part in key.split("#"))
 
 
-def facts(engine: Any) -> dict[str, Any]:
-    """What a trainer itself knows that decides the result, whoever built it."""
+def facts(engine: Any, precision: Precision | None = None) -> dict[str, Any]:
+    """What a trainer itself knows that decides the result, whoever built it.
+
+    Args:
+        engine: the trainer.
+        precision: what it will step with; None: what it has decided, or what the rule takes.
+    """
     streams = engine.data_loader
     started = getattr(engine.plain_method.network, "started_from", None)
     return {
@@ -67,13 +74,31 @@ def facts(engine: Any) -> dict[str, Any]:
         "labeled_batch_size": streams.labeled_batch_size,
         "unlabeled_batch_size": streams.unlabeled_batch_size,
         "accumulation_steps": engine.accumulation_steps,
-        "precision": str(engine.dtype or "float32").removeprefix("torch."),
+        **precision_facts(precision or engine.precision or engine.choice[0]),
         "method": type(engine.plain_method).__name__,
         "processes": torch.distributed.get_world_size() if in_group() else 1,
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
         "cudnn": [torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark, torch.backends.cudnn.allow_tf32],
         "matrix products": torch.get_float32_matmul_precision(),
     }
+
+
+def precision_facts(precision: Precision) -> dict[str, str]:
+    """How a precision stands in an identity."""
+    return {"precision": precision.format, "layout": precision.layout}
+
+
+def precision_of(former: Mapping[str, Any], engine: Any) -> Precision | None:
+    """The precision of a checkpoint's training, where the trainer may take it up; None where its options forbid it."""
+    name, layout = former.get("precision"), former.get("layout")
+    if name not in FORMATS:
+        return None
+    if layout is None:  # version 0.1 had the rule alone
+        layout = LAYOUTS[prefers_channels_last(engine.state.device, FORMATS[name])]
+    allowed = any(choice.format == name for choice in engine.choice) and any(
+        choice.layout == layout for choice in engine.choice
+    )
+    return Precision(name, layout, "checkpoint") if allowed else None
 
 
 def parts(engine: Any) -> dict[str, Any]:

@@ -115,7 +115,9 @@ def test_the_first_process_alone_writes(trained, method):
     found = rows(folder / "run")
     assert [int(row["iteration"]) for row in found] == [1, 2, 3, 4, 5]
     assert [float(row["loss"]) for row in found] == first["loss"]
-    assert sorted(p.name for p in (folder / "run").iterdir()) == [".lock", "checkpoint.pt", "model.pt", "training.csv"]
+    assert sorted(p.name for p in (folder / "run").iterdir()) == [
+        ".lock", "checkpoint.pt", "model.pt", "precision.json", "training.csv",
+    ]  # fmt: skip
 
 
 def test_processes_take_disjoint_slots_of_the_joint_batch(trained):

@@ -140,7 +140,8 @@ def test_events_of_a_step_come_in_order():
 def test_says_what_it_trains_on(caplog):
     with caplog.at_level(logging.INFO, "monai_ssl"):
         build(max_iterations=2, n_labeled=3, n_unlabeled=4).run()
-    assert "3 labeled and 4 unlabeled cases, 2 iterations, float32" in caplog.text
+    assert "3 labeled and 4 unlabeled cases, 2 iterations" in caplog.text
+    assert "float32, channels-last" in caplog.text
 
 
 # ------------------------------------------------------------------------------------------------- accumulation

@@ -86,7 +86,8 @@ SETTINGS = [
     ({"lr_scheduler#schedule": "cosine"}, 'lr_scheduler#schedule: "poly" -> "cosine"'),
     ({"lr_scheduler#warmup": 0.1}, "lr_scheduler#warmup: 0.05 -> 0.1"),
     ({"train#trainer#clip_gradient_norm": 1.0}, "train#trainer#clip_gradient_norm: null -> 1.0"),
-    ({"train#trainer#channels_last_weights": True}, "train#trainer#channels_last_weights: (not there) -> true"),
+    ({"layout": "contiguous"}, 'layout: "channels_last" -> "contiguous"'),
+    ({"train#trainer#channels_last_weights": False}, 'layout: "channels_last" -> "contiguous"'),
     ({"train#random_transforms": "$[]"}, "train#random_transforms: "),
     ({"unlabeled_datalist": "$@cases.unlabeled[:2]"}, "unlabeled cases: 3 cases -> 2"),
     ({"unlabeled_datalist": "$@cases.unlabeled[::-1]"}, "unlabeled cases: another order of the same cases"),
@@ -221,6 +222,8 @@ FREE = [
     {"method#distance_weight": "$None"},
     {"optimizer#momentum": "$0.5 + 0.4"},
     {"amp": False},
+    {"amp": "auto"},  # takes what the checkpoint has
+    {"layout": "channels_last"},
     {"train#dataloader#num_workers": 2},
     {"device": torch.device("cpu")},
     {"finalize": ["$print('done')"]},
