@@ -18,6 +18,7 @@ from monai_ssl.curation.layouts import described, modality_names
 from monai_ssl.curation.pairing import find_folders, images_folder, is_decathlon, pair
 from monai_ssl.data.cases import Entry, case_name, image_files
 from monai_ssl.data.loading import load_datalist
+from monai_ssl.data.partial import DRAWN, KEYS
 from monai_ssl.data.reading import read_label
 from monai_ssl.data.rules import map_advice
 from monai_ssl.errors import OVERWRITE, DataError, enumerated
@@ -65,6 +66,8 @@ class SplitRequest:
         label_map: value in the label files -> class, where they hold other numbers (masks of 0 and 255).
         ignore_label: value in the label files of voxels whose class nobody knows; None takes that of nnU-Net's
             ``dataset.json``.
+        slices: ``"drawn"``: only the slices that hold a label were annotated, in every label; becomes a key of the
+            entries, see :class:`monai_ssl.data.partial.Annotated`.
         description: text for the datalist; None describes the split.
         overwrite: replace an existing ``output``.
 
@@ -86,6 +89,7 @@ class SplitRequest:
     label_names: Mapping[int, str] | None = None
     label_map: Mapping[int, int] | None = None
     ignore_label: int | None = None
+    slices: str | None = None
     description: str | None = None
     overwrite: bool = False
 
@@ -170,6 +174,13 @@ class SplitRequest:
         seed = count("seed", self.seed, 0, 2**32 - 1)
         numbers = settled_numbers(total, self.n_labeled, self.n_validation, self.n_testing, unit)
         lists = lists_of(groups, numbers, seed)
+
+        if self.slices not in (None, DRAWN):
+            raise DataError(
+                f"slices must be {DRAWN!r}, got {self.slices!r}: list others in the entries of the datalist"
+            )
+        for entry in (entry for entries in lists.values() for entry in entries if self.slices and "label" in entry):
+            entry["slices"] = self.slices
 
         # what the classes are called; only labels that training will read are opened
         label_names = source.label_names if self.label_names is None else self.label_names
@@ -322,7 +333,8 @@ def _relative(entry: Entry, folder: Path) -> Entry:
         return path.relative_to(folder).as_posix() if folder in path.parents else path.as_posix()
 
     return {
-        key: [one(file) for file in value] if isinstance(value, list) else one(value) for key, value in entry.items()
+        key: value if key in KEYS else [one(file) for file in value] if isinstance(value, list) else one(value)
+        for key, value in entry.items()
     }
 
 

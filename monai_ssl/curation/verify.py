@@ -14,10 +14,11 @@ from tqdm import tqdm
 from monai_ssl.curation.dealing import visits
 from monai_ssl.data.cases import Entry, case_name, image_files, real_path
 from monai_ssl.data.datalist import SECTIONS, Datalist
+from monai_ssl.data.partial import Annotated, sparse_finding
 from monai_ssl.data.placement import placement
 from monai_ssl.data.preset import Preset
 from monai_ssl.data.reading import ScanMemory, read_scan, rounded, with_classes
-from monai_ssl.data.rules import Severity, case_findings
+from monai_ssl.data.rules import Finding, Severity, case_findings
 from monai_ssl.data.scan import Scan, grid_difference
 from monai_ssl.errors import DataError, dimensions, enumerated, without_quotes
 from monai_ssl.labels import IGNORE_LABEL
@@ -144,7 +145,7 @@ def _check_case(section: str, entry: Entry, preset: Preset, memory: ScanMemory |
     try:
         label = None if section == "unlabeled" else entry.get("label")
         # no training reads test cases: they would only take the room of others
-        _check_files(case, files, label, preset, None if section == "testing" else memory)
+        _check_files(case, entry, label, preset, None if section == "testing" else memory)
     except Exception as error:
         case.add(
             "check",
@@ -154,9 +155,9 @@ def _check_case(section: str, entry: Entry, preset: Preset, memory: ScanMemory |
     return case
 
 
-def _check_files(
-    case: _Case, files: list[str], label_file: str | None, preset: Preset, memory: ScanMemory | None
-) -> None:
+def _check_files(case: _Case, entry: Entry, label_file: str | None, preset: Preset, memory: ScanMemory | None) -> None:
+    files = image_files(entry)
+
     def read(file: str, label: bool = False) -> Scan | None:
         try:
             stored = read_scan(file, label)
@@ -198,12 +199,20 @@ def _check_files(
 
     # what the comparison of all cases needs
     if voxels is not None and not any(p.file == label_file and p.severity == "error" for p in case.problems):
-        values, counts = np.unique(voxels, return_counts=True)
+        case.problems += [Problem(f.severity, case.section, label_file or "", f.message, f.rule)
+                          for f in _partial_findings(entry, voxels, preset)]  # fmt: skip
+        values, counts = np.unique(Annotated.of(entry).marked(voxels, preset), return_counts=True)
         found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
         case.voxels, case.ignored = voxels.size, found.pop(IGNORE_LABEL, 0)
         case.classes = frozenset(found)
     if not any(p.rule in ("constant", "empty_image") and p.severity == "error" for p in case.problems):
         case.digest = _digest(image)
+
+
+def _partial_findings(entry: Entry, label: np.ndarray, preset: Preset) -> list[Finding]:
+    annotated = Annotated.of(entry)
+    sparse = sparse_finding(label) if annotated.slices is None else None
+    return annotated.findings(label, preset) + ([] if sparse is None else [sparse])
 
 
 def _digest(image: np.ndarray) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from monai_ssl.data.cases import image_files
+from monai_ssl.data.partial import KEYS, Annotated
 
 # images whose voxels are in another file: their own times say nothing about it
 HEADERS = (".mhd", ".nhdr", ".hdr", ".img")
@@ -34,9 +35,9 @@ def case_keys(entries: Sequence[Mapping[str, Any]], preparation: str | None) -> 
 
 
 def _case_key(entry: Mapping[str, Any], common: list[Any]) -> str | None:
-    if not set(entry) <= {"image", "label"}:
+    if not set(entry) <= {"image", "label", *KEYS}:
         return None
-    files: list[Any] = []
+    files: list[Any] = [Annotated.of(entry).text()]
     for role, names in (("image", image_files(entry)), ("label", [entry["label"]] if entry.get("label") else [])):
         for name in names:
             stamp = _stamp(str(name))

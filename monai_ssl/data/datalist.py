@@ -16,7 +16,8 @@ class Datalist:
     """The cases of one dataset, as absolute paths.
 
     Attributes:
-        training: labeled cases, ``{"image": path or list of paths, "label": path}``.
+        training: labeled cases, ``{"image": path or list of paths, "label": path}``; partly labeled ones with the keys
+            of :class:`monai_ssl.data.partial.Annotated`.
         unlabeled: cases without label, ``{"image": ...}``; never carries a ``label`` key.
         validation: labeled cases on which a checkpoint may be picked.
         testing: held-out cases; the label is optional.

@@ -1,4 +1,4 @@
-"""Stopping at a bad case before it can do harm."""
+"""Stopping at a bad case before it can do harm, and leaving out what nobody has annotated."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from monai.data import MetaTensor
 from monai.transforms import Transform
 from monai.utils.enums import MetaKeys
 
+from monai_ssl.data.partial import KEYS, NOTE, Annotated
 from monai_ssl.data.preset import Preset
 from monai_ssl.data.rules import case_findings
 from monai_ssl.errors import DataError
@@ -45,6 +48,46 @@ class CheckCase(Transform):
         if errors:
             raise DataError("; ".join(errors))
         return item
+
+
+class MarkUnknownd(Transform):
+    """Ignore what an entry says nobody has annotated; its keys are taken out of the item.
+
+    Args:
+        preset: whose classes the labels hold.
+        by_class: see :meth:`Annotated.marked`. False: the label's metadata names the annotated classes instead.
+
+    Raises:
+        DataError: when the label is not as the entry says.
+    """
+
+    def __init__(self, preset: Preset, by_class: bool = True) -> None:
+        self.preset, self.by_class = preset, by_class
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = {key: value for key, value in data.items() if key not in KEYS}
+        annotated = Annotated.of(data)
+        if annotated.whole or item.get("label") is None:
+            return item
+        label = item["label"]
+        values = np.asarray(label.cpu()) if hasattr(label, "cpu") else np.asarray(label)
+        errors = annotated.findings(values, self.preset)
+        if errors:
+            raise DataError(f"{_name(label, 'label')}: {errors[0].message}")
+        marked = annotated.marked(values, self.preset, self.by_class)
+        if marked is not values:
+            item["label"] = _replaced(label, marked)
+        if not self.by_class and annotated.classes is not None:
+            item["label"].meta[NOTE] = ",".join(map(str, annotated.classes))
+        return item
+
+
+def _replaced(label: Any, values: np.ndarray) -> Any:
+    """Other voxels with the metadata of a label."""
+    voxels = torch.as_tensor(values)
+    if not isinstance(label, MetaTensor):
+        return voxels
+    return MetaTensor(voxels, meta=label.meta, applied_operations=label.applied_operations)
 
 
 def _name(volume: Any, otherwise: str) -> str:

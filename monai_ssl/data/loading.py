@@ -13,6 +13,7 @@ from typing import Any
 
 from monai_ssl.data.cases import Entry, case_name, image_files, real_path, repeated_names
 from monai_ssl.data.datalist import SECTIONS, Datalist
+from monai_ssl.data.partial import KEYS, Annotated
 from monai_ssl.data.pool import find_pool
 from monai_ssl.errors import DataError, enumerated, json_type, shortened
 
@@ -35,7 +36,9 @@ def load_datalist(
     """Read a MONAI/Decathlon datalist and find the unlabeled pool.
 
     ``training`` and ``validation`` hold ``{"image", "label"}``, ``unlabeled`` and ``testing`` ``{"image"}`` or plain
-    file names (``testing`` may have labels). ``image`` may be a list of files, one per channel. The
+    file names (``testing`` may have labels). ``image`` may be a list of files, one per channel. Where a label covers a
+    part of its scan only, the entry says so with ``classes``, ``slices`` and ``slice_axis``, see
+    :class:`monai_ssl.data.partial.Annotated`. The
     ``test`` list of a Medical Segmentation Decathlon ``dataset.json`` is read as ``testing``. Where entries of
     ``training`` have a ``fold`` (Auto3DSeg) and there is no list ``validation``, fold 0 validates. Paths may have been
     written on Windows.
@@ -247,10 +250,18 @@ def _read_section(section: str, entries: list[Any], folder: Path, path: Path, dr
         if not isinstance(entry, dict):
             form = '{"image": ...}' if section in ("unlabeled", "testing") else '{"image": ..., "label": ...}'
             raise DataError(f"{where} must be an object {form}, got {json_type(entry)}: {shortened(entry)}")
-        if unknown := sorted(set(entry) - {"image", "label"}):
-            close = get_close_matches(unknown[0].lower(), ("image", "label"), 1)
-            advice = f"did you mean {close[0]!r}?" if close else "remove it"
+        if unknown := sorted(set(entry) - {"image", "label", *KEYS}):
+            close = get_close_matches(unknown[0].lower(), ("image", "label", *KEYS), 1)
+            advice = f"did you mean {close[0]!r}?" if close else f"remove it (partly labeled: {enumerated(KEYS)})"
             raise DataError(f"{where} may hold 'image' and 'label' only, got {enumerated(unknown)}: {advice}")
+        try:
+            partly = not Annotated.of(entry).whole
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
+        if partly and "label" not in entry:
+            raise DataError(
+                f"{where}: {enumerated([key for key in KEYS if key in entry])} must go with a 'label', got none"
+            )
         if "image" not in entry:
             raise DataError(f"{where} must hold 'image', got {shortened(entry)}: add the path of the scan")
         image = entry["image"]
@@ -266,6 +277,7 @@ def _read_section(section: str, entries: list[Any], folder: Path, path: Path, dr
                 dropped.append(case_name(clean))
         elif "label" in entry:
             clean["label"] = _resolve(entry["label"], folder, where, "label")
+            clean |= {key: entry[key] for key in KEYS if entry.get(key) is not None}
         elif section != "testing":
             raise DataError(
                 f"{where} must hold 'label', got only an image, {shortened(image)}: add the label or move the entry to "

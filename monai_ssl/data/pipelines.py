@@ -37,7 +37,7 @@ from monai.transforms import (
 )
 
 from monai_ssl.data.cases import image_files
-from monai_ssl.data.guard import CheckCase
+from monai_ssl.data.guard import CheckCase, MarkUnknownd
 from monai_ssl.data.monai_io import LoadImageScand, ResultLayout, ResultWriter
 from monai_ssl.data.preset import Preset
 from monai_ssl.errors import DataError
@@ -97,6 +97,7 @@ def _preprocessing(preset: Preset, keys: list[str]) -> list[Transform]:
         EnsureChannelFirstd(keys),
         EnsureTyped("image", dtype="float32"),
         CheckCase(preset),
+        *([MarkUnknownd(preset)] if "label" in keys else []),
     ]
     if preset.orientation is not None:
         codes = preset.orientation
@@ -153,6 +154,7 @@ def validation_preprocessing(preset: Preset) -> Compose:
         _label_loader(preset, allow_missing_keys=True),
         EnsureChannelFirstd("label", allow_missing_keys=True),
         *_preprocessing(preset, ["image"]),
+        MarkUnknownd(preset, by_class=False),
     ]
     return Preparation(steps, preset, padded=False, label=True)
 

@@ -11,6 +11,7 @@ import numpy as np
 from ignite.engine import Engine, Events
 
 from monai_ssl.data.cases import case_name, case_names
+from monai_ssl.data.partial import NOTE, scored_classes
 from monai_ssl.data.reading import read_scan
 from monai_ssl.data.scan import spacing_of
 from monai_ssl.errors import DataError
@@ -56,9 +57,9 @@ class EvaluationResults:
                 raise DataError(f"case {name}: has no label; evaluation needs labeled cases")
             spacing = spacing_of(prediction.affine.cpu().numpy(), prediction.dim() - 1)
             self.images.append(path)
-            self.rows.append(
-                case_metrics(prediction[0].cpu().numpy(), label[0].cpu().numpy(), self.labels, spacing, case=name)
-            )
+            classes = scored_classes(getattr(label, "meta", {}).get(NOTE), self.labels)
+            drawn, truth = (volume[0].cpu().numpy() for volume in (prediction, label))
+            self.rows.append(case_metrics(drawn, truth, classes, spacing, case=name))
 
     def write(self, engine: Engine) -> None:
         meta = {"command": " ".join(sys.argv), **self.meta}

@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 
 from monai_ssl.data.cases import Entry, image_files
+from monai_ssl.data.partial import Annotated
 from monai_ssl.data.preset import Preset
 from monai_ssl.data.reading import read_label, read_volume
 from monai_ssl.errors import DataError
@@ -30,6 +31,7 @@ class CaseStatistics:
         values: percentiles 0.5, 25, 50, 75, 99.5 of the first channel.
         voxels: class -> number of voxels, None without label.
         ignored: voxels whose class nobody knows.
+        classes: annotated ones, where the datalist names them.
         empty_slices: share of the slices along the last stored axis without any label.
         picture: (slice of the image, slice of the label or None, millimeters per pixel, directions of both axes).
     """
@@ -45,6 +47,7 @@ class CaseStatistics:
     values: tuple[float, ...] = ()
     voxels: dict[int, int] | None = None
     ignored: int = 0
+    classes: tuple[int, ...] | None = None
     empty_slices: float | None = None
     picture: tuple[np.ndarray, np.ndarray | None, tuple[float, float], tuple[str, ...]] | None = field(
         default=None, repr=False
@@ -77,13 +80,17 @@ def case_statistics(
         label = None
         if section != "unlabeled" and "label" in entry:
             meaning = () if preset is None else (preset.label_map, preset.ignore_label)
-            label = read_label(entry["label"], *meaning)[0][0]
+            stored, annotated = read_label(entry["label"], *meaning)[0], Annotated.of(entry)
+            found.classes = annotated.classes
+            if preset is not None and not annotated.whole and not annotated.findings(stored, preset):
+                stored = annotated.marked(stored, preset)
+            label = stored[0]
             if label.shape != gray.shape:
                 raise DataError(f"label has the shape {label.shape}, the image {gray.shape}")
             values, counts = np.unique(label, return_counts=True)
             found.voxels = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
             known = np.ones(label.shape, bool)
-            if preset is not None and preset.ignore_label is not None:
+            if preset is not None and (preset.ignore_label is not None or not annotated.whole):
                 found.ignored, known = found.voxels.pop(IGNORE_LABEL, 0), label != IGNORE_LABEL
             if label.ndim == 3 and (some := known.any(axis=(0, 1))).any():
                 found.empty_slices = float(np.mean(~(label.astype(bool) & known).any(axis=(0, 1))[some]))

@@ -183,11 +183,12 @@ def _findings(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> lis
                          f"{max(highs):.3g}): normalize each scan by itself.")  # fmt: skip
     labeled = [case for case in good if case.voxels is not None]
     for value, name in sorted(labels.items()):
-        absent = [case.name for case in labeled if not (case.voxels or {}).get(value)]
-        if value and labeled and len(absent) == len(labeled):
+        asked = [case for case in labeled if case.classes is None or value in case.classes]
+        absent = [case.name for case in asked if not (case.voxels or {}).get(value)]
+        if value and labeled and len(absent) == len(asked):
             sentences.append(f"Class {value} ({name}) occurs in no label.")
         elif value and absent:
-            sentences.append(f"Class {value} ({name}) is absent from {len(absent)} of {len(labeled)} labels "
+            sentences.append(f"Class {value} ({name}) is absent from {len(absent)} of {len(asked)} labels "
                              f"({', '.join(absent[:3])}{', ...' * (len(absent) > 3)}).")  # fmt: skip
     ignored = [case for case in labeled if case.ignored]
     if ignored:

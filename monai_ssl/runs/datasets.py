@@ -137,6 +137,7 @@ def split(
     label_names: dict[int, str] | None = None,
     label_map: dict[int, int] | None = None,
     ignore_label: int | None = None,
+    slices: str | None = None,
     preset: str | Path | None = None,
     overwrite: bool = False,
 ) -> Split:
@@ -161,6 +162,7 @@ def split(
         label_map: value in the label files -> class, where they hold other numbers: "{255: 1}" for masks of 0 and 255;
             goes into the preset.
         ignore_label: value in the label files of voxels whose class nobody knows, 255 or -1; goes into the preset.
+        slices: "drawn" where only the slices that hold a label were annotated, in every label; goes into the datalist.
         preset: the preset to write; default: preset.yaml next to the datalist. One that exists is kept.
         overwrite: replace an existing datalist (and a preset that is named with `preset`).
 
@@ -206,6 +208,7 @@ def split(
         label_names=label_names,
         label_map=_whole(label_map),
         ignore_label=ignore_label,
+        slices=slices,
         overwrite=overwrite,
     )
     cases = load_datalist(path)

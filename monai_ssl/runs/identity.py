@@ -16,6 +16,7 @@ import torch
 import monai_ssl
 from monai_ssl.bundle.resolved import ResolvedConfig, plain
 from monai_ssl.data.cases import image_files
+from monai_ssl.data.partial import Annotated
 from monai_ssl.distributed import in_group
 from monai_ssl.engines.precision import FORMATS, LAYOUTS, Precision, prefers_channels_last
 from monai_ssl.errors import enumerated, shortened
@@ -165,7 +166,7 @@ def digests(
     result = {
         name: [
             ["".join(found[str(file)][0] for file in image_files(case)),
-             "" if case.get("label") is None else found[str(case["label"])][0]]
+             "" if case.get("label") is None else found[str(case["label"])][0] + Annotated.of(case).text()]
             for case in cases
         ]
         for name, cases in lists.items()

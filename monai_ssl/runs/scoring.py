@@ -11,6 +11,7 @@ from monai_ssl.bundle.library import run_bundle
 from monai_ssl.bundle.overrides import literal
 from monai_ssl.data.cases import Entry, case_name, case_names, prediction_files
 from monai_ssl.data.loading import load_datalist
+from monai_ssl.data.partial import Annotated, annotated_classes
 from monai_ssl.errors import DataError
 from monai_ssl.metrics import add_meta, case_metrics, read_results, write_results
 from monai_ssl.runs.folder import Run
@@ -132,7 +133,8 @@ def evaluate_predictions(
         if affine is not None and other is not None and not np.allclose(affine, other, atol=1e-3):
             raise DataError(f"{path}: affine must be the label's; was the file resampled or reoriented?")
         spacing = spacing_of(affine, label.ndim) if affine is not None else [1.0] * label.ndim
-        rows += case_metrics(prediction, label, preset.labels, spacing, case=name)
+        label = _known(label, entry, preset)
+        rows += case_metrics(prediction, label, annotated_classes(entry, preset.labels), spacing, case=name)
     results = Path(output).expanduser() if output else folder / "evaluation"
     meta = {"dataset": preset.name, "section": section, "datalist": str(cases.path),
             "dataset_dir": str(cases.dataset_dir), "label_map": dict(preset.label_map),
@@ -152,6 +154,15 @@ def _predictions(folder: Path, names: Sequence[str], entries: Sequence[Entry]) -
             raise DataError(f"{folder}: no {stem}_seg.nii.gz or {stem}.nii.gz for case {name}")
         found += there
     return found
+
+
+def _known(label: Any, entry: Entry, preset: Preset) -> Any:
+    """The label (*spatial) without what its entry says nobody has annotated."""
+    annotated = Annotated.of(entry)
+    errors = annotated.findings(label[None], preset)
+    if errors:
+        raise DataError(f"{entry['label']}: {errors[0].message}")
+    return annotated.marked(label[None], preset, by_class=False)[0]
 
 
 def _check_label(label: Any, file: str, preset: Preset) -> None:
