@@ -102,10 +102,10 @@ def collect(protocol: str, output: str, results: str) -> None:
             continue
         (target / name).mkdir(parents=True, exist_ok=True)
         shutil.copyfile(evaluation / "per_case.csv", target / name / "per_case.csv")
-        summary = _relative(json.loads((evaluation / "summary.json").read_text()))
+        summary = relative(json.loads((evaluation / "summary.json").read_text()))
         write_text(target / name / "summary.json", json.dumps(summary, indent=1) + "\n")
         record = json.loads((source / name / "run.json").read_text())
-        record = {k: _relative(v) for k, v in record.items() if k not in {"dataset_dir", "datalist"}}
+        record = {k: relative(v) for k, v in record.items() if k not in {"dataset_dir", "datalist"}}
         write_text(target / name / "run.json", json.dumps(record, indent=1) + "\n")
         _thin(source / name / "training.csv", target / name / "training.csv")
         group, seed = name.rsplit("-seed", 1)
@@ -206,13 +206,13 @@ def _machine() -> str:
     return f"{machine['cpu']}, one thread per run, PyTorch {versions['torch']}, MONAI {versions['monai']}"
 
 
-def _relative(value: object) -> object:
+def relative(value: object) -> object:
     """Without the folders of one machine."""
     if isinstance(value, str) and "/" in value:
         return " ".join(Path(word).name if word.startswith("/") else word for word in value.split(" "))
     if isinstance(value, list):
-        return [_relative(v) for v in value]
-    return {k: _relative(v) for k, v in value.items()} if isinstance(value, dict) else value
+        return [relative(v) for v in value]
+    return {k: relative(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def _thin(source: Path, target: Path, every: int = 10) -> None:

@@ -1,0 +1,367 @@
+"""What `beds.py collect` writes: files of every bed, tables over all beds and a picture.
+
+Everything that a table says is computed from the two files of a bed in the results, never from the runs themselves:
+
+* ``per_case.csv``: one row per arm, repetition, views (plain or mirrored), case and class.
+* ``runs.json``: how each arm was trained: command, options, seed, iterations, seconds, versions and machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from protocol import relative
+
+from monai_ssl.errors import enumerated
+from monai_ssl.files import write_text
+from monai_ssl.metrics import case_values, gap_closed, is_failed, read_results
+
+FLOOR, CEILING, METHOD = "matched_floor", "ceiling", "self_training"
+# in the order of tables; other arms, those of ablations, follow in a table of their own
+ARMS = {
+    "floor": "supervised, labels only (floor)",
+    "floor_sgd": "the same with SGD 0.01, as the papers train",
+    FLOOR: "self-training with weight 0 (matched floor)",
+    METHOD: "**self-training, one round**",
+    "no_pool": "the labeled scans as pool",
+    "oracle": "true labels of the pool as pseudo-labels",
+    CEILING: "supervised, all labels (ceiling)",
+}
+VIEWS = ("plain", "mirrored")
+NUMBERS = ("dice", "jaccard", "hd95_voxel", "asd_voxel")
+COLUMNS = ("arm", "repetition", "views", "case", "class", "status", *NUMBERS)
+
+DESCRIPTION = """
+Very few labels, a pool, and every reference that is fair. A *repetition* is a seed together with its own fold of
+validation cases: repetition k trains with seed k and is judged on fold k, so three repetitions judge three disjoint
+folds, 48 scans or more, none twice. The labeled scans are the first ones of the list outside the fold, so repetitions 1
+and 2 have the same ones. Beds of one data set have the same folds, and the few labels are the first of the many: their
+results are not independent. All cases are development cases; no test list was read.
+
+**Share of the gap** closed by an arm: (arm − matched floor) / (ceiling − matched floor), a ratio of means over
+repetitions. Its 95 % interval draws repetitions, then cases within them, the same for all arms
+([why](../../decisions/0013-share-of-the-gap.md)): with three repetitions it is rough, and rather too short. A bound is
+a dash where too many resamples have no gap. A scan has failed where a class has a Dice below 0.5, or exactly one mask
+is empty.
+
+Written by `python benchmarks/beds.py collect`; the command of every training is in `runs.json` of its bed.
+"""
+
+# arm -> views -> repetition -> rows of all its cases
+Scores = dict[str, dict[str, dict[int, list[dict[str, Any]]]]]
+
+
+def collect(runs: Path, results: Path, titles: Mapping[str, str]) -> None:
+    """Copy what `beds.py run` left, and write tables and the picture; beds without new runs keep their files."""
+    found = {}
+    for bed in titles:
+        if (runs / bed).is_dir():
+            gather(runs / bed, results / bed)
+        if (results / bed / "per_case.csv").is_file():
+            found[bed] = scores(results / bed / "per_case.csv")
+    if not found:
+        raise SystemExit(f"runs: no scores of {enumerated(list(titles))} below {runs}; `beds.py run` comes first")
+    summary = {bed: summarized(arms) for bed, arms in found.items()}
+    write_text(results / "summary.json", json.dumps(summary, indent=1) + "\n")
+    picture(summary, titles, results / "gain.png")
+    lines = ["# Beds: what a pool of unlabeled scans is worth", "", DESCRIPTION.strip(), ""]
+    lines += _overview(summary, titles)
+    lines += ["", "![Dice of every arm and repetition, and the gap](gain.png)", ""]
+    lines += ["Dots: repetitions; gray: the gap, from the mean of the matched floor to that of the ceiling."]
+    for bed, arms in summary.items():
+        lines += ["", f"## {titles[bed]}", "", *_machines(results / bed / "runs.json"), "", *_table(arms)]
+        lines += _ablation(arms, found[bed])
+    findings = results / "FINDINGS.md"
+    if findings.is_file():
+        lines += ["", findings.read_text(encoding="utf-8").strip()]
+    write_text(results / "README.md", "\n".join(lines) + "\n")
+    print(results / "README.md")
+
+
+# ---------------------------------------------------------------------------------------------------------- gather
+
+
+def gather(source: Path, target: Path) -> None:
+    """Two files from the folders of one bed: REPETITION/ARM, with the scores in it or in its folder `scores`."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    runs: list[dict[str, Any]] = []
+    environments: list[dict[str, Any]] = []
+    for arm, repetition, views, folder in _scored(source):
+        rows, _, meta = read_results(folder)
+        if bool(meta.get("test_time_augmentation")) != (views == "mirrored"):
+            raise SystemExit(f"{folder}: was not scored with {views} views; remove it and run `beds.py run` again")
+        for row in rows:
+            texts = [row["case"], row["class"], row["status"]]
+            writer.writerow([arm, repetition, views, *texts, *(f"{row[key]:.6g}" for key in NUMBERS)])
+        if views == VIEWS[0]:
+            record = _record(meta, source / str(repetition), arm)
+            environment = record.pop("environment")
+            if environment not in environments:
+                environments.append(environment)
+            runs.append(
+                {"arm": arm, "repetition": repetition, **record, "environment": environments.index(environment)}
+            )
+    if runs:
+        write_text(target / "per_case.csv", buffer.getvalue())
+        write_text(target / "runs.json", json.dumps({"environments": environments, "runs": runs}, indent=1) + "\n")
+
+
+def _scored(source: Path) -> Iterator[tuple[str, int, str, Path]]:
+    for repetition in sorted(int(path.name) for path in source.iterdir() if path.name.isdigit()):
+        folder = source / str(repetition)
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        for arm in sorted(names, key=lambda name: (list(ARMS).index(name) if name in ARMS else len(ARMS), name)):
+            for views in VIEWS:
+                for place in (folder / arm / "scores" / views, folder / arm / views):
+                    if (place / "summary.json").is_file() and (place / "per_case.csv").is_file():
+                        yield arm, repetition, views, place
+
+
+def _record(meta: Mapping[str, Any], folder: Path, arm: str) -> dict[str, Any]:
+    """How an arm was trained; what the scores do not know is in the run folder, where that was kept."""
+    weights = Path(str(meta["ckpt"])).parent.name
+    # a floor lies in the folder of the method that uses it
+    places = (folder / arm / "run.json", folder / arm / weights / "run.json", folder / METHOD / weights / "run.json")
+    trained = next((json.loads(path.read_text(encoding="utf-8")) for path in places if path.is_file()), {})
+    trained = meta | meta["training"] | trained
+    keys = ("bundle", "overrides", "flavor", "max_iterations", "datalist", "command", "date")
+    return relative({key: trained.get(key) for key in keys}) | {
+        "seconds": training_seconds(folder, arm, weights),
+        "environment": {key: trained[key] for key in ("versions", "machine")},
+    }
+
+
+def training_seconds(folder: Path, arm: str, run: str) -> float | None:
+    """Time of the training loop as the last session that worked on it logged it; None where no log tells."""
+    found = None
+    for log in sorted(folder.glob("log-*.txt")):
+        mine = False
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines():
+            if begun := re.search(r", output (.+)$", line):
+                *_, above, name = ("", *Path(begun[1]).parts)
+                mine = name == run and (arm in (above, name) or arm == "floor")
+            elif mine and (took := re.search(r"training: iteration .* took (?:(\d+):(\d+):(\d+)|(\d+) s)$", line)):
+                hours, minutes, seconds, short = (int(text or 0) for text in took.groups())
+                found = float(3600 * hours + 60 * minutes + seconds + short)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------- numbers
+
+
+def scores(path: Path) -> Scores:
+    """Rows of one bed by arm, views and repetition."""
+    found: Scores = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            numbers = {key: float(row[key]) for key in NUMBERS}
+            place = found.setdefault(row["arm"], {}).setdefault(row["views"], {})
+            place.setdefault(int(row["repetition"]), []).append({**row, **numbers})
+    return found
+
+
+def summarized(found: Scores) -> dict[str, dict[str, dict[str, Any]]]:
+    """Arm -> views -> numbers of each repetition, their means, and the share of the gap."""
+    return {
+        arm: {
+            views: {**_numbers(repetitions), "closed": _closed(found, arm, views)} for views, repetitions in by.items()
+        }
+        for arm, by in found.items()
+    }
+
+
+def _numbers(repetitions: Mapping[int, list[dict[str, Any]]]) -> dict[str, Any]:
+    each = {}
+    for number, rows in repetitions.items():
+        dice = np.array(list(case_values(rows).values()))
+        failed = {row["case"] for row in rows if is_failed(row)}
+        each[number] = {
+            "cases": len(dice),
+            "dice": float(dice.mean()),
+            "sd": float(dice.std(ddof=1)) if len(dice) > 1 else None,
+            "median": float(np.median(dice)),
+            "min": float(dice.min()),
+            "failed": len(failed),
+            "hd95_voxel": float(np.mean(list(case_values(rows, "hd95_voxel").values()))),
+        }
+    mean = {key: float(np.mean([values[key] for values in each.values()])) for key in ("dice", "median", "hd95_voxel")}
+    return {"repetitions": each, "mean": mean, "failed": sum(v["failed"] for v in each.values()),
+            "cases": sum(v["cases"] for v in each.values()), "min": min(v["min"] for v in each.values())}  # fmt: skip
+
+
+def _closed(found: Scores, arm: str, views: str, floor: str = FLOOR) -> dict[str, Any] | None:
+    """Share of the gap over the repetitions that arm, floor and ceiling all have; None without one."""
+    trio = [found.get(name, {}).get(views, {}) for name in (arm, floor, CEILING)]
+    common = sorted(set(trio[0]) & set(trio[1]) & set(trio[2]))
+    if not common or arm == floor:
+        return None
+    closed = gap_closed(*([case_values(by[number]) for number in common] for by in trio))
+    return {"repetitions": common, **asdict(closed)}
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def _of(arms: Mapping[str, Any], arm: str) -> dict[str, Any] | None:
+    """An arm with the views that its bed deploys: mirrored ones where the preset allows them."""
+    views = VIEWS[1] if any(VIEWS[1] in by for by in arms.values()) else VIEWS[0]
+    return arms.get(arm, {}).get(views)
+
+
+def _bounds(closed: Mapping[str, Any], name: str, form: str) -> str:
+    bounds = [closed[f"{name}_{side}"] for side in ("low", "high")]
+    return f"[{', '.join('–' if value is None else format(100 * value, form) for value in bounds)}]"
+
+
+def _share(closed: Mapping[str, Any] | None) -> str:
+    if closed is None:
+        return "–"
+    if closed["share"] is None:
+        return f"no gap ({100 * closed['gap']:+.1f})"
+    return f"{100 * closed['share']:.0f} % {_bounds(closed, 'share', '.0f')}"
+
+
+def _points(closed: Mapping[str, Any] | None) -> str:
+    return "–" if closed is None else f"{100 * closed['gain']:+.1f} {_bounds(closed, 'gain', '+.1f')}"
+
+
+def _overview(summary: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
+    """One row per bed, and the mean of the shares."""
+    judged = (METHOD, "no_pool", "oracle")
+    head = ["bed", "repetitions, scans", "matched floor", "self-training", "ceiling", "closed by self-training",
+            "by no pool", "by the oracle"]  # fmt: skip
+    lines = ["Dice in percent, with mirrored views where the preset allows flips, over the repetitions that matched",
+             "floor, self-training and ceiling have; the share of the gap that arms close, with intervals.", "",
+             f"| {' | '.join(head)} |", "|---" * len(head) + "|"]  # fmt: skip
+    shares: dict[str, list[float]] = {arm: [] for arm in judged}
+    for bed, arms in summary.items():
+        closed = {arm: (_of(arms, arm) or {}).get("closed") for arm in judged}
+        for arm in judged:
+            if closed[arm] and closed[arm]["share"] is not None:
+                shares[arm].append(closed[arm]["share"])
+        cells = [titles[bed], *_levels(arms, closed[METHOD]), *(_share(closed[arm]) for arm in judged)]
+        lines.append(f"| {' | '.join(cells)} |")
+    means = [f"**{100 * np.mean(values):.0f} %** ({len(values)})" if values else "–" for values in shares.values()]
+    return [*lines, f"| mean over beds (their number) | | | | | {' | '.join(means)} |"]
+
+
+def _levels(arms: Mapping[str, Any], closed: Mapping[str, Any] | None) -> list[str]:
+    """Repetitions and scans, and the three levels on just these."""
+    if closed is None:
+        return ["–"] * 4
+    shown = [_of(arms, arm) for arm in (FLOOR, METHOD, CEILING)]
+    means = [np.mean([found["repetitions"][n]["dice"] for n in closed["repetitions"]]) for found in shown if found]
+    return [f"{closed['n_repetitions']}, {closed['n_cases']}", *(f"{100 * mean:.1f}" for mean in means)]
+
+
+def _table(arms: Mapping[str, Any]) -> list[str]:
+    """One row per arm."""
+    mirrored = any(VIEWS[1] in by for by in arms.values())
+    head = ["arm", "Dice (each repetition)", "median", "worst case", "failed cases", "gain over the matched floor",
+            "share of the gap"]  # fmt: skip
+    head += ["mirrored: Dice", "failed", "gain", "share of the gap"] if mirrored else []
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for arm in (name for name in ARMS if name in arms):
+        plain, other = (arms[arm].get(views) for views in VIEWS)
+        cells = [ARMS[arm]]
+        if plain:
+            each = ", ".join(f"{100 * values['dice']:.1f}" for values in plain["repetitions"].values())
+            cells += [f"**{100 * plain['mean']['dice']:.1f}** ({each})", f"{100 * plain['mean']['median']:.1f}",
+                      f"{100 * plain['min']:.0f}", f"{plain['failed']} of {plain['cases']}"]  # fmt: skip
+            cells += [_points(plain["closed"]), _share(None if arm == CEILING else plain["closed"])]
+        else:
+            cells += ["–"] * 6
+        if mirrored:
+            cells += [f"{100 * other['mean']['dice']:.1f}", str(other["failed"]), _points(other["closed"]),
+                      _share(None if arm == CEILING else other["closed"])] if other else ["–"] * 4  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _ablation(arms: Mapping[str, Any], found: Scores) -> list[str]:
+    """Other arms against self-training, on the repetitions that both have."""
+    others = [arm for arm in arms if arm not in ARMS]
+    if not others:
+        return []
+    head = [
+        "variant",
+        "repetitions",
+        "Dice",
+        "minus self-training",
+        "mirrored: Dice",
+        "minus self-training",
+        "failed cases",
+    ]
+    lines = ["", "Variants, each compared with self-training on the repetitions that both have, in points:", "",
+             f"| {' | '.join(head)} |", "|---" * len(head) + "|"]  # fmt: skip
+    for arm in others:
+        cells = [f"`{arm}`", str(max(len(values["repetitions"]) for values in arms[arm].values()))]
+        for views in VIEWS:
+            values = arms[arm].get(views)
+            cells.append(f"{100 * values['mean']['dice']:.1f}" if values else "–")
+            cells.append(_points(_closed(found, arm, views, floor=METHOD)))
+        shown = _of(arms, arm)
+        cells.append(f"{shown['failed']} of {shown['cases']}" if shown else "–")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _machines(path: Path) -> list[str]:
+    """Where it was trained, and how long that took."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    machines = []
+    for environment in record["environments"]:
+        machine, versions = environment["machine"], environment["versions"]
+        machines.append(f"{', '.join(machine['cuda_devices']) or machine['cpu']}, PyTorch {versions['torch']}, MONAI "
+                        f"{versions['monai']}")  # fmt: skip
+    seconds: dict[str, list[float]] = {}
+    for run in record["runs"]:
+        if run["seconds"] is not None and run["arm"] in ARMS:
+            seconds.setdefault(run["arm"], []).append(run["seconds"])
+    text = f"Machine: {enumerated(sorted(set(machines)))}."
+    if seconds:
+        means = ", ".join(f"{arm} {np.mean(values):.0f}" for arm, values in seconds.items())
+        text += f" Seconds of training as logged, several trainings at a time: {means}."
+    return [text]
+
+
+# ---------------------------------------------------------------------------------------------------------- picture
+
+
+def picture(summary: Mapping[str, Any], titles: Mapping[str, str], path: Path) -> None:
+    """One panel per bed: a dot per arm and repetition, and the gap as a bar behind them."""
+    columns = min(3, len(summary))
+    rows = -(-len(summary) // columns)
+    figure, panels = plt.subplots(
+        rows, columns, figsize=(4.2 * columns, 3.4 * rows), squeeze=False, layout="constrained"
+    )
+    for panel in panels.flat[len(summary) :]:
+        panel.axis("off")
+    for panel, (bed, arms) in zip(panels.flat, summary.items(), strict=False):
+        shown = {arm: found for arm in ARMS if (found := _of(arms, arm))}
+        if FLOOR in shown and CEILING in shown:
+            ends = [100 * shown[arm]["mean"]["dice"] for arm in (FLOOR, CEILING)]
+            panel.axhspan(*ends, color="0.9", zorder=0)
+        for place, (arm, found) in enumerate(shown.items()):
+            values = [100 * each["dice"] for each in found["repetitions"].values()]
+            color = "tab:red" if arm == METHOD else "tab:blue"
+            panel.scatter(np.linspace(-0.12, 0.12, len(values)) + place, values, s=22, color=color, zorder=2)
+            panel.hlines(np.mean(values), place - 0.3, place + 0.3, color=color, lw=1.5, zorder=1)
+        panel.set_xticks(range(len(shown)), [arm.replace("_", "\n") for arm in shown], fontsize=8)
+        panel.set_title(titles[bed], fontsize=10, loc="left")
+        panel.set_ylabel("Dice, %", fontsize=8)
+        panel.tick_params(axis="y", labelsize=8)
+        panel.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
