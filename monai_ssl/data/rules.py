@@ -260,7 +260,8 @@ def ignored_sentence(ignored: Mapping[str, tuple[int, int]]) -> str:
         return ""
     shares = sorted(100 * few / max(every, 1) for few, every in ignored.values())
     some, every = (sum(pair[k] for pair in ignored.values()) for k in (0, 1))
-    span = f" ({shares[0]:.2g} to {shares[-1]:.2g} %)" if len(shares) > 1 else ""
+    low, high = f"{shares[0]:.2g}", f"{shares[-1]:.2g}"
+    span = f" ({low} to {high} %)" if low != high else ""
     return f"ignored: {some:,} voxels of {plural(len(shares), 'label')}, {100 * some / every:.2g} % of theirs{span}"
 
 

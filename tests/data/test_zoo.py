@@ -122,6 +122,26 @@ def test_what_the_check_accepts_every_command_reads(tmp_path, name):
     assert b"SECRET" not in content(result)
 
 
+@pytest.mark.parametrize("name", [n for n in SOUND if ZOO[n].channels == 1 and not ZOO[n].approximate])
+def test_ignored_voxels_of_every_kind_of_label(tmp_path, name):
+    animal = ZOO[name]
+    (tmp_path / "images").mkdir()
+    entry = {"image": str(animal.write(tmp_path / "images")), "label": str(label_of(tmp_path / "labels", name))}
+    flat = name == "NIfTI slice as a volume"
+    content = preset_of(2 if flat else animal.voxels.ndim, 1).model_dump()
+    del content["labels"][3]
+    preset = load_preset(content | {"ignore_label": 3})
+    ignored: dict = {}
+    problems = verify(Datalist(training=[entry]), preset, sections=["training"], progress=False, ignored=ignored)
+    assert [str(problem) for problem in problems if problem.severity == "error"] == []
+    assert [pair[0] for pair in ignored.values()] == [n for n in [(animal.voxels == 3).sum()] if n]
+    expected = np.where(animal.voxels == 3, 255, animal.voxels)
+    trained = CaseDataset([entry], training_preprocessing(preset), num_workers=1)[0]["label"]
+    np.testing.assert_array_equal(trained.numpy()[0], expected)
+    validated = validation_preprocessing(preset)(dict(entry))["label"]
+    np.testing.assert_array_equal(np.asarray(validated)[0], expected)
+
+
 def content(file: Path) -> bytes:
     import gzip
 
