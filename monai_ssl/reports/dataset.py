@@ -148,10 +148,8 @@ def _unit(cases: Sequence[CaseStatistics]) -> str:
 
 
 def _range(values: Sequence[float], digits: int = 3) -> str:
-    low, middle, high = min(values), float(np.median(values)), max(values)
-    if low == high:
-        return f"{low:.{digits}g}"
-    return f"{low:.{digits}g} – {middle:.{digits}g} – {high:.{digits}g}"
+    texts = [f"{value:.{digits}g}" for value in (min(values), float(np.median(values)), max(values))]
+    return texts[0] if texts[0] == texts[-1] else " – ".join(texts)
 
 
 def _findings(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> list[str]:

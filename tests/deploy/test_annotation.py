@@ -9,7 +9,13 @@ import pytest
 from monai_ssl.data import Preset
 from monai_ssl.data.reading import read_label
 from monai_ssl.deploy.annotation.archive import LabelsOnly, is_label
-from monai_ssl.deploy.annotation.labels import class_values, is_automatic, usable_cases, with_class_values
+from monai_ssl.deploy.annotation.labels import (
+    class_values,
+    is_automatic,
+    stored_values,
+    usable_cases,
+    with_class_values,
+)
 from monai_ssl.deploy.annotation.requests import (
     RequestError,
     inference_request,
@@ -200,6 +206,30 @@ class TestNamesDecide:
         np.testing.assert_array_equal(found, affine)
         with pytest.raises(DataError, match="value 2 in the label belongs to no segment"):
             with_class_values(tmp_path / "a.nii.gz", {1: 2}, tmp_path / "new" / "a.nii.gz")
+
+    @pytest.mark.parametrize(
+        ("label_map", "ignore_label"), [({}, None), ({}, 255), ({}, -1), ({255: 1}, 7), ({1: 0, 2: 1, 3: 2}, 0)]
+    )
+    def test_what_is_written_means_the_same_when_it_is_read(self, tmp_path, label_map, ignore_label):
+        preset = Preset(name="heart", labels=PRESET.labels, patch_size=(16, 16, 16), label_map=label_map,
+                        ignore_label=ignore_label)  # fmt: skip
+        array = np.random.RandomState(0).randint(0, 4, (4, 5, 6)).astype(np.uint8)
+        names, classes = ["LV", "right ventricle"], [0, 2, 1, 0]
+        if ignore_label is not None:
+            names, classes = [*names, "Ignore"], [0, 2, 1, 255]
+        array[array >= len(names) + 1] = 0
+        nib.save(nib.Nifti1Image(array, np.eye(4)), tmp_path / "a.nii.gz")
+        values = stored_values(class_values(segments(*names), preset), preset)
+        file = with_class_values(tmp_path / "a.nii.gz", values, tmp_path / "new" / "a.nii.gz")
+        found = read_label(file, preset.label_map, preset.ignore_label)[0][0]
+        np.testing.assert_array_equal(found, np.array(classes)[array])
+
+    def test_ignored_segments_need_a_preset_that_ignores(self):
+        with pytest.raises(DataError, match="segment 'ignore' is no class of the model"):
+            class_values(segments("LV", "ignore"), PRESET)
+        preset = Preset(name="x", labels={0: "background", 1: "a"}, label_map={1: 0, 0: 0}, patch_size=(16, 16, 16))
+        with pytest.raises(DataError, match="class 1 has no value in label files by the preset's label_map"):
+            stored_values({1: 1}, preset)
 
     @pytest.mark.parametrize(
         ("info", "automatic"),

@@ -14,8 +14,12 @@ import numpy as np
 from monai_ssl.data import Preset
 from monai_ssl.data.datalist import Datalist
 from monai_ssl.errors import DataError, enumerated, one_line
+from monai_ssl.labels import IGNORE_LABEL
 
 logger = logging.getLogger(__name__)
+
+# name of a segment whose voxels are to be ignored
+IGNORED = "ignore"
 
 
 @dataclass
@@ -52,14 +56,16 @@ def class_values(info: Mapping[str, Any] | None, preset: Preset) -> dict[int, in
     """Value in a submitted label -> class of the preset, from the names of its segments.
 
     3D Slicer numbers segments by their place in its list and sends the names beside it: after a segment was deleted or
-    moved, the numbers are not those of the classes any more, the names still are.
+    moved, the numbers are not those of the classes any more, the names still are. Where the preset has an
+    ``ignore_label``, a segment may be called "ignore".
 
     Args:
         info: of the label; ``label_info`` is a list of ``{"name": ..., "idx": ...}``.
         preset: whose ``labels`` name the classes.
 
     Returns:
-        None where there are no names, so that the values are taken as they are.
+        None where there are no names, so that the values are taken as they are; of voxels to be ignored
+        :data:`~monai_ssl.labels.IGNORE_LABEL`.
 
     Raises:
         DataError: for a name that is no class, or two segments of one class.
@@ -78,6 +84,8 @@ def class_values(info: Mapping[str, Any] | None, preset: Preset) -> dict[int, in
     if not named:
         return None
     classes = {_plain(name): int(value) for value, name in preset.labels.items()}
+    if preset.ignore_label is not None:  # what an annotator calls a region that nobody should learn from
+        classes = {IGNORED: IGNORE_LABEL} | classes
     numbers = [segment.get("idx") for _, segment in named]
     known = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers)
     first = 1 if not known or 0 in numbers else 0  # places are counted from 0, values from 1
@@ -102,6 +110,33 @@ def _plain(name: Any) -> str:
     return re.sub(r"[\W_]+", " ", str(name)).strip().casefold()
 
 
+def stored_values(values: Mapping[int, int], preset: Preset) -> dict[int, int]:
+    """The same with the values that label files of a preset hold: what is written will be read by the preset's rules.
+
+    What no segment covers, 0, is background.
+
+    Args:
+        values: value -> class, or :data:`~monai_ssl.labels.IGNORE_LABEL`.
+        preset: whose ``label_map`` and ``ignore_label`` say what files hold.
+
+    Raises:
+        DataError: for a class that no value in a file stands for.
+
+    Example:
+        >>> preset = Preset(name="mine", labels={0: "background", 1: "RV"}, label_map={1: 0, 2: 1}, ignore_label=0,
+        ...                 patch_size=(16, 16, 16))
+        >>> stored_values({1: 1, 2: 255}, preset)
+        {0: 1, 1: 2, 2: 0}
+    """
+    files: dict[int, int] = {IGNORE_LABEL: preset.ignore_label} if preset.ignore_label is not None else {}
+    files |= {target: value for value, target in preset.label_map.items()}
+    files |= {c: c for c in preset.labels if c not in preset.label_map and c != preset.ignore_label}
+    values = {0: 0, **values}
+    if missing := [target for target in values.values() if target not in files]:
+        raise DataError(f"class {missing[0]} has no value in label files by the preset's label_map: correct it there")
+    return {value: files[target] for value, target in values.items()}
+
+
 def with_class_values(label: str | Path, values: Mapping[int, int], target: Path) -> Path:
     """The label with its values replaced; the file itself where nothing changes.
 
@@ -122,11 +157,13 @@ def with_class_values(label: str | Path, values: Mapping[int, int], target: Path
     found = [int(value) for value in np.unique(voxels) if value]
     if missing := [value for value in found if value not in values]:
         raise DataError(f"value {missing[0]} in the label belongs to no segment that was sent with it: submit it again")
-    if all(values[value] == value for value in found):
+    if all(values.get(value, 0) == value for value in [0, *found]):
         return Path(label)
-    table = np.zeros(max(found) + 1, dtype=np.uint8)
+    table = np.full(max(found) + 1, values.get(0, 0), dtype=np.int32)
     for value in found:
         table[value] = values[value]
+    if table.min() >= 0 and table.max() < 256:
+        table = table.astype(np.uint8)
     array = table[np.asarray(voxels[0]).astype(int)]
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(target) as temporary:
@@ -164,7 +201,10 @@ def usable_cases(
             continue
         try:
             values = class_values(info, preset)
-            file = label if values is None else str(with_class_values(label, values, folder / f"{name}.nii.gz"))
+            file = label
+            if values is not None:
+                written = stored_values(values, preset)
+                file = str(with_class_values(label, written, folder / f"{name}.nii.gz"))
         except DataError as error:
             cases.aside[name] = one_line(error, 300)
             continue
