@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from monai_ssl.runs.demo import demo
     from monai_ssl.runs.evaluation import evaluate, report
     from monai_ssl.runs.folder import Run
+    from monai_ssl.runs.self_training import self_train
     from monai_ssl.runs.train import train
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "predict",
     "prepare",
     "report",
+    "self_train",
     "split",
     "train",
 ]
@@ -58,6 +60,7 @@ _HOMES = {
     "predict": "monai_ssl.deploy.predict",
     "prepare": "monai_ssl.runs.datasets",
     "report": "monai_ssl.runs.evaluation",
+    "self_train": "monai_ssl.runs.self_training",
     "split": "monai_ssl.runs.datasets",
     "train": "monai_ssl.runs.train",
 }

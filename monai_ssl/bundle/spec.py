@@ -27,6 +27,7 @@ class _Fields(BaseModel):
     source: str = ""
     references: list[str] = []
     unlabeled: bool = True
+    pseudo_labels: bool = False
     network: dict[str, Any]
     method: dict[str, Any]
     literature: dict[str, dict[str, Any]] = Field(default={})
@@ -54,6 +55,7 @@ class BundleSpec:
         title, summary, description, source, references: who it is: heading; half a sentence for the table of methods;
             two lines for the metadata; "Author et al., where, when"; full references.
         unlabeled: whether the method looks at unlabeled images.
+        pseudo_labels: whether it learns label maps of the pool from a folder.
         literature: data set -> what the paper trains there, see :func:`monai_ssl.data.training_protocol`.
         blocks: key -> the lines of ``network``, ``method`` and ``literature``.
         page: heading -> text of ``method.md``; what comes before the first heading is ``Introduction``.
@@ -66,6 +68,7 @@ class BundleSpec:
     source: str
     references: list[str]
     unlabeled: bool
+    pseudo_labels: bool
     literature: Mapping[str, Mapping[str, Any]]
     blocks: Mapping[str, Block]
     page: Mapping[str, str]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from monai_ssl.runs.datasets import DataCheck, Split
     from monai_ssl.runs.evaluation import Evaluation
     from monai_ssl.runs.folder import Run
+    from monai_ssl.runs.self_training import SelfTraining
 
 Given = Mapping[str, Any]
 
@@ -149,6 +150,12 @@ def _show_train(run: Run, given: Given) -> None:
     print(f"weights: {run.model}\nnext: {PROGRAM} evaluate {shlex.quote(str(run.folder))} --section {section}")
 
 
+def _show_self_training(done: SelfTraining, given: Given) -> None:
+    if done.page is not None:
+        print(f"pseudo-labels: {done.page}")
+    _show_train(done.run, given)
+
+
 def _show_evaluation(result: Evaluation, given: Given) -> None:
     print("\n".join(result.lines()))
     print(f"report: {result.page}")
@@ -186,6 +193,12 @@ COMMANDS: dict[str, Command] = {
             "monai_ssl.runs.train:train",
             _show_train,
             example="train dtc SCANS --flavor practical --seed 1 --max_iterations 3000 --method#unsupervised_weight 0",
+        ),
+        Command(
+            "self-train",
+            "monai_ssl.runs.self_training:self_train",
+            _show_self_training,
+            example="self-train SCANS --dataset my_data.yaml --max_iterations 3000",
         ),
         Command("evaluate", "monai_ssl.runs.evaluation:evaluate", _show_evaluation, optional=("RUN",)),
         Command("predict", "monai_ssl.deploy.predict:predict", _show_predictions, optional=("RUN", "IMAGES")),

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from .preset import Preset, available_presets, dump_preset, load_preset
     from .protocol import training_protocol
+    from .pseudo_labels import pseudo_label_preprocessing, pseudo_labeled
     from .streams import CaseDataset, TwoStreamLoader, position_seed
 
 # public name -> the module that defines it
@@ -51,6 +52,8 @@ _HOMES = {
     "position_seed": "monai_ssl.data.streams",
     "postprocessing": "monai_ssl.data.pipelines",
     "preprocessing": "monai_ssl.data.pipelines",
+    "pseudo_label_preprocessing": "monai_ssl.data.pseudo_labels",
+    "pseudo_labeled": "monai_ssl.data.pseudo_labels",
     "random_transforms": "monai_ssl.data.pipelines",
     "saver": "monai_ssl.data.pipelines",
     "strong_transforms": "monai_ssl.data.pipelines",
@@ -61,8 +64,8 @@ _HOMES = {
 # configs name these by attribute: monai_ssl.data.cases.image_files
 _MODULES = (
     "cache", "cases", "content", "datalist", "footprint", "formats", "guard", "images", "loading", "mapped",
-    "monai_io", "pipelines", "placement", "pool", "preset", "protocol", "reading", "rules", "scan", "streams",
-    "writing",
+    "monai_io", "pipelines", "placement", "pool", "preset", "protocol", "pseudo_labels", "reading", "rules",
+    "scan", "streams", "writing",
 )  # fmt: skip
 
 __all__ = [
@@ -83,6 +86,8 @@ __all__ = [
     "position_seed",
     "postprocessing",
     "preprocessing",
+    "pseudo_label_preprocessing",
+    "pseudo_labeled",
     "random_transforms",
     "saver",
     "strong_transforms",

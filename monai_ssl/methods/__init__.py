@@ -3,6 +3,7 @@
 from .base import Batch, SemiSupervisedMethod, joint_images
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
 from .dual_task_consistency import DualTaskConsistency
+from .self_training import SelfTraining
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
 from .task_affinity_consistency import TaskAffinityConsistency
@@ -12,6 +13,7 @@ __all__ = [
     "Batch",
     "CorrelationAwareMutualLearning",
     "DualTaskConsistency",
+    "SelfTraining",
     "SemiSupervisedMethod",
     "SmoothnessSeparation",
     "Supervised",

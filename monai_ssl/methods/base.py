@@ -19,8 +19,9 @@ class Batch(TypedDict, total=False):
     Keys:
         image: ``(B, C_in, *spatial)`` float32, after the preset's random transforms. Of the unlabeled stream this is
             the *weak* view.
-        label: ``(B, 1, *spatial)`` int64, labeled stream only; a class index, or
-            :data:`monai_ssl.losses.IGNORE_LABEL` (255) where nobody knows the class.
+        label: ``(B, 1, *spatial)`` int64, a class index, or :data:`monai_ssl.losses.IGNORE_LABEL` (255) where nobody
+            knows the class. Of the labeled stream; of the unlabeled one only for methods with ``pseudo_labels``, and
+            then from the files that the user gave as pseudo-labels.
         index: ``(B,)`` int64, number of the case in its list: stable over the run.
         name: list of B case names, for messages.
         strong: ``(B, C_in, *spatial)`` float32, unlabeled stream only, where the method asks for it with
@@ -68,6 +69,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
         uses_unlabeled: False for a method that learns from labels only: unlabeled images are then neither read nor
             cached, and ``unlabeled`` is always None.
         strong_view: True asks the loader for ``unlabeled["strong"]``, see :class:`Batch`.
+        pseudo_labels: True for a method that learns pseudo-labels of the pool from files: ``unlabeled["label"]``.
         honors_ignore_label: True promises that voxels labeled :data:`monai_ssl.losses.IGNORE_LABEL` change no
             supervised term and no gradient, which all losses of :mod:`monai_ssl.losses` keep. Otherwise the trainer
             refuses a batch with such voxels instead of training on a class 255.
@@ -90,6 +92,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
 
     uses_unlabeled: ClassVar[bool] = True
     strong_view: bool = False
+    pseudo_labels: ClassVar[bool] = False
     honors_ignore_label: bool = False
     second_opinion_needs_state: ClassVar[bool] = False
 

@@ -111,7 +111,7 @@ def _page(title: str, datalist: Datalist, cases: Sequence[CaseStatistics], label
         if shown:
             total = sum(case.section == section for case in cases)
             caption = f"{NAMES[section]}: {len(shown)} of {total}" if len(shown) < total else NAMES[section]
-            pictures.append(Picture(_picture_figure(shown, labels), caption, f"pictures: {caption}"))
+            pictures.append(Picture(picture_figure(shown, labels), caption, f"pictures: {caption}"))
     return render_html(
         "dataset.html.j2",
         title=title,
@@ -353,7 +353,7 @@ def _class_figure(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) ->
     return figure
 
 
-def _picture_figure(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> Figure:
+def picture_figure(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> Figure:
     rows = -(-len(cases) // ROW)
     ratio = max(
         gray.shape[1] * aspect[1] / (gray.shape[0] * aspect[0])

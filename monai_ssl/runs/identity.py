@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # Ids of a config that may change from one start of a run to the next. Preset, cases and the weights of a warm start
 # count by their content; the precision, which `amp` and `layout` ask for, counts as it came out.
 PLACES = ("bundle_root", "dataset", "flavor", "flavour", "dataset_dir", "datalist", "cases", "output_dir",
-          "init")  # fmt: skip
+          "init", "pseudo_labels")  # fmt: skip
 LENGTH = ("max_iterations", "epochs", "epoch_length", "val_interval", "checkpoint_interval", "checkpoint_minutes")
 MACHINE = ("device", "local_rank", "num_workers", "amp", "layout", "resume", "run", "finalize")
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config")

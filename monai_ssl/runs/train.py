@@ -6,6 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ def train(
     cases = load_datalist(datalist, dataset_dir)
     cases.require("training")
     folder = Path(dataset_dir).expanduser().resolve()
-    run = Run(output or _default_folder(home.name, preset, folder, overrides.get("seed", 0)))
+    run = Run(output or default_folder(home.name, preset, folder, overrides.get("seed", 0)))
     settings: dict[str, Any] = {
         "dataset": literal(source) if isinstance(source, str) else source,
         "dataset_dir": literal(folder),
@@ -107,11 +108,14 @@ def train(
     console.info("%s: %s (%s), %s, output %s", home.name, preset.name, preset.flavor, counted(cases.counts()),
                  run.folder)  # fmt: skip
     known = merged_config(home, ["train.yaml"], overrides)
+    pseudo = _pseudo_labels(known, overrides)
+    if pseudo is not None:
+        overrides["pseudo_labels"] = literal(pseudo)
     budget = _cache_budget(known)
     # a scan is read once: the cache takes over what the check has read, as far as a quarter of its budget allows
     with run.locked(), handed_over(budget / 4) as memory:
         if check:
-            cases = verified(cases, preset, memory, pool=_reads_the_pool(known))
+            cases = verified(cases, preset, memory, pool=_reads_the_pool(known), pseudo_labels=pseudo)
         # what is loaded and checked is handed on, so that the configs need not load it again
         settings |= handed_on(known, preset=preset, cases=cases) | overrides
         if init is not None:
@@ -163,7 +167,13 @@ def american_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
-def verified(cases: Datalist, preset: Preset, memory: ScanMemory | None = None, pool: bool = True) -> Datalist:
+def verified(
+    cases: Datalist,
+    preset: Preset,
+    memory: ScanMemory | None = None,
+    pool: bool = True,
+    pseudo_labels: Path | None = None,
+) -> Datalist:
     """The cases, once every scan has been read and found fit; ``memory`` keeps what was read and training reads again.
 
     The test cases are checked, too: what is wrong with them (a class that no preset names, a label on another grid)
@@ -174,6 +184,7 @@ def verified(cases: Datalist, preset: Preset, memory: ScanMemory | None = None, 
         preset: what they must be.
         memory: keeps what was read.
         pool: whether the training reads unlabeled images.
+        pseudo_labels: folder of label maps of the pool; those of its images that have one are checked with it.
 
     Raises:
         DataError: when one is not; all errors are said before, a line each.
@@ -182,10 +193,15 @@ def verified(cases: Datalist, preset: Preset, memory: ScanMemory | None = None, 
     from monai_ssl.data.rules import ignored_sentence
 
     ignored: dict[str, tuple[int, int]] = {}
-    sections = ("training", *["unlabeled"] * pool, "validation", "testing")
+    sections = ("training", *["unlabeled"] * (pool and pseudo_labels is None), "validation", "testing")
     problems = verify(cases, preset, sections, memory=memory, ignored=ignored)
     if ignored:
         console.info("%s", ignored_sentence(ignored))
+    if pseudo_labels is not None:
+        from monai_ssl.data.pseudo_labels import pseudo_label_preset, pseudo_labeled
+
+        drawn = replace(cases, training=pseudo_labeled(cases.unlabeled, pseudo_labels), unlabeled=[])
+        problems += verify(drawn, pseudo_label_preset(preset), ("training",), memory=memory)
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
         if problem.severity == "warning":
@@ -207,12 +223,33 @@ def verified(cases: Datalist, preset: Preset, memory: ScanMemory | None = None, 
     return cases
 
 
-def _default_folder(bundle: str, preset: Preset, data: Path, seed: Any) -> Path:
+def default_folder(bundle: str, preset: Preset, data: Path, seed: Any) -> Path:
     """``runs/dtc-left_atrium-scans-seed0``: what tells trainings apart, the folder of the data among it."""
     from monai_ssl.data.preset import available_presets
 
     names = [name for name in (preset.name, data.name) if name in available_presets() or name == data.name]
     return Path("runs") / "-".join([bundle, *dict.fromkeys(names), f"seed{seed}"])
+
+
+def _pseudo_labels(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Path | None:
+    """The folder of label maps of the pool, for a method that learns from some.
+
+    Raises:
+        DataError: when such a method gets none.
+    """
+    given = overrides.get("pseudo_labels")
+    if "pseudo_labels" not in config or (isinstance(given, str) and given.startswith(("$", "@"))):
+        return None
+    if given is not None:
+        return Path(str(given)).expanduser().resolve()
+    method = config.get("method")
+    weight = method.get("unsupervised_weight") if isinstance(method, Mapping) else None
+    if weight == 0 or config.get("pseudo_labels") is not None:
+        return None
+    raise DataError(
+        f"pseudo_labels: the method learns label maps of the pool: `{PROGRAM} self-train` makes them and trains it, "
+        "--pseudo_labels DIR names yours; --method#unsupervised_weight 0 goes without, as its matched floor"
+    )
 
 
 def _reads_the_pool(config: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """Transforms that MONAI lacks."""
 
+from .batched import change_strongly, cutmix
 from .center_crop import CenterCropd, center_window
 from .image_grid import LabelsOnImageGridd, on_image_grid
 from .intensity import NormalizeNonzerod
@@ -24,6 +25,8 @@ __all__ = [
     "SignedDistanceMapd",
     "UntilKnown",
     "center_window",
+    "change_strongly",
+    "cutmix",
     "on_image_grid",
     "rotate_flip",
     "sample_patch",

@@ -18,7 +18,7 @@ from monai_ssl.bundle.library import bundles_root, copy_bundle
 from monai_ssl.data import load_preset
 from monai_ssl.errors import DataError
 from monai_ssl.runs import Run
-from monai_ssl.runs.train import _default_folder
+from monai_ssl.runs.train import default_folder
 
 TINY = {"dataset": "phantom", "max_iterations": 3, "epoch_length": 2, "val_interval": 9, "num_workers": 0, "amp": "off",
         "device": "cpu", "network_def#base_channels": 2, "check": False}  # fmt: skip
@@ -163,18 +163,18 @@ def test_the_lock_is_held_before_the_data_are_read_through_every_door(tiny_phant
 # ------------------------------------------------------------------------------------------------- names
 
 
-def test_the_default_folder_tells_data_sets_apart(tmp_path, tiny_phantom, monkeypatch):
+def test_thedefault_folder_tells_data_sets_apart(tmp_path, tiny_phantom, monkeypatch):
     own = load_preset({**load_preset("phantom").model_dump(), "name": "preset"})
-    assert str(_default_folder("dtc", own, Path("/a/liver"), 0)) == "runs/dtc-liver-seed0"
-    assert str(_default_folder("dtc", own, Path("/a/heart"), 3)) == "runs/dtc-heart-seed3"
-    assert str(_default_folder("dtc", load_preset("phantom"), Path("/a/heart"), 0)) == "runs/dtc-phantom-heart-seed0"
-    assert str(_default_folder("dtc", load_preset("phantom"), Path("/a/phantom"), 0)) == "runs/dtc-phantom-seed0"
+    assert str(default_folder("dtc", own, Path("/a/liver"), 0)) == "runs/dtc-liver-seed0"
+    assert str(default_folder("dtc", own, Path("/a/heart"), 3)) == "runs/dtc-heart-seed3"
+    assert str(default_folder("dtc", load_preset("phantom"), Path("/a/heart"), 0)) == "runs/dtc-phantom-heart-seed0"
+    assert str(default_folder("dtc", load_preset("phantom"), Path("/a/phantom"), 0)) == "runs/dtc-phantom-seed0"
 
 
-def test_a_default_folder_is_not_taken_from_other_data(first, tiny_phantom, tmp_path, monkeypatch):
+def test_adefault_folder_is_not_taken_from_other_data(first, tiny_phantom, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_phantom, tmp_path / "other" / tiny_phantom.name)
-    folder = tmp_path / _default_folder("supervised", load_preset("phantom"), tiny_phantom, 0)
+    folder = tmp_path / default_folder("supervised", load_preset("phantom"), tiny_phantom, 0)
     shutil.copytree(first.folder, folder)
     with pytest.raises(DataError, match=r"holds a run on .*; name a folder for this one with --output"):
         monai_ssl.train("supervised", tmp_path / "other" / tiny_phantom.name, **TINY)

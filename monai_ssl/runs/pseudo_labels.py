@@ -1,0 +1,293 @@
+"""Labels of the unlabeled pool, drawn by trained networks, with what speaks for each of them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+
+from monai_ssl.data.cases import case_names
+from monai_ssl.data.pipelines import plausible_flips, saver
+from monai_ssl.data.preset import Preset
+from monai_ssl.data.pseudo_labels import RELIABILITY
+from monai_ssl.data.reading import read_label
+from monai_ssl.engines.segment import VolumeSegmenter
+from monai_ssl.errors import DataError
+from monai_ssl.files import write_text
+from monai_ssl.labels import IGNORE_LABEL
+from monai_ssl.runs.folder import Run
+from monai_ssl.runs.predict import open_segmenter
+
+if TYPE_CHECKING:
+    from monai_ssl.data.cases import Entry
+
+console = logging.getLogger("monai_ssl.console")
+
+RECORD, ROWS = "pseudo_labels.json", "rows.jsonl"
+# a class counts as one piece where this share of its voxels hangs together in every labeled scan
+ONE_PIECE = 0.99
+COLUMNS = ("case", "reliability", "kept", "agreement", "confidence", "unsure")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How the pool is labeled.
+
+    Attributes:
+        tta: average over mirrored views.
+        sure: probability below which a voxel's class is left open (255), in [0, 1).
+        drop: share of the scans, those of the lowest reliability, that teach nothing, in [0, 1).
+        one_piece: classes of which only the largest component is kept.
+        always: classes that every labeled scan shows: a scan without one is not trusted.
+    """
+
+    tta: bool
+    sure: float = 0.0
+    drop: float = 0.1
+    one_piece: tuple[int, ...] = ()
+    always: tuple[int, ...] = ()
+
+
+def anatomy(entries: Sequence[Entry], preset: Preset) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """What the labeled scans tell of each class: those that are always one piece, and those that are always there.
+
+    Args:
+        entries: labeled cases.
+        preset: the data set.
+    """
+    shares: dict[int, list[float]] = {value: [] for value in range(1, preset.n_classes)}
+    for entry in entries:
+        label = read_label(entry["label"], preset.label_map)[0][0]
+        for value, found in shares.items():
+            mask = label == value
+            found.append(float(largest_component(mask).sum() / mask.sum()) if mask.any() else math.nan)
+    always = tuple(value for value, found in shares.items() if found and not any(map(math.isnan, found)))
+    one_piece = []
+    for value, found in shares.items():
+        present = [share for share in found if not math.isnan(share)]
+        if present and min(present) >= ONE_PIECE:
+            one_piece.append(value)
+    return tuple(one_piece), always
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest component of a mask, corners connected; an empty mask is returned as it is."""
+    parts, n = ndimage.label(mask, np.ones((3,) * mask.ndim))
+    if n < 2:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return parts == sizes.argmax()
+
+
+def draw(
+    runs: Sequence[Run], entries: Sequence[Entry], preset: Preset, folder: Path, rules: Rules, **overrides: Any
+) -> list[dict[str, str]]:
+    """Label every image; started again, it goes on with those that are missing.
+
+    Args:
+        runs: trained networks; the mean of their probabilities labels.
+        entries: the pool.
+        preset: of the runs.
+        folder: gets ``CASE_seg.nii.gz`` (a picture for a picture) and ``reliability.csv``. What other networks or rules
+            have left there is set aside.
+        rules: how.
+        **overrides: ids of the bundles' ``configs/inference.yaml``: device, amp.
+
+    Returns:
+        rows of ``reliability.csv``.
+    """
+    record = _record(runs, entries, rules)
+    stated = folder / RECORD
+    if folder.is_dir() and any(folder.iterdir()):
+        if not stated.is_file() or json.loads(stated.read_text(encoding="utf-8")) != record:
+            _set_aside(folder)
+        elif (folder / RELIABILITY).is_file():
+            return read_rows(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(stated, json.dumps(record, indent=1) + "\n")
+    done = {row["case"]: row for row in _lines(folder / ROWS)}
+    labelers = [_Labeler(run, rules.tta, overrides) for run in runs]
+    names = case_names(entries)
+    from tqdm import tqdm
+
+    write = saver("pred", "seg", str(folder))
+    for name, entry in tqdm(list(zip(names, entries, strict=True)), "label the pool", unit="case", disable=None):
+        if name in done:
+            continue
+        views = [view for labeler in labelers for view in labeler.views(entry["image"])]
+        label, row = _judged(views, rules, preset.n_classes)
+        write.saver.folder_layout = _Named(folder, name, entry)  # type: ignore[assignment]
+        write({"pred": label, "image": label})
+        done[name] = {"case": name, **row}
+        with open(folder / ROWS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(done[name]) + "\n")
+    rows = _kept([done[name] for name in names], rules.drop)
+    write_text(folder / RELIABILITY, _table(rows))
+    (folder / ROWS).unlink(missing_ok=True)
+    return read_rows(folder)
+
+
+def read_rows(folder: Path) -> list[dict[str, str]]:
+    """Rows of a folder's ``reliability.csv``."""
+    with open(folder / RELIABILITY, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+# ------------------------------------------------------------------------------------------------ views of one image
+
+
+class _Labeler:
+    """A trained network that tells what it sees in an image, and in its mirror images."""
+
+    def __init__(self, run: Run, tta: bool, overrides: Mapping[str, Any]) -> None:
+        from monai_ssl.bundle.overrides import literal
+        from monai_ssl.data.preset import load_preset
+
+        bundle, settings = run.settings(["inference.yaml"], overrides)
+        settings["ckpt"] = literal(run.weights())
+        self.segmenter: VolumeSegmenter = open_segmenter(bundle, settings)
+        self.network: nn.Module = self.segmenter.network
+        flips = plausible_flips(load_preset(run.preset)) if tta else []
+        self.axes: list[tuple[int, ...]] = [(), *flips]
+
+    def views(self, image: Any) -> Iterable[Tensor]:
+        """Class probabilities ``(n_classes, *spatial)`` on the image's grid, one per view."""
+        for axes in self.axes:
+            self.segmenter.network = _Flipped(self.network, axes)
+            try:
+                found = self.segmenter(image, probabilities=True).probabilities
+            finally:
+                self.segmenter.network = self.network
+            if found is None:
+                raise DataError(
+                    "self-train: the bundle's postprocessing gives no probabilities; it cannot label a pool"
+                )
+            yield found
+
+
+class _Flipped(nn.Module):
+    def __init__(self, network: nn.Module, axes: Sequence[int]) -> None:
+        super().__init__()
+        self.network, self.axes = network, tuple(axis + 2 for axis in axes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        if not self.axes:
+            return self.network(image)
+        return self.network(image.flip(self.axes)).flip(self.axes)
+
+
+def _judged(views: Sequence[Tensor], rules: Rules, n_classes: int) -> tuple[Tensor, dict[str, Any]]:
+    """The label map of the mean of the views, and a row about it."""
+    mean = torch.stack([torch.as_tensor(view) for view in views]).mean(0)
+    sure, label = mean.max(0)
+    drawn = label.numpy().astype(np.uint8)
+    for value in rules.one_piece:
+        mask = drawn == value
+        drawn[mask & ~largest_component(mask)] = 0
+    agreements, confidences = [], []
+    for value in range(1, n_classes):
+        mask = drawn == value
+        others = [np.asarray(torch.as_tensor(view).argmax(0) == value) for view in views]
+        if not mask.any():
+            if value in rules.always or any(other.any() for other in others):
+                agreements.append(0.0)
+                confidences.append(0.0)
+            continue
+        agreements.append(float(np.mean([2 * (mask & o).sum() / (mask.sum() + o.sum()) for o in others])))
+        p = mean[value].double().numpy()
+        confidences.append(float(2 * p[mask].sum() / (p.sum() + mask.sum())))
+    open_voxels = (sure < rules.sure).numpy()
+    row: dict[str, Any] = {
+        "agreement": float(np.mean(agreements)) if agreements and len(views) > 1 else None,
+        "confidence": float(np.mean(confidences)) if confidences else 1.0,
+        "unsure": float(open_voxels.mean()),
+        "voxels": [int((drawn == value).sum()) for value in range(n_classes)],
+    }
+    known = [value for value in (row["agreement"], row["confidence"]) if value is not None]
+    row["reliability"] = float(np.mean(known))
+    drawn[open_voxels] = IGNORE_LABEL
+    first: Any = views[0]
+    return first[:1].clone().copy_(torch.from_numpy(drawn)[None]), row
+
+
+class _Named:
+    """Where a case's label map goes: its name tells it, whatever folders its image lies in."""
+
+    def __init__(self, folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+        from monai_ssl.data.cases import image_files, result_suffix
+
+        self.file = folder / f"{name}_seg{result_suffix(Path(image_files(entry)[0]).name)}"
+
+    def filename(self, subject: Any = "", idx: Any = None, **kwargs: Any) -> str:
+        return str(self.file)
+
+
+# ------------------------------------------------------------------------------------------------------- the table
+
+
+def _kept(rows: Sequence[dict[str, Any]], drop: float) -> list[dict[str, Any]]:
+    """The rows with ``kept``: those that are not among the least reliable. A scan in which nothing is right, teaches
+    nothing either way."""
+    order = sorted(rows, key=lambda row: (row["reliability"], row["case"]))
+    dropped = {row["case"] for row in order[: math.floor(drop * len(rows))]}
+    dropped |= {row["case"] for row in rows if row["reliability"] == 0}
+    return [{**row, "kept": int(row["case"] not in dropped)} for row in rows]
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    n_classes = len(rows[0]["voxels"]) if rows else 0
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*COLUMNS, *(f"voxels_{value}" for value in range(n_classes))])
+    for row in rows:
+        cells = [row[key] for key in COLUMNS]
+        shown = ["" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else cell for cell in cells]
+        writer.writerow([*shown, *row["voxels"]])
+    return text.getvalue()
+
+
+def _set_aside(folder: Path) -> None:
+    k = 1
+    while (aside := folder.with_name(f"{folder.name}-previous-{k}")).exists():
+        k += 1
+    folder.rename(aside)
+    console.warning("%s: holds label maps of other networks or settings; moved to %s", folder, aside.name)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Whole lines; the last one may have been cut off by a kill."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
+
+
+def _record(runs: Sequence[Run], entries: Sequence[Entry], rules: Rules) -> dict[str, Any]:
+    """What decides the label maps."""
+    return {
+        "weights": [hashlib.sha256(run.weights().read_bytes()).hexdigest()[:16] for run in runs],
+        "cases": case_names(entries),
+        "tta": rules.tta,
+        "sure": rules.sure,
+        "drop": rules.drop,
+        "largest component of": list(rules.one_piece),
+        "always there": list(rules.always),
+    }

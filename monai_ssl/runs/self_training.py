@@ -1,0 +1,321 @@
+"""Self-training in rounds: a floor labels the pool, a new network learns from labels and pseudo-labels."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from monai_ssl.errors import PROGRAM, DataError, UsageError, enumerated, plural
+from monai_ssl.runs.folder import Run
+
+if TYPE_CHECKING:
+    from monai_ssl.data.datalist import Datalist
+    from monai_ssl.data.preset import Preset
+    from monai_ssl.reports.self_training import Labeling
+    from monai_ssl.runs.pseudo_labels import Rules
+
+console = logging.getLogger("monai_ssl.console")
+
+FLOOR, METHOD = "supervised", "self_training"
+SUMMARY, PAGE = "self_training.json", "report.html"
+# a class that has less than this share of its voxels in the labeled scans has all but vanished from the pool's labels
+VANISHING = 0.2
+
+
+@dataclass
+class SelfTraining:
+    """What self-training made.
+
+    Attributes:
+        folder: of everything.
+        floors: runs trained on labels only, which labeled the pool; empty where the pseudo-labels were given.
+        labels: folder of pseudo-labels of each round.
+        rounds: runs of each round.
+        alarms: sentences about classes that vanish.
+        page: the HTML page about the pseudo-labels; None where they were given.
+    """
+
+    folder: Path
+    floors: list[Run] = field(default_factory=list)
+    labels: list[Path] = field(default_factory=list)
+    rounds: list[Run] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
+    page: Path | None = None
+
+    @property
+    def run(self) -> Run:
+        """The run to use: the last one."""
+        return self.rounds[-1]
+
+
+def self_train(
+    dataset_dir: str | Path,
+    datalist: str | Path = "datalist.json",
+    dataset: str | Path | None = None,
+    output: str | Path | None = None,
+    rounds: int = 1,
+    networks: int = 1,
+    tta: bool | str = "auto",
+    drop: float = 0.1,
+    sure: float = 0.0,
+    largest_component: bool | str = "auto",
+    pseudo_labels: str | Path | None = None,
+    seed: int = 0,
+    check: bool = True,
+    **overrides: Any,
+) -> SelfTraining:
+    """Train on a few labeled scans and a pool without labels. Repeat the call to go on after an interruption.
+
+    Trains a network on the labels (the floor), lets it label the pool, judges each of these pseudo-labels, drops the
+    worst, and trains a new network on both. Every training is an ordinary run folder in `output`: floor, round-1, ...;
+    the last one is the result. Costs about two and a half supervised trainings.
+
+    Args:
+        dataset_dir: folder of the data.
+        datalist: JSON inside it (or a path); `monai-ssl split` writes one.
+        dataset: preset, or the path of your own YAML; default: left_atrium.
+        output: folder; default: runs/self-train-PRESET-FOLDER-seedSEED.
+        rounds: how often a new network learns from the labels of the one before.
+        networks: floors with different seeds, whose mean labels the pool; each costs one more training.
+        tta: the mean of mirrored views labels the pool; auto: where the preset allows flips.
+        drop: share of the pool, the scans with the least reliable labels, that teaches nothing.
+        sure: voxels whose class is less probable than this teach nothing; 0: all do.
+        largest_component: keep the largest component of each class in pseudo-labels; auto: of classes that are one
+            piece in every labeled scan.
+        pseudo_labels: folder of label maps of the pool by another tool, named CASE_seg.nii.gz or like the images; no
+            floor is trained then.
+        seed: of all trainings.
+        check: read all scans first and stop at bad data; False skips it.
+        **overrides: any id of configs/train.yaml of the bundle self_training: flavor, max_iterations, method#weight,
+            device, network_def#base_channels, ...; the floor gets those that it knows, too (of the method none).
+
+    Returns:
+        the runs and folders.
+
+    Raises:
+        DataError: for data that cannot be trained on, or an option out of its range.
+
+    Example:
+        >>> done = self_train("scans", dataset="my_data.yaml", max_iterations=3000)  # doctest: +SKIP
+        >>> done.run.model, done.page  # doctest: +SKIP
+    """
+    _check_options(rounds, networks, tta, drop, sure, largest_component)
+    from monai_ssl.bundle.library import find_bundle
+    from monai_ssl.bundle.overrides import check_overrides
+    from monai_ssl.data.loading import load_datalist
+    from monai_ssl.runs.train import american_overrides, train
+
+    overrides = american_overrides(overrides)
+    check_overrides(find_bundle(METHOD), ["train.yaml"], overrides)
+    cases = load_datalist(datalist, dataset_dir)
+    cases.require("training")
+    if not cases.unlabeled:
+        raise DataError(f"{cases.path}: there is no unlabeled image to learn from; train on labels: {PROGRAM} train "
+                        f"{FLOOR} {dataset_dir}")  # fmt: skip
+    preset = _preset(dataset, overrides)
+    flips = _flips(preset, tta)
+    folder = Path(output).expanduser().resolve() if output else _folder(preset, cases, seed)
+    shared = {"dataset_dir": dataset_dir, "datalist": datalist, "dataset": dataset, "check": check}
+    done, began = SelfTraining(folder), time.monotonic()
+    seconds: dict[str, float] = {}
+
+    def trained(bundle: str, name: str, number: int, given: Mapping[str, Any]) -> Run:
+        run = Run(folder / name)
+        if not _finished(run):
+            start = time.monotonic()
+            console.info("== %s: %s", name, run.folder)
+            train(bundle, output=run.folder, seed=number, **shared, **given)
+            seconds[name] = time.monotonic() - start
+            shared["check"] = False  # the scans have been read
+        return run
+
+    if pseudo_labels is None:
+        known = _floors_options(overrides)
+        for number in range(networks):
+            name = "floor" if networks == 1 else f"floor-{number + 1}"
+            done.floors.append(trained(FLOOR, name, seed + number, known))
+    teachers = done.floors
+    labelings: list[Labeling] = []
+    rules = None if pseudo_labels is not None and rounds == 1 else _rules(cases, preset, flips, drop, sure,
+                                                                          largest_component)  # fmt: skip
+    for number in range(1, rounds + 1):
+        if pseudo_labels is not None and number == 1:
+            place = Path(pseudo_labels).expanduser().resolve()
+        else:
+            place = folder / f"pseudo_labels-{number}"
+            assert rules is not None
+            start = time.monotonic()
+            rows = _labeled(teachers, cases, preset, place, rules, overrides)
+            seconds[place.name] = time.monotonic() - start
+            labelings.append(_tell(rows, cases, preset, place))
+            done.alarms = list(labelings[-1].alarms)
+        done.labels.append(place)
+        given = {**overrides, "pseudo_labels": place}
+        done.rounds.append(trained(METHOD, f"round-{number}", seed, given))
+        teachers = [done.rounds[-1]]
+    if labelings:
+        from monai_ssl.reports.self_training import report_self_training
+
+        title = f"Self-training: {cases.path.parent.name if cases.path else folder.name}"
+        done.page = report_self_training(folder / PAGE, title, preset.labels, labelings)
+    _write_summary(done, seconds, time.monotonic() - began)
+    return done
+
+
+# ---------------------------------------------------------------------------------------------------- options
+
+
+def _check_options(
+    rounds: int, networks: int, tta: bool | str, drop: float, sure: float, largest_component: bool | str
+) -> None:
+    for name, value, high in (("rounds", rounds, 10), ("networks", networks, 20)):
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
+            raise UsageError(f"--{name}: must be an integer from 1 to {high}, got {value!r}")
+    for name, share in (("drop", drop), ("sure", sure)):
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+            raise UsageError(f"--{name}: must be a share in [0, 1), got {share!r}")
+    for name, choice in (("tta", tta), ("largest_component", largest_component)):
+        if not isinstance(choice, bool) and choice != "auto":
+            raise UsageError(f"--{name}: must be true, false or auto, got {choice!r}")
+
+
+def _preset(dataset: str | Path | None, overrides: Mapping[str, Any]) -> Preset:
+    from monai_ssl.bundle.library import find_bundle, own_dataset
+    from monai_ssl.data.preset import load_preset
+
+    return load_preset(dataset if dataset is not None else own_dataset(find_bundle(METHOD)), overrides.get("flavor"))
+
+
+def _flips(preset: Preset, tta: bool | str) -> bool:
+    from monai_ssl.data.pipelines import plausible_flips
+
+    try:
+        return bool(plausible_flips(preset)) and tta is not False
+    except DataError:
+        if tta is True:
+            raise
+        return False
+
+
+def _folder(preset: Preset, cases: Datalist, seed: int) -> Path:
+    from monai_ssl.runs.train import default_folder
+
+    assert cases.dataset_dir is not None
+    return default_folder("self-train", preset, cases.dataset_dir, seed).resolve()
+
+
+def _floors_options(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What the floor's bundle knows of the options; those of the method are the rounds' own."""
+    from monai_ssl.bundle.library import find_bundle
+    from monai_ssl.bundle.overrides import merged_config, root_id
+
+    known = merged_config(find_bundle(FLOOR), ["train.yaml"])
+    return {key: value for key, value in overrides.items() if root_id(key) in known and root_id(key) != "method"}
+
+
+def _finished(run: Run) -> bool:
+    """Whether there is nothing left to do; whatever else is in the folder is `train`'s matter."""
+    return run.complete and run.model.is_file() and run.iteration == run.record.max_iterations
+
+
+def _rules(
+    cases: Datalist, preset: Preset, tta: bool, drop: float, sure: float, largest_component: bool | str
+) -> Rules:
+    from monai_ssl.runs.pseudo_labels import Rules, anatomy
+
+    one_piece, always = anatomy(cases.training, preset)
+    if largest_component is not True and largest_component != "auto":
+        one_piece = ()
+    elif largest_component is True:
+        one_piece = tuple(range(1, preset.n_classes))
+    return Rules(tta=tta, sure=sure, drop=drop, one_piece=one_piece, always=always)
+
+
+# ---------------------------------------------------------------------------------------------------- labels
+
+
+def _labeled(
+    teachers: Sequence[Run], cases: Datalist, preset: Preset, place: Path, rules: Rules, overrides: Mapping[str, Any]
+) -> list[dict[str, str]]:
+    from monai_ssl.runs.pseudo_labels import draw
+
+    given = {key: overrides[key] for key in ("device", "amp") if key in overrides}
+    console.info("== %s: labels of the pool (%s)", place.name, plural(len(cases.unlabeled), "scan"))
+    return draw(teachers, cases.unlabeled, preset, place, rules, **given)
+
+
+def _tell(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset, place: Path) -> Labeling:
+    """Say what the labels are worth; returns what the page shows of them."""
+    kept = [row for row in rows if row["kept"] == "1"]
+    values = sorted(float(row["reliability"]) for row in rows)
+    console.info("   reliability %.2f (median), %.2f (worst); %d of %d scans are kept; %s", values[len(values) // 2],
+                 values[0], len(kept), len(rows), place / "reliability.csv")  # fmt: skip
+    if not kept:
+        raise DataError(f"{place}: no scan of the pool has a label map to learn from; annotate more scans, or look at "
+                        "the floor: does it find anything?")  # fmt: skip
+    shares = class_shares(rows, cases, preset)
+    found = alarms(rows, shares, preset)
+    for alarm in found:
+        console.warning("warning: %s", alarm)
+    from monai_ssl.data.cases import case_names, prediction_files
+    from monai_ssl.reports.self_training import Labeling
+
+    files = zip(case_names(cases.unlabeled), cases.unlabeled, prediction_files(place, cases.unlabeled), strict=True)
+    entries = {name: {"image": entry["image"], "label": str(drawn[0])} for name, entry, drawn in files if drawn}
+    return Labeling(place.name.replace("pseudo_labels-", "round "), rows, entries, shares, found)
+
+
+def class_shares(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset) -> dict[int, tuple[float, float]]:
+    """Class -> its share of the voxels in the labeled scans, and in the kept pseudo-labels."""
+    import numpy as np
+
+    from monai_ssl.data.reading import read_label
+
+    counts = np.zeros(preset.n_classes)
+    for entry in cases.training:
+        label = read_label(entry["label"], preset.label_map)[0]
+        counts += [np.count_nonzero(label == value) for value in range(preset.n_classes)]
+    kept = [row for row in rows if row["kept"] == "1"]
+    drawn = np.array([[float(row[f"voxels_{value}"]) for value in range(preset.n_classes)] for row in kept]).sum(0)
+    return {v: (float(counts[v] / counts.sum()), float(drawn[v] / drawn.sum())) for v in range(1, preset.n_classes)}
+
+
+def alarms(rows: Sequence[Mapping[str, str]], shares: Mapping[int, tuple[float, float]], preset: Preset) -> list[str]:
+    """Sentences about classes that the pseudo-labels lack."""
+    kept = [row for row in rows if row["kept"] == "1"]
+    found = []
+    for value, (labeled, drawn) in shares.items():
+        missing = [row["case"] for row in kept if row[f"voxels_{value}"] == "0"]
+        if labeled > 0 and drawn < VANISHING * labeled:
+            found.append(
+                f"class {value} ({preset.labels[value]}) vanishes from the pseudo-labels: {100 * drawn:.2g} % of their "
+                f"voxels, {100 * labeled:.2g} % of the labels'; the new network will lose it. Label scans that show it"
+            )
+        elif len(missing) > len(kept) / 2:
+            found.append(
+                f"class {value} ({preset.labels[value]}) is missing in {len(missing)} of {len(kept)} pseudo-labels "
+                f"({enumerated(missing)})"
+            )
+    return found
+
+
+def _write_summary(done: SelfTraining, seconds: Mapping[str, float], total: float) -> None:
+    from monai_ssl.files import write_text
+    from monai_ssl.metrics import environment
+
+    path = done.folder / SUMMARY
+    former = json.loads(path.read_text(encoding="utf-8")).get("seconds", {}) if path.is_file() else {}
+    content = {
+        "floors": [run.folder.name for run in done.floors],
+        "pseudo_labels": [str(p.name if p.parent == done.folder else p) for p in done.labels],
+        "rounds": [run.folder.name for run in done.rounds],
+        "alarms": done.alarms,
+        "seconds": former | {key: round(value, 1) for key, value in seconds.items() if value >= 0.05},
+        **environment(),
+    }
+    write_text(path, json.dumps(content, indent=1) + "\n")
