@@ -82,8 +82,8 @@ def _findings(
     found = [f"{len(kept)} of {len(rows)} pseudo-labels are kept. Reliability: median {values[len(values) // 2]:.2f}, "
              f"lowest {values[0]:.2f}, highest {values[-1]:.2f}."]  # fmt: skip
     if dropped:
-        found.append(f"Dropped, as least reliable: {enumerated([row['case'] for row in dropped])}. These are the scans of "
-                     "which the network is least sure: annotating them teaches most.")  # fmt: skip
+        found.append(f"Dropped, as least reliable: {enumerated([row['case'] for row in dropped])}. Of these scans the "
+                     "network is least sure: annotating them teaches most.")  # fmt: skip
     open_share = sum(float(row["unsure"]) for row in kept) / max(len(kept), 1)
     if open_share > 0:
         found.append(f"{100 * open_share:.1f} % of the voxels of the kept scans are left open and teach nothing.")

@@ -119,6 +119,9 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     write_text(stated, json.dumps(record, indent=1) + "\n")
     done = {row["case"]: row for row in _lines(folder / ROWS)}
+    write_text(
+        folder / ROWS, "".join(json.dumps(row) + "\n" for row in done.values())
+    )  # without a line that a kill cut
     labelers = [_Labeler(run, rules.tta, overrides) for run in runs]
     names = case_names(entries)
     from tqdm import tqdm

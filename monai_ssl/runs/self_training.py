@@ -25,6 +25,8 @@ FLOOR, METHOD = "supervised", "self_training"
 SUMMARY, PAGE = "self_training.json", "report.html"
 # a class that has less than this share of its voxels in the labeled scans has all but vanished from the pool's labels
 VANISHING = 0.2
+# and with more than this many times its share, it covers what it is not
+GROWING = 3.0
 
 
 @dataclass
@@ -120,18 +122,20 @@ def self_train(
     preset = _preset(dataset, overrides)
     flips = _flips(preset, tta)
     folder = Path(output).expanduser().resolve() if output else _folder(preset, cases, seed)
-    shared = {"dataset_dir": dataset_dir, "datalist": datalist, "dataset": dataset, "check": check}
+    shared: dict[str, Any] = {"dataset_dir": dataset_dir, "datalist": datalist, "dataset": dataset, "check": check}
     done, began = SelfTraining(folder), time.monotonic()
     seconds: dict[str, float] = {}
 
     def trained(bundle: str, name: str, number: int, given: Mapping[str, Any]) -> Run:
-        run = Run(folder / name)
-        if not _finished(run):
-            start = time.monotonic()
-            console.info("== %s: %s", name, run.folder)
-            train(bundle, output=run.folder, seed=number, **shared, **given)
+        run, start = Run(folder / name), time.monotonic()
+        done_before = _finished(run)
+        console.info("== %s: %s%s", name, run.folder, ", complete" if done_before else "")
+        # also a complete one: it knows whether it was trained with these settings, data and pseudo-labels
+        train(
+            bundle, output=run.folder, seed=number, **{**shared, **given, "check": shared["check"] and not done_before}
+        )
+        if not done_before:
             seconds[name] = time.monotonic() - start
-            shared["check"] = False  # the scans have been read
         return run
 
     if pseudo_labels is None:
@@ -295,6 +299,12 @@ def alarms(rows: Sequence[Mapping[str, str]], shares: Mapping[int, tuple[float, 
             found.append(
                 f"class {value} ({preset.labels[value]}) vanishes from the pseudo-labels: {100 * drawn:.2g} % of their "
                 f"voxels, {100 * labeled:.2g} % of the labels'; the new network will lose it. Label scans that show it"
+            )
+        elif labeled > 0 and drawn > GROWING * labeled:
+            found.append(
+                f"class {value} ({preset.labels[value]}) takes {drawn / labeled:.2g} times its share in the "
+                f"pseudo-labels: {100 * drawn:.2g} % of their voxels, {100 * labeled:.2g} % of the labels'; look at "
+                "the pictures, and train the floor longer"
             )
         elif len(missing) > len(kept) / 2:
             found.append(

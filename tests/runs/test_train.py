@@ -43,7 +43,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_another_learning_rate_is_another_run(run, tiny_phantom, caplog):
     before = files(run.folder)
     monai_ssl.train("supervised", tiny_phantom, output=run.folder, **TINY, learning_rate=0.5)
-    assert "belongs to another run: learning_rate: 0.01 -> 0.5. This one starts from the beginning" in caplog.text
+    assert "belongs to another run: learning_rate: 0.002 -> 0.5. This one starts from the beginning" in caplog.text
     assert files(run.folder / "previous-1").items() <= before.items()
     assert run.record.overrides["learning_rate"] == 0.5
     assert "0.5" in run.record.command

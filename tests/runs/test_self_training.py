@@ -1,0 +1,365 @@
+"""Self-training: from a few labels and a pool to a run; and what it says of the labels that it draws."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import monai_ssl
+from monai_ssl.data import load_datalist, load_preset
+from monai_ssl.data import reading as reading_module
+from monai_ssl.errors import DataError, UsageError
+from monai_ssl.runs import pseudo_labels
+from monai_ssl.runs.pseudo_labels import Rules, _judged, anatomy, largest_component
+from monai_ssl.runs.self_training import alarms
+
+TINY = {"dataset": "phantom", "max_iterations": 3, "epoch_length": 2, "val_interval": 9, "num_workers": 0, "amp": "off",
+        "device": "cpu", "network_def#base_channels": 2}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A phantom whose pool has true labels, in a folder apart."""
+    from monai_ssl.curation.phantom.dataset import write_phantom
+
+    folder = tmp_path_factory.mktemp("scans")
+    write_phantom(folder, n_labeled=2, n_unlabeled=4, n_validation=1, n_testing=0, spacing=5.0, progress=False,
+                  reference_labels=True)  # fmt: skip
+    everything = json.loads((folder / "datalist_all_labels.json").read_text())["training"]
+    oracle = tmp_path_factory.mktemp("oracle")
+    for entry in everything:
+        if "unlabeled" in entry["image"]:
+            shutil.copy(folder / entry["label"], oracle / Path(entry["image"]).name)
+            (folder / entry["label"]).unlink()  # nobody can read them by accident
+    return SimpleNamespace(scans=folder, oracle=oracle)
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory):
+    return monai_ssl.self_train(data.scans, output=tmp_path_factory.mktemp("done") / "out", **TINY)
+
+
+def table(folder):
+    with open(folder / "reliability.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Weights, label maps and tables: what must not depend on interruptions."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.name in ("model.pt", "reliability.csv", "pseudo_labels.json") or path.name.endswith("_seg.nii.gz")
+    }
+
+
+class TestOneRound:
+    def test_runs_are_ordinary(self, done):
+        assert [run.folder.name for run in (*done.floors, *done.rounds)] == ["floor", "round-1"]
+        assert done.run.complete
+        assert done.run.record.bundle == "self_training"
+        assert done.floors[0].record.bundle == "supervised"
+        with open(done.run.folder / "training.csv") as file:
+            assert all(float(row["pseudo"]) > 0 for row in csv.DictReader(file))
+        assert 0 <= monai_ssl.evaluate(done.run, "validation").dice["validation_0000"] <= 1
+
+    def test_every_scan_of_the_pool_has_a_label_map_on_its_grid(self, data, done):
+        cases = load_datalist("datalist.json", data.scans)
+        rows = table(done.labels[0])
+        assert [row["case"] for row in rows] == [f"unlabeled_000{i}" for i in range(4)]
+        for entry, row in zip(cases.unlabeled, rows, strict=True):
+            image, drawn = nib.load(entry["image"]), nib.load(done.labels[0] / f"{row['case']}_seg.nii.gz")
+            assert drawn.shape == image.shape
+            np.testing.assert_allclose(drawn.affine, image.affine)
+            values = np.asarray(drawn.dataobj)
+            assert int(row["voxels_1"]) == (values == 1).sum()
+            assert int(row["voxels_0"]) + int(row["voxels_1"]) == values.size
+            for key in ("reliability", "agreement", "confidence"):
+                assert 0 <= float(row[key]) <= 1
+
+    def test_dropped_scans_do_not_teach(self, data, tmp_path):
+        found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, drop=0.5)
+        rows = sorted(table(found.labels[0]), key=lambda row: float(row["reliability"]))
+        assert [row["kept"] for row in rows] == ["0", "0", "1", "1"]
+        state = torch.load(found.run.checkpoint, weights_only=True)["identity"]
+        assert len(state["unlabeled cases"]) == 2
+
+    def test_the_page_and_the_summary(self, done):
+        text = done.page.read_text()
+        assert "4 of 4 pseudo-labels are kept" in text
+        assert "unlabeled_0003" in text
+        summary = json.loads((done.folder / "self_training.json").read_text())
+        assert summary["rounds"] == ["round-1"]
+        assert set(summary["seconds"]) == {"floor", "pseudo_labels-1", "round-1"}
+
+    def test_again_does_nothing(self, data, done):
+        before = content(done.folder)
+        again = monai_ssl.self_train(data.scans, output=done.folder, **TINY)
+        assert content(done.folder) == before
+        assert again.run.folder == done.run.folder
+
+    def test_no_label_of_the_pool_is_opened(self, data, tmp_path, monkeypatch):
+        """Label files of unlabeled cases lie beside the images in many data sets."""
+        scans = tmp_path / "scans"
+        shutil.copytree(data.scans, scans)
+        for path in data.oracle.iterdir():
+            shutil.copy(path, scans / "labels" / path.name)
+        opened = []
+        original = reading_module.read_scan
+        monkeypatch.setattr(reading_module, "read_scan", lambda path, *a, **k: (opened.append(str(path)),
+                                                                               original(path, *a, **k))[1])  # fmt: skip
+        monai_ssl.self_train(scans, output=tmp_path / "out", **TINY)
+        assert opened
+        assert not [path for path in opened if "/labels/unlabeled" in path]
+
+
+def test_two_rounds_and_two_networks(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "anatomy", lambda *_: ((), ()))  # networks of three steps may draw nothing
+    found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, rounds=2, networks=2, seed=5)
+    assert [run.folder.name for run in found.floors] == ["floor-1", "floor-2"]
+    assert [run.record.overrides["seed"] for run in found.floors] == [5, 6]
+    assert [run.folder.name for run in found.rounds] == ["round-1", "round-2"]
+    records = [json.loads((place / "pseudo_labels.json").read_text()) for place in found.labels]
+    assert [len(record["weights"]) for record in records] == [2, 1]
+
+
+def test_settings_of_another_labeler_set_its_labels_aside(data, done, tmp_path, caplog):
+    shutil.copytree(done.folder, tmp_path / "out")
+    found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, drop=0.5)
+    assert (tmp_path / "out" / "pseudo_labels-1-previous-1" / "reliability.csv").is_file()
+    assert "moved to pseudo_labels-1-previous-1" in caplog.text
+    assert "unlabeled cases: " in caplog.text  # the round's former run is set aside, too
+    assert (found.run.folder / "previous-1" / "model.pt").is_file()
+
+
+# ------------------------------------------------------------------------------------------------ labels of others
+
+
+def test_label_maps_of_another_tool(data, tmp_path):
+    found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, pseudo_labels=data.oracle)
+    assert found.floors == []
+    assert found.page is None
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["round-1", "self_training.json"]
+    direct = monai_ssl.train("self_training", data.scans, output=tmp_path / "direct", pseudo_labels=data.oracle, **TINY)
+    weights = [torch.load(run.model, weights_only=True) for run in (found.run, direct)]
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize("fault", ["grid", "class", "none"])
+def test_label_maps_are_checked_before_the_training(data, tmp_path, fault, caplog):
+    place = tmp_path / "labels"
+    shutil.copytree(data.oracle, place)
+    first = place / "unlabeled_0000.nii.gz"
+    volume = nib.load(first)
+    values = np.asarray(volume.dataobj).copy()
+    if fault == "grid":
+        values = values[:-1]
+    elif fault == "class":
+        values[0, 0, 0] = 7
+    else:
+        for path in place.iterdir():
+            path.unlink()
+    if fault != "none":
+        nib.save(nib.Nifti1Image(values, volume.affine), first)
+    with pytest.raises(DataError, match="pseudo_labels: " if fault == "none" else "data: 1 error, nothing was trained"):
+        monai_ssl.train("self_training", data.scans, output=tmp_path / "run", pseudo_labels=place, **TINY)
+    if fault != "none":
+        assert "unlabeled_0000" in caplog.text
+    assert not (tmp_path / "run" / "model.pt").exists()
+
+
+def test_a_method_that_wants_pseudo_labels_says_so(data, tmp_path):
+    with pytest.raises(DataError, match=r"^pseudo_labels: the method learns label maps of the pool: .*self-train"):
+        monai_ssl.train("self_training", data.scans, output=tmp_path / "run", **TINY)
+    floor = {**TINY, "method#unsupervised_weight": 0}
+    assert monai_ssl.train("self_training", data.scans, output=tmp_path / "floor", **floor).complete
+
+
+def test_changed_label_maps_are_another_run(data, tmp_path, caplog):
+    place = tmp_path / "labels"
+    shutil.copytree(data.oracle, place)
+    given = {**TINY, "output": tmp_path / "run", "pseudo_labels": place}
+    monai_ssl.train("self_training", data.scans, **given)
+    moved = place.rename(tmp_path / "elsewhere")  # the same label maps in another place are the same
+    monai_ssl.train("self_training", data.scans, **{**given, "pseudo_labels": moved})
+    assert "belongs to another run" not in caplog.text
+    volume = nib.load(moved / "unlabeled_0001.nii.gz")
+    nib.save(nib.Nifti1Image(1 - np.asarray(volume.dataobj), volume.affine), moved / "unlabeled_0001.nii.gz")
+    monai_ssl.train("self_training", data.scans, **{**given, "pseudo_labels": moved})
+    assert "the label of unlabeled_0001 has changed" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------ options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": 0}, "--rounds: must be an integer from 1 to 10, got 0"),
+        ({"networks": 1.5}, "--networks: must be an integer from 1 to 20, got 1.5"),
+        ({"drop": 1}, r"--drop: must be a share in \[0, 1\), got 1"),
+        ({"sure": -0.1}, r"--sure: must be a share in \[0, 1\), got -0.1"),
+        ({"tta": "yes"}, "--tta: must be true, false or auto, got 'yes'"),
+        ({"largest_component": 1}, "--largest_component: must be true, false or auto, got 1"),
+        ({"method#weigth": 1}, "method#weigth: .*did you mean weight"),
+        ({"max_iteration": 1}, "max_iteration: no such id.*did you mean max_iterations"),
+    ],
+)
+def test_options(data, tmp_path, options, message):
+    with pytest.raises((UsageError, DataError), match=message):
+        monai_ssl.self_train(data.scans, output=tmp_path / "out", **{**TINY, **options})
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_pool(data, tmp_path):
+    lists = json.loads((data.scans / "datalist.json").read_text())
+    (tmp_path / "labels_only.json").write_text(json.dumps({**lists, "unlabeled": []}))
+    with pytest.raises(DataError, match="there is no unlabeled image to learn from; train on labels"):
+        monai_ssl.self_train(data.scans, tmp_path / "labels_only.json", output=tmp_path / "out", **TINY)
+
+
+def test_flips_that_the_anatomy_forbids(data, tmp_path):
+    preset = load_preset("hippocampus")
+    from monai_ssl.runs.self_training import _flips
+
+    assert _flips(load_preset("phantom"), "auto")
+    assert not _flips(load_preset("phantom"), False)
+    assert not _flips(preset, "auto")
+    with pytest.raises(DataError, match="allows no mirroring"):
+        _flips(preset, True)
+
+
+# ------------------------------------------------------------------------------------------------ what labels are worth
+
+
+def one_hot(*maps):
+    """Certain views of two classes."""
+    return [torch.nn.functional.one_hot(torch.tensor(m), 2).movedim(-1, 0).float() for m in maps]
+
+
+def test_reliability_of_views_by_hand():
+    a, b = [[1, 1, 1, 0]], [[1, 0, 0, 0]]
+    label, row = _judged(one_hot(a, a, b), Rules(tta=True), 2)
+    assert label.tolist() == [[[1, 1, 1, 0]]]  # the mean: 1, 2/3, 2/3, 0
+    assert row["agreement"] == pytest.approx((1 + 1 + 2 * 1 / 4) / 3)
+    p = 1 + 2 / 3 + 2 / 3
+    assert row["confidence"] == pytest.approx(2 * p / (p + 3))
+    assert row["reliability"] == pytest.approx((row["agreement"] + row["confidence"]) / 2)
+    assert row["voxels"] == [1, 3]
+
+
+def test_one_view_has_no_agreement():
+    _, row = _judged(one_hot([[1, 0]]), Rules(tta=False), 2)
+    assert row["agreement"] is None
+    assert row["reliability"] == row["confidence"] == 1
+
+
+def test_unsure_voxels_are_left_open():
+    p = torch.tensor([[[0.45, 0.1, 0.9]], [[0.55, 0.9, 0.1]]])
+    label, row = _judged([p], Rules(tta=False, sure=0.6), 2)
+    assert label.tolist() == [[[255, 1, 0]]]
+    assert row["unsure"] == pytest.approx(1 / 3)
+
+
+def test_largest_component_of_the_classes_that_are_one_piece():
+    drawn = [[1, 1, 0, 1]]
+    label, _ = _judged(one_hot(drawn), Rules(tta=False, one_piece=(1,)), 2)
+    assert label.tolist() == [[[1, 1, 0, 0]]]
+    label, _ = _judged(one_hot(drawn), Rules(tta=False), 2)
+    assert label.tolist() == [[[1, 1, 0, 1]]]
+    mask = np.eye(3, dtype=bool)  # corners connect
+    assert largest_component(mask).sum() == 3
+
+
+@pytest.mark.parametrize(("always", "expected"), [((1,), 0.0), ((), 1.0)])
+def test_a_scan_without_what_every_scan_shows_is_not_trusted(always, expected):
+    _, row = _judged(one_hot([[0, 0]], [[0, 0]]), Rules(tta=False, always=always), 2)
+    assert row["reliability"] == expected
+
+
+def test_anatomy_is_read_from_the_labels(tmp_path):
+    preset = load_preset("hippocampus")
+    whole, split_up = np.zeros((2, 12, 12, 12), np.uint8)
+    whole[2:6, 2:6, 2:6], whole[7:10, 2:6, 2:6] = 1, 2
+    split_up[2:6, 2:6, 2:6] = 1
+    split_up[7:9, 2:4, 2:4] = split_up[7:9, 8:10, 8:10] = 2
+    entries = []
+    for name, values in (("a", whole), ("b", split_up)):
+        nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / f"{name}.nii.gz")
+        entries.append({"image": "", "label": str(tmp_path / f"{name}.nii.gz")})
+    assert anatomy(entries, preset) == ((1,), (1, 2))
+    assert anatomy(entries[:1], preset) == ((1, 2), (1, 2))
+    split_up[split_up == 1] = 0
+    nib.save(nib.Nifti1Image(split_up, np.eye(4)), tmp_path / "b.nii.gz")
+    assert anatomy(entries, preset) == ((1,), (2,))
+
+
+def test_alarms():
+    preset = load_preset("hippocampus")
+    rows = [{"case": f"c{i}", "kept": "1", "voxels_0": "90", "voxels_1": "9", "voxels_2": "0" if i < 3 else "1"}
+            for i in range(4)]  # fmt: skip
+    found = alarms(rows, {1: (0.1, 0.09), 2: (0.1, 0.0025)}, preset)
+    assert len(found) == 1
+    assert found[0].startswith("class 2 (posterior hippocampus) vanishes from the pseudo-labels: 0.25 %")
+    found = alarms(rows, {1: (0.1, 0.5), 2: (0.003, 0.0025)}, preset)
+    assert found[0].startswith("class 1 (anterior hippocampus) takes 5 times its share")
+    assert found[1].startswith("class 2 (posterior hippocampus) is missing in 3 of 4 pseudo-labels (c0, c1, c2")
+
+
+# ------------------------------------------------------------------------------------------------ interruptions
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(data, done, tmp_path):
+    """kill -9 again and again, at moments that wander through floor, labels and round; then to the end: equal bits."""
+    options = [f"--{key}={value}" for key, value in TINY.items()]
+    words = [
+        sys.executable,
+        "-m",
+        "monai_ssl",
+        "self-train",
+        str(data.scans),
+        "--output",
+        str(tmp_path / "out"),
+        *options,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    kills, wait = 0, 4.0
+    for _ in range(40):
+        process = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(wait)
+            break
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills, wait = kills + 1, wait + 0.45
+    assert kills >= 5
+    assert process.returncode == 0
+    assert content(tmp_path / "out") == content(done.folder)
+
+
+def test_killed_between_two_labels_goes_on(data, done, tmp_path, caplog):
+    """The table of what was drawn may end in the middle of a line."""
+    out = tmp_path / "out"
+    shutil.copytree(done.folder, out)
+    place = out / "pseudo_labels-1"
+    (place / "reliability.csv").unlink()
+    (place / "unlabeled_0003_seg.nii.gz").unlink()
+    (place / "unlabeled_0002_seg.nii.gz").unlink()
+    (place / "rows.jsonl").write_text('{"case": "unlabeled_0000", "agr', encoding="utf-8")
+    with caplog.at_level(logging.INFO):
+        monai_ssl.self_train(data.scans, output=out, **TINY)
+    assert content(out) == content(done.folder)
