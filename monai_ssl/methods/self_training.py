@@ -20,9 +20,9 @@ class SelfTraining(SemiSupervisedMethod):
     .. math:: L = \tfrac12 \left(L_{CE} + L_{Dice}\right)(x, y) + w\, L_{CE}\left(M(S(u)), M(\hat y)\right)
 
     :math:`\hat y` are label maps from files: of an earlier network, of an ensemble, of any other tool. :math:`S`
-    changes gray values (:func:`~monai_ssl.transforms.change_strongly`), :math:`M` puts a box of one pool image into another,
-    labels alike (:func:`~monai_ssl.transforms.cutmix`). One pass over labeled and pool images, as everywhere in this
-    field; the labeled ones are changed weakly only.
+    changes gray values (:func:`~monai_ssl.transforms.change_strongly`), :math:`M` puts a box of one pool image into
+    another, labels alike (:func:`~monai_ssl.transforms.cutmix`). One pass over labeled and pool images, as everywhere
+    in this field; the labeled ones are changed weakly only.
 
     Args:
         network: image ``(B, C_in, *spatial)`` -> logits ``(B, n_classes, *spatial)``.

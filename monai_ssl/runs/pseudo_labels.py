@@ -69,7 +69,7 @@ def anatomy(entries: Sequence[Entry], preset: Preset) -> tuple[tuple[int, ...], 
     """
     shares: dict[int, list[float]] = {value: [] for value in range(1, preset.n_classes)}
     for entry in entries:
-        label = read_label(entry["label"], preset.label_map)[0][0]
+        label = read_label(entry["label"], preset.label_map, preset.ignore_label)[0][0]
         for value, found in shares.items():
             mask = label == value
             found.append(float(largest_component(mask).sum() / mask.sum()) if mask.any() else math.nan)

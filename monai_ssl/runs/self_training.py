@@ -282,7 +282,7 @@ def class_shares(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Pre
 
     counts = np.zeros(preset.n_classes)
     for entry in cases.training:
-        label = read_label(entry["label"], preset.label_map)[0]
+        label = read_label(entry["label"], preset.label_map, preset.ignore_label)[0]
         counts += [np.count_nonzero(label == value) for value in range(preset.n_classes)]
     kept = [row for row in rows if row["kept"] == "1"]
     drawn = np.array([[float(row[f"voxels_{value}"]) for value in range(preset.n_classes)] for row in kept]).sum(0)
