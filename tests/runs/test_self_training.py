@@ -96,6 +96,14 @@ class TestOneRound:
         state = torch.load(found.run.checkpoint, weights_only=True)["identity"]
         assert len(state["unlabeled cases"]) == 2
 
+    def test_unsure_voxels_are_open_in_the_files_and_teach_nothing(self, data, tmp_path):
+        found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, sure=0.75)
+        values = np.asarray(nib.load(found.labels[0] / "unlabeled_0000_seg.nii.gz").dataobj)
+        share = (values == 255).mean()
+        assert 0 < share < 1
+        assert float(table(found.labels[0])[0]["unsure"]) == pytest.approx(share, abs=1e-4)
+        assert found.run.complete
+
     def test_the_page_and_the_summary(self, done):
         text = done.page.read_text()
         assert "4 of 4 pseudo-labels are kept" in text
