@@ -2,11 +2,11 @@
 
     python benchmarks/beds.py data --source DIR --output beds            # once
     python benchmarks/beds.py run --data beds --output runs/beds --jobs 2
-    python benchmarks/beds.py collect --runs runs/beds --results docs/results/gain
+    python benchmarks/beds_tables.py --runs runs/beds --results docs/results/gain
 
-A *repetition* is a seed together with a fold of validation cases and its own labeled cases: repetition k trains with seed
-k and is judged on fold k. Three repetitions judge three folds, so that at least 48 cases decide and none twice. Labeled
-sets are nested: the two labels of ``la_2`` are the first two of the four of ``la_4``. No test list of any data set is read.
+A *repetition* is a seed together with a fold of validation cases and its own labeled cases: repetition k trains with
+seed k and is judged on fold k. Three repetitions judge three folds, so that at least 48 cases decide and none twice.
+Labeled sets are nested: the two labels of ``la_2`` are the first two of the four of ``la_4``. No test list is read.
 
 Arms of every bed, all with the same recipe, iterations and labeled images per step:
 
@@ -18,8 +18,8 @@ Arms of every bed, all with the same recipe, iterations and labeled images per s
 * ``ceiling``: supervised, all labels.
 * ``floor_sgd`` (where asked for): the floor with SGD 0.01, as the papers train, for as many iterations.
 
-A run that is killed goes on where it was, a finished arm is skipped. The last iterate is scored, with and without the mean
-of mirrored views where the preset allows flips.
+A run that is killed goes on where it was, a finished arm is skipped. The last iterate is scored, with and without the
+mean of mirrored views where the preset allows flips.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ def run(
         output: folder of the runs.
         beds: comma-separated; default: all.
         repetitions: comma-separated numbers.
-        arms: of ``self_training`` (with floor and no_pool), ``matched_floor``, ``oracle``, ``ceiling``, and of ablations
-            ``NAME``; default: those four.
+        arms: of ``self_training`` (with floor and no_pool), ``matched_floor``, ``oracle``, ``ceiling``, and of the
+            ablations; default: those four.
         jobs: trainings at a time, one thread each.
         device: of all.
         minutes: no training is begun, and those under way are stopped, after this many; 0: no limit.
