@@ -242,11 +242,11 @@ class _Named:
 
 
 def _kept(rows: Sequence[dict[str, Any]], drop: float) -> list[dict[str, Any]]:
-    """The rows with ``kept``: those that are not among the least reliable. A scan in which nothing is right, teaches
-    nothing either way."""
+    """The rows with ``kept``: those that are not among the least reliable. Scans in which nothing is right, or nothing
+    is sure, teach nothing either way."""
     order = sorted(rows, key=lambda row: (row["reliability"], row["case"]))
     dropped = {row["case"] for row in order[: math.floor(drop * len(rows))]}
-    dropped |= {row["case"] for row in rows if row["reliability"] == 0}
+    dropped |= {row["case"] for row in rows if row["reliability"] == 0 or row["unsure"] == 1}
     return [{**row, "kept": int(row["case"] not in dropped)} for row in rows]
 
 

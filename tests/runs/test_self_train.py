@@ -97,7 +97,7 @@ class TestOneRound:
         assert len(state["unlabeled cases"]) == 2
 
     def test_unsure_voxels_are_open_in_the_files_and_teach_nothing(self, data, tmp_path):
-        found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, sure=0.75)
+        found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, sure=0.52)
         values = np.asarray(nib.load(found.labels[0] / "unlabeled_0000_seg.nii.gz").dataobj)
         share = (values == 255).mean()
         assert 0 < share < 1
@@ -279,6 +279,13 @@ def test_unsure_voxels_are_left_open():
     label, row = _judged([p], Rules(tta=False, sure=0.6), 2)
     assert label.tolist() == [[[255, 1, 0]]]
     assert row["unsure"] == pytest.approx(1 / 3)
+
+
+def test_scans_of_which_nothing_is_sure_or_right_are_dropped():
+    rows = [{"case": name, "reliability": r, "unsure": u}
+            for name, r, u in (("a", 0.9, 0.0), ("b", 0.0, 0.0), ("c", 0.8, 1.0), ("d", 0.7, 0.5))]  # fmt: skip
+    assert [row["kept"] for row in pseudo_labels._kept(rows, 0.0)] == [1, 0, 0, 1]
+    assert [row["kept"] for row in pseudo_labels._kept(rows, 0.5)] == [1, 0, 0, 0]
 
 
 def test_largest_component_of_the_classes_that_are_one_piece():
