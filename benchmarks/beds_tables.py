@@ -1,4 +1,6 @@
-"""What `beds.py collect` writes: files of every bed, tables over all beds and a picture.
+"""Tables and a picture of what `beds.py run` left, and the files of every bed that they are made of.
+
+    python benchmarks/beds_tables.py --runs runs/beds --results docs/results/gain
 
 Everything that a table says is computed from the two files of a bed in the results, never from the runs themselves:
 
@@ -17,8 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import fire
 import matplotlib.pyplot as plt
 import numpy as np
+from beds import BEDS
 from protocol import relative
 
 from monai_ssl.errors import enumerated
@@ -44,8 +48,8 @@ DESCRIPTION = """
 Very few labels, a pool, and every reference that is fair. A *repetition* is a seed together with its own fold of
 validation cases: repetition k trains with seed k and is judged on fold k, so three repetitions judge three disjoint
 folds, 48 scans or more, none twice. The labeled scans are the first ones of the list outside the fold, so repetitions 1
-and 2 have the same ones. Beds of one data set have the same folds, and the few labels are the first of the many: their
-results are not independent. All cases are development cases; no test list was read.
+and 2 have the same ones. Beds of one data set have the same folds, and the few labels are the first of the many: they
+share one ceiling, and their results are not independent. All cases are development cases; no test list was read.
 
 **Share of the gap** closed by an arm: (arm − matched floor) / (ceiling − matched floor), a ratio of means over
 repetitions. Its 95 % interval draws repetitions, then cases within them, the same for all arms
@@ -53,23 +57,39 @@ repetitions. Its 95 % interval draws repetitions, then cases within them, the sa
 a dash where too many resamples have no gap. A scan has failed where a class has a Dice below 0.5, or exactly one mask
 is empty.
 
-Written by `python benchmarks/beds.py collect`; the command of every training is in `runs.json` of its bed.
+Written by `python benchmarks/beds_tables.py`; the command of every training is in `runs.json` of its bed.
 """
 
 # arm -> views -> repetition -> rows of all its cases
 Scores = dict[str, dict[str, dict[int, list[dict[str, Any]]]]]
 
 
-def collect(runs: Path, results: Path, titles: Mapping[str, str]) -> None:
-    """Copy what `beds.py run` left, and write tables and the picture; beds without new runs keep their files."""
+def collect(runs: str, results: str) -> None:
+    """Write files, tables and the picture; a bed without new runs keeps its files.
+
+    Args:
+        runs: what `beds.py run` wrote.
+        results: folder of the tables; files that are there are replaced, `FINDINGS.md` is appended to the page.
+    """
+    source, target = Path(runs), Path(results)
     found = {}
-    for bed in titles:
-        if (runs / bed).is_dir():
-            gather(runs / bed, results / bed)
-        if (results / bed / "per_case.csv").is_file():
-            found[bed] = scores(results / bed / "per_case.csv")
+    for bed in BEDS:
+        if (source / bed).is_dir():
+            gather(source / bed, target / bed)
+        if (target / bed / "per_case.csv").is_file():
+            found[bed] = scores(target / bed / "per_case.csv")
     if not found:
-        raise SystemExit(f"runs: no scores of {enumerated(list(titles))} below {runs}; `beds.py run` comes first")
+        raise SystemExit(f"runs: no scores of {enumerated(list(BEDS))} below {source}; `beds.py run` comes first")
+    for bed, arms in found.items():
+        # the same scans, folds and seeds: trained once
+        if CEILING not in arms and CEILING in (other := found.get(BEDS[bed].ceiling_of, {})):
+            arms[CEILING] = other[CEILING]
+    _write(target, found)
+    print(target / "README.md")
+
+
+def _write(results: Path, found: Mapping[str, Scores]) -> None:
+    titles = {bed: BEDS[bed].title for bed in found}
     summary = {bed: summarized(arms) for bed, arms in found.items()}
     write_text(results / "summary.json", json.dumps(summary, indent=1) + "\n")
     picture(summary, titles, results / "gain.png")
@@ -84,7 +104,6 @@ def collect(runs: Path, results: Path, titles: Mapping[str, str]) -> None:
     if findings.is_file():
         lines += ["", findings.read_text(encoding="utf-8").strip()]
     write_text(results / "README.md", "\n".join(lines) + "\n")
-    print(results / "README.md")
 
 
 # ---------------------------------------------------------------------------------------------------------- gather
@@ -365,3 +384,7 @@ def picture(summary: Mapping[str, Any], titles: Mapping[str, str], path: Path) -
         panel.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+if __name__ == "__main__":
+    fire.Fire(collect)

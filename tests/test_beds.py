@@ -1,16 +1,19 @@
-"""Tables of the beds: from run folders to files, and only from files to figures."""
+"""Beds: lists that mix nothing up; tables from run folders to files, and only from files to figures."""
 
 import csv
 import json
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from test_benchmarks import FOLDER, script
 
 from monai_ssl.metrics import METRICS, write_results
 
-TITLES = {"heart": "heart, 2 labels", "knee": "knee, 1 label", "never_run": "not yet"}
+TITLES = {"heart": "heart, 2 labels", "knee": "knee, 1 label", "heart_1": "heart, 1 label", "never_run": "not yet"}
 # what the arms add to a case that has 0.5 with the matched floor
 GAINS = {"floor": -0.05, "matched_floor": 0.0, "self_training": 0.1, "no_pool": 0.0, "oracle": 0.15, "ceiling": 0.2}
 
@@ -18,7 +21,12 @@ GAINS = {"floor": -0.05, "matched_floor": 0.0, "self_training": 0.1, "no_pool": 
 @pytest.fixture
 def tables(monkeypatch):
     monkeypatch.syspath_prepend(FOLDER)
-    return script("beds_tables")
+    module = script("beds_tables")
+    others = {"heart_1": "heart"}
+    beds = {name: SimpleNamespace(title=title, ceiling_of=others.get(name, "")) for name, title in TITLES.items()}
+    monkeypatch.setattr(module, "BEDS", beds)
+    monkeypatch.setattr("monai_ssl.metrics.results.summarize", lambda rows: {})  # slow, and not read here
+    return module
 
 
 def write_scores(folder, arm, repetition, mirrored, dice, classes=("a",), fold=0):
@@ -74,7 +82,7 @@ def test_collect_writes_files_tables_and_a_picture(tables, tmp_path, capsys):
     for repetition, gain in enumerate((0.02, 0.04)):
         write_scores(tmp_path / "runs" / "heart", "no_cutmix", repetition, False, [0.6 + gain] * 4, fold=repetition)
     results = tmp_path / "results"
-    tables.collect(tmp_path / "runs", results, TITLES)
+    tables.collect(tmp_path / "runs", results)
     assert capsys.readouterr().out.strip() == str(results / "README.md")
     assert (results / "gain.png").read_bytes().startswith(b"\x89PNG")
 
@@ -113,10 +121,10 @@ def test_collect_writes_files_tables_and_a_picture(tables, tmp_path, capsys):
 def test_figures_come_from_the_written_files(tables, tmp_path):
     write_bed(tmp_path / "runs" / "heart")
     results = tmp_path / "results"
-    tables.collect(tmp_path / "runs", results, TITLES)
+    tables.collect(tmp_path / "runs", results)
     pages = (results / "README.md").read_text(), (results / "summary.json").read_text()
     (results / "FINDINGS.md").write_text("## What this shows\n\nA thing.\n")
-    tables.collect(tmp_path / "elsewhere", results, TITLES)  # without the runs
+    tables.collect(tmp_path / "elsewhere", results)  # without the runs
     assert (results / "README.md").read_text() == f"{pages[0]}\n## What this shows\n\nA thing.\n"
     assert (results / "summary.json").read_text() == pages[1]
 
@@ -128,7 +136,7 @@ def test_repetitions_that_an_arm_lacks_do_not_count(tables, tmp_path):
         values = base[1] + 0.2 if repetition == 1 else [dice] * 4
         write_scores(tmp_path / "runs" / "heart", "self_training", repetition, False, values, fold=repetition)
         write_scores(tmp_path / "runs" / "heart", "self_training", repetition, True, values, fold=repetition)
-    tables.collect(tmp_path / "runs", tmp_path / "results", TITLES)
+    tables.collect(tmp_path / "runs", tmp_path / "results")
     found = json.loads((tmp_path / "results" / "summary.json").read_text())["heart"]["self_training"]
     assert found["plain"]["closed"]["repetitions"] == [1]
     assert found["plain"]["closed"]["share"] == pytest.approx(1)
@@ -141,22 +149,134 @@ def test_repetitions_that_an_arm_lacks_do_not_count(tables, tmp_path):
 @pytest.mark.parametrize("missing", ["ceiling", "matched_floor", "self_training"])
 def test_unfinished_beds_have_tables(tables, tmp_path, missing):
     write_bed(tmp_path / "runs" / "heart", {key: value for key, value in GAINS.items() if key != missing})
-    tables.collect(tmp_path / "runs", tmp_path / "results", TITLES)
+    tables.collect(tmp_path / "runs", tmp_path / "results")
     row = table((tmp_path / "results" / "README.md").read_text(), "have; the share of the gap")["heart, 2 labels"]
     assert row[4] == "–"
+
+
+def test_a_bed_takes_the_ceiling_of_the_other_with_the_same_scans(tables, tmp_path):
+    write_bed(tmp_path / "runs" / "heart")
+    write_bed(tmp_path / "runs" / "heart_1", {key: GAINS[key] for key in ("matched_floor", "self_training")})
+    tables.collect(tmp_path / "runs", tmp_path / "results")
+    row = table((tmp_path / "results" / "README.md").read_text(), "have; the share of the gap")["heart, 1 label"]
+    assert row[4] == "50 % [50, 50]"
+    assert "ceiling" not in (tmp_path / "results" / "heart_1" / "per_case.csv").read_text()
 
 
 def test_cases_must_be_the_same(tables, tmp_path):
     write_bed(tmp_path / "runs" / "heart")
     write_scores(tmp_path / "runs" / "heart", "oracle", 1, False, [0.5] * 4, fold=2)
     with pytest.raises(ValueError, match="must hold the same cases"):
-        tables.collect(tmp_path / "runs", tmp_path / "results", TITLES)
+        tables.collect(tmp_path / "runs", tmp_path / "results")
 
 
 def test_nothing_to_collect(tables, tmp_path):
-    with pytest.raises(SystemExit, match="no scores of heart, knee, never_run below"):
-        tables.collect(tmp_path, tmp_path / "results", TITLES)
+    with pytest.raises(SystemExit, match="no scores of heart, knee, "):
+        tables.collect(tmp_path, tmp_path / "results")
     write_scores(tmp_path / "heart", "floor", 0, True, [0.5])
     (tmp_path / "heart" / "0" / "floor" / "mirrored").rename(tmp_path / "heart" / "0" / "floor" / "plain")
     with pytest.raises(SystemExit, match="was not scored with plain views"):
-        tables.collect(tmp_path, tmp_path / "results", TITLES)
+        tables.collect(tmp_path, tmp_path / "results")
+
+
+@pytest.fixture(scope="module")
+def lists(tmp_path_factory):
+    """Datalists of all beds, made from tiny scans; sources list test cases, too."""
+    source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("beds")
+    scan = nib.Nifti1Image(np.zeros((4, 4, 4), dtype=np.uint8), np.eye(4))
+
+    def entries(root, folder, names):
+        for name in names:
+            for kind in ("images", "labels"):
+                (root / f"{kind}{folder}").mkdir(parents=True, exist_ok=True)
+                nib.save(scan, root / f"{kind}{folder}" / f"{name}.nii.gz")
+        return [{"image": f"images{folder}/{name}.nii.gz", "label": f"labels{folder}/{name}.nii.gz"} for name in names]
+
+    def frames(numbers):
+        return [f"patient{number:03d}_frame{frame:02d}" for number in numbers for frame in (1, 12)]
+
+    content = {
+        ("left_atrium", "la_8_72.json", ""): (
+            [f"A{n}" for n in range(8)],
+            [f"B{n}" for n in range(44)],
+            ["held_apart"],
+        ),
+        ("hippocampus", "hippocampus_dev_full_190_val20.json", "Tr"): (
+            [f"h_{n}" for n in range(64)],
+            [],
+            ["held_apart"],
+        ),
+        ("acdc", "acdc_full_70_val10.json", ""): (frames(range(40)), [], frames([98, 99])),
+    }
+    for (data, name, folder), (training, unlabeled, testing) in content.items():
+        root = source / data
+        sections = {"training": training, "unlabeled": unlabeled, "testing": testing, "validation": []}
+        made = {section: entries(root, folder, names) for section, names in sections.items()}
+        (root / name).write_text(json.dumps(made))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        module = script("beds")
+        module.data(str(source), str(output), repetitions=3)
+    return module, output
+
+
+def patients(entries):
+    return list(dict.fromkeys(Path(entry["image"]).name.split(".")[0].split("_frame")[0] for entry in entries))
+
+
+def read(lists, name, repetition, suffix=""):
+    module, output = lists
+    return json.loads((output / module.BEDS[name].data / f"{name}-{repetition}{suffix}.json").read_text())
+
+
+BED_NAMES = ("la_4", "la_2", "acdc_3", "acdc_1", "hippocampus_3")
+
+
+def test_every_bed_is_tested(lists):
+    assert set(lists[0].BEDS) == set(BED_NAMES)
+
+
+@pytest.mark.parametrize("name", BED_NAMES)
+def test_lists_of_a_bed(lists, name):
+    module, output = lists
+    bed = module.BEDS[name]
+    judged = []
+    for repetition in range(3):
+        few, every, own = (read(lists, name, repetition, suffix) for suffix in ("", "-all", "-no_pool"))
+        labeled, pool, validation = (patients(few[key]) for key in ("training", "unlabeled", "validation"))
+        assert (len(labeled), len(validation)) == (bed.labeled, bed.fold)
+        assert not set(labeled) & set(pool)
+        assert not set(validation) & {*labeled, *pool}
+        assert patients(every["training"]) == labeled + pool
+        assert every["unlabeled"] == []
+        assert every["validation"] == own["validation"] == few["validation"]
+        assert own["training"] == few["training"]
+        assert [entry.keys() for entry in few["unlabeled"]] == [{"image"}] * len(few["unlabeled"])
+        assert [Path(entry["image"]).name for entry in own["unlabeled"]] == [
+            Path(entry["image"]).name.replace(".nii", "_copy.nii") for entry in few["training"]
+        ]
+        named = {*labeled, *pool, *validation}
+        assert not named & {"held_apart", "patient098", "patient099"}
+        for entry in (*every["training"], *every["validation"], *own["unlabeled"]):
+            assert all((output / bed.data / path).is_file() for path in entry.values())
+        judged += [entry["image"] for entry in few["validation"]]
+    assert len(set(judged)) == len(judged) >= 48
+
+
+@pytest.mark.parametrize(("few", "more"), [("la_2", "la_4"), ("acdc_1", "acdc_3")])
+def test_labels_are_nested(lists, few, more):
+    for repetition in range(3):
+        first, second = read(lists, few, repetition), read(lists, more, repetition)
+        assert second["training"][: len(first["training"])] == first["training"]
+        assert first["validation"] == second["validation"]
+        assert {*patients(first["training"] + first["unlabeled"])} == {
+            *patients(second["training"] + second["unlabeled"])
+        }
+        assert lists[0].BEDS[few].ceiling_of == more  # whose scans are these
+
+
+def test_slices_of_acdc_have_one_size(lists):
+    module, output = lists
+    image = nib.load(next((output / "acdc" / "images").glob("*.nii.gz")))
+    assert image.shape == (module.SIDE, module.SIDE, 4)
+    assert image.get_data_dtype() == np.uint8
