@@ -4,8 +4,8 @@
     python benchmarks/beds.py run --data beds --output runs/beds --jobs 2
     python benchmarks/beds_tables.py --runs runs/beds --results docs/results/gain
 
-A *repetition* is a seed together with a fold of validation cases and its own labeled cases: repetition k trains with
-seed k and is judged on fold k. Three repetitions judge three folds, so that at least 48 cases decide and none twice.
+A *repetition* is a seed together with a fold of validation cases: repetition k trains with seed k and is judged on fold
+k; its labeled cases are the first ones outside the fold (so those of repetitions 1 and 2 are the same). Three repetitions judge three folds, so that at least 48 cases decide and none twice.
 Labeled sets are nested: the two labels of ``la_2`` are the first two of the four of ``la_4``. No test list is read.
 
 Arms of every bed, all with the same recipe, iterations and labeled images per step:
