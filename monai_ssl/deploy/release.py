@@ -75,7 +75,12 @@ def label_app(
     if not names:
         raise UsageError(f"--bundles: must name a bundle, got {','.join(bundles)!r}")
 
+    from monai_ssl.bundle.overrides import literal
     from monai_ssl.deploy.package import write_label_app
+    from monai_ssl.runs.warm_start import weights_file
 
     source = None if dataset is None else str(dataset)
-    return write_label_app(output, names, source, flavor, american_overrides(overrides))
+    overrides = american_overrides(overrides)
+    if overrides.get("init") is not None:  # the server runs elsewhere
+        overrides["init"] = literal(weights_file(overrides["init"]))
+    return write_label_app(output, names, source, flavor, overrides)

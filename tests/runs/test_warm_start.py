@@ -234,6 +234,16 @@ def test_what_follows_needs_the_weights_no_more(tiny_phantom, floor, tmp_path):
         monai_ssl.train("dtc", tiny_phantom, output=tmp_path / "run", init=weights, max_iterations=2, **TINY)
 
 
+def test_an_app_of_monai_label_knows_the_weights_by_their_whole_path(floor, tmp_path, monkeypatch):
+    monkeypatch.chdir(floor.folder.parent)
+    app = monai_ssl.label_app(tmp_path / "app", ["supervised"], dataset="phantom", init=floor.folder.name)
+    text = (app / "model" / "supervised" / "configs" / "train.yaml").read_text()
+    parser = ConfigParser()
+    parser.read_config(str(app / "model" / "supervised" / "configs" / "train.yaml"))
+    assert parser.get_parsed_content("init") == str(floor.model)
+    assert "init: null" not in text
+
+
 @pytest.mark.slow
 def test_monai_s_own_command(tiny_phantom, floor, tmp_path):
     weights = tmp_path / "weights.pt"
