@@ -5,8 +5,9 @@
     python benchmarks/beds_tables.py --runs runs/beds --results docs/results/gain
 
 A *repetition* is a seed together with a fold of validation cases: repetition k trains with seed k and is judged on fold
-k; its labeled cases are the first ones outside the fold (so those of repetitions 1 and 2 are the same). Three repetitions judge three folds, so that at least 48 cases decide and none twice.
-Labeled sets are nested: the two labels of ``la_2`` are the first two of the four of ``la_4``. No test list is read.
+k. Three repetitions judge three folds, so that at least 48 cases decide and none twice. The labeled cases are the first
+ones outside the fold (those of repetitions 1 and 2 are the same). Labeled sets are nested: the two labels of ``la_2``
+are the first two of the four of ``la_4``. No test list is read.
 
 Arms of every bed, all with the same recipe, iterations and labeled images per step:
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ def tables(monkeypatch):
     beds = {name: SimpleNamespace(title=title, ceiling_of=others.get(name, "")) for name, title in TITLES.items()}
     monkeypatch.setattr(module, "BEDS", beds)
     monkeypatch.setattr("monai_ssl.metrics.results.summarize", lambda rows: {})  # slow, and not read here
+    monkeypatch.setattr(module, "gap_closed", partial(module.gap_closed, n_resamples=500))
     return module
 
 
