@@ -1,4 +1,4 @@
-"""Seconds and peak memory of one training step: the plain loop, ours in float32, ours in bfloat16.
+"""Seconds and peak memory of one training step: the plain loop, ours in float32, in bfloat16, and with the defaults.
 
     python benchmarks/step.py [--method dtc] [--sizes 64x64x32,112x112x80] [--threads 2] [--repeats 3] [--device cuda]
 
@@ -8,8 +8,12 @@ that have one (16 labeled cases). Memory is the highest resident
 set of that process, everything included; what it held before the first step (libraries, of which MONAI's import is the
 largest, weights, batch) stands beside it. Ours is the method of the bundle's ``train.yaml`` inside
 ``SemiSupervisedTrainer``, and finds the distance maps in the batch, where the loader's workers put them; what waiting
-for these costs is in ``loading.py``. The plain loops are ``plain_<method>.py``; a method that has one is measured by
-``make bench``.
+for these costs is in ``loading.py``. The defaults measure number format and layout before their first step, which is a
+warm-up here; what they decided stands below the table. float32 and bfloat16 are channels-last. The plain loops are
+``plain_<method>.py``; a method that has one is measured by ``make bench``.
+
+With ``--threads 1`` seconds are those of the processor, which other load hardly disturbs, and the results go to
+``step_<method>_one_thread.json``.
 
 On a GPU memory is the most that PyTorch had allocated there, batches lie in page-locked memory, and the results go to
 ``step_<method>_cuda.json``. TF32 and the choice of algorithms are PyTorch's defaults for all.
@@ -25,6 +29,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -38,7 +43,13 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[1]
 OUTPUT = ROOT / "docs" / "results" / "benchmarks"
-CONFIGURATIONS = {"plain": "plain loop", "float32": "ours, float32", "bfloat16": "ours, bfloat16"}
+CONFIGURATIONS = {
+    "plain": "plain loop",
+    "float32": "ours, float32",
+    "bfloat16": "ours, bfloat16",
+    "default": "ours, default",
+}
+OPTIONS = {"float32": ("off", "channels_last"), "bfloat16": ("bf16", "channels_last"), "default": ("auto", "auto")}
 N_LABELED_CASES = 16
 GB = 1e9
 
@@ -48,7 +59,7 @@ def main(
     sizes: str = "64x64x32,112x112x80",
     threads: int = 2,
     repeats: int = 3,
-    configurations: str = "plain,float32,bfloat16",
+    configurations: str = "plain,float32,bfloat16,default",
     in_turn: bool | str = True,
     device: str = "cpu",
     output: str = str(OUTPUT),
@@ -84,7 +95,8 @@ def main(
                 row["time_ratio"] = row["seconds"] / results[size]["plain"]["seconds"]
                 row["memory_ratio"] = row["gigabytes"] / results[size]["plain"]["gigabytes"]
     on_cpu = device == "cpu"
-    path = Path(output) / (f"step_{method}" if on_cpu else f"step_{method}_{device.partition(':')[0]}")
+    kind = ("_one_thread" if threads == 1 else "") if on_cpu else f"_{device.partition(':')[0]}"
+    path = Path(output) / f"step_{method}{kind}"
     measured = {size: command() for size in results}
     if path.with_suffix(".json").is_file():
         before = json.loads(path.with_suffix(".json").read_text())
@@ -102,9 +114,10 @@ def main(
         "commands": measured,
         "results": results,
     }
+    place = (" on one core" if threads == 1 else "") if on_cpu else " on a GPU"
     others = [f"{size} was measured by `{line}`." for size, line in measured.items() if line != command()]
-    lines = [*table(results, targets), *([""] if others else []), *others]
-    write(path, record, lines, f"Cost of a training step: {method}{'' if on_cpu else ' on a GPU'}")
+    lines = [*table(results, targets), *([""] if others else []), *others, *decisions(results)]
+    write(path, record, lines, f"Cost of a training step: {method}{place}")
 
 
 def measure(
@@ -128,6 +141,8 @@ def measure(
             "gigabytes_before": worker.before,
             "times": times[name],
         }
+        if (decision := worker.decision()) is not None:
+            rows[name]["decision"] = decision
     for row in rows.values():
         row["load_average_before"] = load
     return rows
@@ -142,6 +157,8 @@ class Worker:
     """A process that makes one step per line it reads."""
 
     def __init__(self, method: str, name: str, size: str, threads: int, device: str) -> None:
+        # what is kept of a former measurement would hide the one that a user's first training makes
+        self.kept = tempfile.TemporaryDirectory(prefix="monai-ssl-step-")
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", method, name, size, str(threads), device],
             stdin=subprocess.PIPE,
@@ -150,7 +167,8 @@ class Worker:
             # large pages, as the command line asks for them
             env={
                 "THP_MEM_ALLOC_ENABLE": "1",
-                **os.environ,
+                "MONAI_SSL_CACHE": self.kept.name,
+                **{key: value for key, value in os.environ.items() if key != "MONAI_SSL_CACHE"},
                 "OMP_NUM_THREADS": str(threads),
                 "MKL_NUM_THREADS": str(threads),
             },
@@ -170,12 +188,32 @@ class Worker:
     def step(self) -> float:
         return self._ask("step")
 
+    def decision(self) -> dict[str, Any] | None:
+        """With which precision the defaults step, and by which times; None for what decides nothing."""
+        for file in Path(self.kept.name).glob("precision/*.json"):
+            found = json.loads(file.read_text())
+            return {key: found[key] for key in ("format", "layout", "found", "seconds")}
+        return None
+
     def close(self) -> float:
         peak = self._ask("memory")
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
         return peak / GB
+
+
+def decisions(results: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """What the defaults decided, a line per size."""
+    found = {
+        size: rows["default"]["decision"] for size, rows in results.items() if rows.get("default", {}).get("decision")
+    }
+    lines = []
+    for size, decision in found.items():
+        times = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in decision["seconds"].items())
+        why = f"forward and backward: {times}" if times else "not measured: other programs kept the cores busy"
+        lines += ["", f"{size}: the defaults took {decision['format']}, {decision['layout']} ({why})."]
+    return lines
 
 
 def peak_memory(device: torch.device) -> int:
@@ -200,10 +238,12 @@ def commands(device: torch.device) -> Iterator[None]:
             print(f"RESULT {peak_memory(device)}", flush=True)
             continue
         finish(device)
-        start = time.perf_counter()
+        # what one thread computes does not depend on who else is there, as long as only its own time counts
+        clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+        start = clock()
         yield
         finish(device)
-        print(f"RESULT {time.perf_counter() - start}", flush=True)
+        print(f"RESULT {clock() - start}", flush=True)
 
 
 def finish(device: torch.device) -> None:
@@ -227,10 +267,14 @@ def run_worker(method: str, name: str, size: str, threads: str, on: str) -> None
         for _ in commands(device):
             loop.step(image, label)
         return
-    amp = "off" if name == "float32" else "bf16"
+    amp, layout = OPTIONS[name]
     config = bundle(method, patch, device)
     trainer(
-        config, InTurn(image, label, config.get_parsed_content("method").loader_transforms(), device), amp, device
+        config,
+        InTurn(image, label, config.get_parsed_content("method").loader_transforms(), device),
+        amp,
+        device,
+        layout,
     ).run()
 
 
@@ -245,7 +289,9 @@ def bundle(method: str, patch: tuple[int, ...], device: torch.device | str = "cp
     return config
 
 
-def trainer(config: ConfigParser, loader: Any, amp: str, device: torch.device | str = "cpu") -> Any:
+def trainer(
+    config: ConfigParser, loader: Any, amp: str, device: torch.device | str = "cpu", layout: str = "auto"
+) -> Any:
     """The trainer with the bundle's method, optimizer and schedule, without handlers."""
     from monai_ssl.engines import SemiSupervisedTrainer
 
@@ -254,6 +300,7 @@ def trainer(config: ConfigParser, loader: Any, amp: str, device: torch.device | 
         max_epochs=1,
         train_data_loader=loader,
         amp=amp,
+        channels_last_weights=layout,
         **{key: config.get_parsed_content(key) for key in ("method", "optimizer", "lr_scheduler")},
     )
 
@@ -297,6 +344,8 @@ def table(results: dict[str, dict[str, dict[str, Any]]], targets: dict[str, dict
     for size, rows in results.items():
         for name, row in rows.items():
             time_target, memory_target = (targets[kind].get(name) for kind in ("time", "memory"))
+            if isinstance(time_target, dict):  # by size
+                time_target = time_target.get(size)
             lines.append(
                 f"| {size} | {CONFIGURATIONS[name]} | {row['seconds']:.3f} | "
                 f"{row.get('time_ratio', float('nan')):.2f} | {f'≤ {time_target}' if time_target else ''} | {row['gigabytes']:.2f} | "  # noqa: E501

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 
 import monai_ssl
 from monai_ssl.distributed import any_of, from_first, in_group
-from monai_ssl.engines.crowding import crowded
 from monai_ssl.engines.precision import Precision, autocast, channels_last, on_device, shield_bfloat16_convolutions
 from monai_ssl.files import write_text
 from monai_ssl.machine import available_memory, cpu_name
@@ -91,6 +90,7 @@ def decide(
     recorded: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     relayout: bool = True,
+    crowd: bool = False,
 ) -> tuple[Precision, dict[str, Any]]:
     """The precision of a training, the same in all its processes.
 
@@ -103,6 +103,7 @@ def decide(
         recorded: what this function decided for the training before it was killed, as :func:`record` has it.
         facts: what else the time of a step depends on.
         relayout: whether weights follow the layout of the images.
+        crowd: whether other programs keep the cores busy that this one counts on: a time then says nothing.
 
     Returns:
         the decision; and what :func:`record` needs besides.
@@ -113,7 +114,7 @@ def decide(
         known = _kept(file, situation, choice)
     known = from_first(known)
     if known is None and pays(iterations, batch):
-        seconds = _measure(choice, method, batch, device, relayout)
+        seconds = {} if any_of(int(crowd), device) else _measure(choice, method, batch, device, relayout)
         # what could not be measured is kept as well: an equal training that could would end with other bits
         found = chosen(seconds, choice) if seconds else replace(choice[0], found="assumed")
         known = _keep(file, found, situation, choice)
@@ -163,15 +164,17 @@ def measure(
         room: whether the memory allows for formats that take more; asked after the first step.
         clock: in seconds.
     """
+    start = clock()
     begun = step(choice[0])
     if not room():
         return {}
-    if begun > LONG:
+    if begun > LONG or from_first(clock() - start > BUDGET):
         return _measure_long(choice, step, {choice[0].name: begun})
     start = clock()
     first = {precision.name: step(precision) for precision in choice}
     fastest, left, seconds, rounds = min(first.values()), list(choice), {}, 0
-    if fastest > SETUP:  # beside which setting up is little: this was a timed round
+    # setting up is little beside a long step: then this was a timed round; also where others leave this one no time
+    if fastest > SETUP or from_first(clock() - start > BUDGET):
         seconds, rounds = dict(first), 1
         left = [p for p in choice if first[p.name] <= LOST_AT_FIRST * fastest]
     else:
@@ -262,11 +265,8 @@ def untouched_randomness() -> Iterator[None]:
 def _measure(
     choice: Sequence[Precision], method: nn.Module, batch: Sequence[Any], device: torch.device | str, relayout: bool
 ) -> dict[str, float]:
-    """Nothing where it cannot be done: other programs keep the cores busy (:func:`crowded`), or a method cannot be
-    copied, or its step fails, as the real one will."""
+    """Nothing where it cannot be done: a method cannot be copied, or its step fails, as the real one will."""
     seconds: dict[str, float] = {}
-    if any_of(int(crowded(torch.get_num_threads()) is not None), device):
-        return seconds
     with untouched_randomness():
         try:
             steps = ThrowawaySteps(method, batch, device, relayout)

@@ -144,6 +144,7 @@ class SemiSupervisedTrainer(Trainer):
         # the decision, once it is made; whether it is in force; what it was before a kill, and what it rests on
         self.precision: Precision | None = None
         self.settled, self.recorded, self.situation = False, None, {}  # type: ignore[var-annotated]
+        self.crowd: str | None = None
         if len(self.choice) == 1:
             self.precision = self.choice[0]
             self._lay_out()
@@ -200,8 +201,10 @@ class SemiSupervisedTrainer(Trainer):
             streams.prepare()
             logger.info("%d labeled and %d unlabeled cases, %d iterations", streams.n_labeled, streams.n_unlabeled,
                         self.total_iterations)  # fmt: skip
-            if torch.device(self.state.device).type == "cpu" and (crowd := crowded(torch.get_num_threads())):
-                logger.warning("%s", crowd)
+            on_cpu = torch.device(self.state.device).type == "cpu"
+            self.crowd = crowded(torch.get_num_threads()) if on_cpu else None  # before loaders have processes
+            if self.crowd:
+                logger.warning("%s", self.crowd)
             with stop_requests(self.request):
                 # Trainer.run would make a CUDA-only scaler: ours exists already and is part of the checkpoint
                 super(Trainer, self).run()
@@ -241,6 +244,7 @@ class SemiSupervisedTrainer(Trainer):
         found, self.situation = calibration.decide(
             self.choice, self.plain_method, self._part(batch, 0), self.state.device, self.total_iterations,
             self.recorded, {"accumulation_steps": self.accumulation_steps}, self.plain_method is self.method,
+            self.crowd is not None,
         )  # fmt: skip
         return found
 

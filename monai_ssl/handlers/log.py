@@ -156,6 +156,8 @@ class Progress:
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.GET_BATCH_STARTED, self._begin)
+        if isinstance(engine, SemiSupervisedTrainer):
+            engine.add_event_handler(RunEvents.SETTLED, self._settled)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self.update)
         engine.add_event_handler(Events.COMPLETED, self.close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._failed)
@@ -177,6 +179,11 @@ class Progress:
 
     def _begin(self, engine: Any) -> None:
         self._began = self._began or (monotonic(), engine.state.iteration)
+
+    def _settled(self, engine: Any) -> None:
+        """What a measurement took before the first step says nothing about the others."""
+        if self._began is not None:
+            self._began = monotonic(), self._began[1]
 
     def update(self, engine: Any) -> None:
         if getattr(engine.state, "rank", 0) != 0 or (text := self.text_of(engine)) is None:

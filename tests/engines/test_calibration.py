@@ -36,7 +36,7 @@ def measuring(monkeypatch, tmp_path):
     monkeypatch.setattr(calibration, "LEAST_ITERATIONS", 0)
     monkeypatch.setattr(calibration, "LEAST_VOXELS", 0)
     monkeypatch.setattr(calibration, "MOST_ROUNDS", 1)
-    monkeypatch.setattr(calibration, "crowded", lambda threads: None)
+    monkeypatch.setattr("monai_ssl.engines.trainer.crowded", lambda threads: None)
     monkeypatch.setenv(calibration.FOLDER, str(tmp_path / "kept"))
     return tmp_path / "kept" / "precision"
 
@@ -268,12 +268,12 @@ def test_a_method_that_cannot_be_copied_follows_the_rule(measuring, tmp_path):
 
 
 def test_a_crowded_machine_follows_the_rule_and_keeps_to_it(measuring, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "crowded", lambda threads: "other programs keep the cores busy")
+    monkeypatch.setattr("monai_ssl.engines.trainer.crowded", lambda threads: "other programs keep the cores busy")
     fastest(monkeypatch, FL_PLAIN)
     first = build(tmp_path / "a", amp="auto", max_iterations=2)
     first.run()
     assert first.precision == first.choice[0]
-    monkeypatch.setattr(calibration, "crowded", lambda threads: None)
+    monkeypatch.setattr("monai_ssl.engines.trainer.crowded", lambda threads: None)
     second = build(tmp_path / "b", amp="auto", max_iterations=2)  # an equal training must have the same bits
     second.run()
     assert second.precision == first.precision
