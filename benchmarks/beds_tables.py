@@ -99,7 +99,7 @@ def _write(results: Path, found: Mapping[str, Scores]) -> None:
     lines += ["Dots: repetitions; gray: the gap, from the mean of the matched floor to that of the ceiling."]
     for bed, arms in summary.items():
         lines += ["", f"## {titles[bed]}", "", *_machines(results / bed / "runs.json"), "", *_table(arms)]
-        lines += _ablation(arms, found[bed])
+        lines += [*_against(arms), *_ablation(arms, found[bed])]
     findings = results / "FINDINGS.md"
     if findings.is_file():
         lines += ["", findings.read_text(encoding="utf-8").strip()]
@@ -191,10 +191,15 @@ def scores(path: Path) -> Scores:
 
 
 def summarized(found: Scores) -> dict[str, dict[str, dict[str, Any]]]:
-    """Arm -> views -> numbers of each repetition, their means, and the share of the gap."""
+    """Arm -> views -> numbers of each repetition, means, share of the gap, and what self-training has more."""
     return {
         arm: {
-            views: {**_numbers(repetitions), "closed": _closed(found, arm, views)} for views, repetitions in by.items()
+            views: {
+                **_numbers(repetitions),
+                "closed": _closed(found, arm, views),
+                "self_training_minus": _difference(found, METHOD, arm, views),
+            }
+            for views, repetitions in by.items()
         }
         for arm, by in found.items()
     }
@@ -219,11 +224,20 @@ def _numbers(repetitions: Mapping[int, list[dict[str, Any]]]) -> dict[str, Any]:
             "cases": sum(v["cases"] for v in each.values()), "min": min(v["min"] for v in each.values())}  # fmt: skip
 
 
-def _closed(found: Scores, arm: str, views: str, floor: str = FLOOR) -> dict[str, Any] | None:
-    """Share of the gap over the repetitions that arm, floor and ceiling all have; None without one."""
-    trio = [found.get(name, {}).get(views, {}) for name in (arm, floor, CEILING)]
+def _closed(found: Scores, arm: str, views: str) -> dict[str, Any] | None:
+    """Share of the gap over the repetitions that arm, matched floor and ceiling all have; None without one."""
+    return None if arm == FLOOR else _compared(found, (arm, FLOOR, CEILING), views)
+
+
+def _difference(found: Scores, arm: str, other: str, views: str) -> dict[str, Any] | None:
+    """Gain of one arm over another, on the repetitions that both have; no ceiling is needed for that."""
+    return None if arm == other else _compared(found, (arm, other, arm), views)
+
+
+def _compared(found: Scores, names: tuple[str, str, str], views: str) -> dict[str, Any] | None:
+    trio = [found.get(name, {}).get(views, {}) for name in names]
     common = sorted(set(trio[0]) & set(trio[1]) & set(trio[2]))
-    if not common or arm == floor:
+    if not common:
         return None
     closed = gap_closed(*([case_values(by[number]) for number in common] for by in trio))
     return {"repetitions": common, **asdict(closed)}
@@ -308,6 +322,17 @@ def _table(arms: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def _against(arms: Mapping[str, Any]) -> list[str]:
+    """What self-training has more than a floor, and than itself without a pool."""
+    sentences = []
+    for arm, text in (("no_pool", "without a pool"), ("floor", "floor")):
+        both = [arms.get(arm, {}).get(views) for views in VIEWS]
+        points = [_points(values["self_training_minus"]) for values in both if values and values["self_training_minus"]]
+        if points:
+            sentences.append(f"minus {text} {', mirrored '.join(points)}")
+    return ["", f"Self-training, in points: {'; '.join(sentences)}."] if sentences else []
+
+
 def _ablation(arms: Mapping[str, Any], found: Scores) -> list[str]:
     """Other arms against self-training, on the repetitions that both have."""
     others = [arm for arm in arms if arm not in ARMS]
@@ -329,7 +354,7 @@ def _ablation(arms: Mapping[str, Any], found: Scores) -> list[str]:
         for views in VIEWS:
             values = arms[arm].get(views)
             cells.append(f"{100 * values['mean']['dice']:.1f}" if values else "–")
-            cells.append(_points(_closed(found, arm, views, floor=METHOD)))
+            cells.append(_points(_difference(found, arm, METHOD, views)))
         shown = _of(arms, arm)
         cells.append(f"{shown['failed']} of {shown['cases']}" if shown else "–")
         lines.append(f"| {' | '.join(cells)} |")

@@ -102,6 +102,8 @@ def test_collect_writes_files_tables_and_a_picture(tables, tmp_path, capsys):
     assert arms["self-training with weight 0 (matched floor)"][4:6] == ["–", "–"]
     assert int(arms["supervised, labels only (floor)"][3].split()[0]) == 12  # Dice below 0.5
     assert len(table(page, "## knee")["**self-training, one round**"]) == 6  # no mirrored views there
+    assert "minus without a pool +10.0 [+10.0, +10.0], mirrored +10.0" in page
+    assert "; minus floor +15.0 [+15.0, +15.0], mirrored +15.0" in page
     variants = table(page, "Variants, each compared")
     assert variants["`no_cutmix`"][:2] == ["2", "63.0"]
     assert variants["`no_cutmix`"][3:] == ["–", "–", "–"]
@@ -154,6 +156,7 @@ def test_unfinished_beds_have_tables(tables, tmp_path, missing):
     tables.collect(tmp_path / "runs", tmp_path / "results")
     row = table((tmp_path / "results" / "README.md").read_text(), "have; the share of the gap")["heart, 2 labels"]
     assert row[4] == "–"
+    assert ("minus floor +15.0" in (tmp_path / "results" / "README.md").read_text()) is (missing != "self_training")
 
 
 def test_a_bed_takes_the_ceiling_of_the_other_with_the_same_scans(tables, tmp_path):
