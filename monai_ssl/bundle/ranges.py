@@ -102,6 +102,8 @@ PARAMETERS = {
     "xi": POSITIVE,
     "weight": WEIGHT,
     "delay": Range(0, MOST_ITERATIONS, whole=True),
+    "strength": WEIGHT,
+    **dict.fromkeys(("threshold", "cutmix_probability", "burn_in", "ramp"), Range(0, 1)),
     **dict.fromkeys(COUNTS, COUNT),
     **{name: rule for name, rule in ROOTS.items() if name != "seed"},
 }

@@ -8,6 +8,7 @@ from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
 from .task_affinity_consistency import TaskAffinityConsistency
 from .uncertainty_guided_mutual_consistency import UncertaintyGuidedMutualConsistency
+from .weak_to_strong import WeakToStrong
 
 __all__ = [
     "Batch",
@@ -19,6 +20,7 @@ __all__ = [
     "Supervised",
     "TaskAffinityConsistency",
     "UncertaintyGuidedMutualConsistency",
+    "WeakToStrong",
     "joint_images",
     "published_ramp_levels",
 ]

@@ -7,9 +7,49 @@ import copy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EMATeacher"]
+__all__ = ["EMATeacher", "decay_at", "move_toward"]
 
-BUFFERS = ("own", "copy")
+BUFFERS = ("own", "copy", "average")
+
+
+def decay_at(step: int, decay: float) -> float:
+    r""":math:`\alpha = \min(1 - 1/(t + 1), \alpha_{max})` of the update after ``step + 1`` optimizer steps.
+
+    Example:
+        >>> [round(decay_at(t, 0.99), 3) for t in (0, 1, 3, 99, 5000)]
+        [0.0, 0.5, 0.75, 0.99, 0.99]
+    """
+    return min(1.0 - 1.0 / (step + 1), decay)
+
+
+@torch.no_grad()
+def move_toward(average: nn.Module, network: nn.Module, alpha: float, buffers: str = "own") -> None:
+    """One update of a moving average: :math:`\\theta' \\leftarrow \\alpha \\theta' + (1 - \\alpha) \\theta`.
+
+    Args:
+        average: changed in place; of the same architecture as ``network``.
+        network: whose parameters are averaged.
+        alpha: in [0, 1); 0 copies.
+        buffers: see :class:`EMATeacher`.
+    """
+    _mix(list(average.parameters()), list(network.parameters()), alpha)
+    if buffers == "own":
+        return
+    pairs = list(zip(average.buffers(), network.buffers(), strict=True))
+    averaged = [(a, b) for a, b in pairs if buffers == "average" and a.is_floating_point()]
+    if averaged:
+        _mix([a for a, _ in averaged], [b for _, b in averaged], alpha)
+    for ours, theirs in pairs:
+        if buffers == "copy" or not ours.is_floating_point():  # a counter has no average
+            ours.copy_(theirs)
+
+
+def _mix(ours: list[Tensor], theirs: list[Tensor], alpha: float) -> None:
+    if alpha == 0.0:  # not 0 * teacher: a weight that is not finite would stay
+        torch._foreach_copy_(ours, theirs)
+    else:
+        torch._foreach_mul_(ours, alpha)
+        torch._foreach_add_(ours, theirs, alpha=1.0 - alpha)
 
 
 class EMATeacher(nn.Module):
@@ -27,8 +67,8 @@ class EMATeacher(nn.Module):
         decay: :math:`\alpha_{max}` in [0, 1).
         warm_up: False: :math:`\alpha = \alpha_{max}` from the first update on, as the papers' equations read.
         buffers: of batch normalization. ``"own"``: the teacher's running statistics come from its own passes, as in the
-            released codes of MT, UA-MT and UG-MCL, which average parameters only. ``"copy"``: they are the student's,
-            for a teacher that is used in evaluation mode.
+            released codes of MT, UA-MT and UG-MCL, which average parameters only. For a teacher that is used in
+            evaluation mode ``"average"``: averaged like parameters, or ``"copy"``: those of the student.
 
     Attributes:
         network: the teacher's network, with all its methods (``teacher.network.tasks(x)``); call it without gradients.
@@ -60,22 +100,11 @@ class EMATeacher(nn.Module):
 
     def decay_at(self, step: int) -> float:
         """:math:`\\alpha` of the update after ``step + 1`` optimizer steps."""
-        return min(1.0 - 1.0 / (step + 1), self.decay) if self.warm_up else self.decay
+        return decay_at(step, self.decay) if self.warm_up else self.decay
 
-    @torch.no_grad()
     def update(self, student: nn.Module, step: int) -> None:
         """Move toward ``student``; ``step`` counts from 0. Call it after the optimizer's step."""
-        alpha = self.decay_at(step)
-        ours: list[Tensor] = list(self.network.parameters())
-        theirs: list[Tensor] = list(student.parameters())
-        if alpha == 0.0:  # not 0 * teacher: a weight that is not finite would stay
-            torch._foreach_copy_(ours, theirs)
-        else:
-            torch._foreach_mul_(ours, alpha)
-            torch._foreach_add_(ours, theirs, alpha=1.0 - alpha)
-        if self.buffer_policy == "copy":
-            for our, their in zip(self.network.buffers(), student.buffers(), strict=True):
-                our.copy_(their)
+        move_toward(self.network, student, self.decay_at(step), self.buffer_policy)
 
     def forward(self, x: Tensor) -> Tensor:
         """The teacher's logits, without gradient."""

@@ -40,6 +40,9 @@ METHODS = {
              "rows_per_class": (0, 0.5), "prototypes_per_class": (0,), "bank_capacity": (0, -1), "ramp_step": (0,)},
     "ss_net": {"xi": (0, math.nan), "epsilon": (0, -1, math.inf), "power_iterations": (0,), "prototypes": (0, -2)},
     "dtc": {"slope": (0, math.nan)},
+    "self_training": {"strength": (-1, math.nan), "cutmix_probability": (-0.1, 1.1)},
+    "weak_to_strong": {"threshold": (-0.1, 1.1, math.nan), "burn_in": (-0.1, 2), "ramp": (-1, 1.5), "decay": (1, -1),
+                       "strength": (-1, math.inf), "cutmix_probability": (2,), "weight": (-1,), "max_iterations": (0,)},
 }  # fmt: skip
 TABLE = [("dtc", key, value) for key, values in WRONG.items() for value in values]
 TABLE += [

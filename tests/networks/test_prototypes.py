@@ -92,6 +92,27 @@ def test_teacher_buffers(buffers):
     assert all(torch.equal(a, b) for a, b in pairs) == (buffers == "copy")
 
 
+def test_averaged_buffers():
+    student = VNet(2, base_channels=2, stages=(1, 1))
+    teacher = EMATeacher(student, decay=0.75, buffers="average")
+    before = [b.clone() for b in teacher.network.buffers()]
+    student.train()(torch.rand(2, 1, 8, 8) + 3)
+    teacher.update(student, 100)
+    for old, ours, theirs in zip(before, teacher.network.buffers(), student.buffers(), strict=True):
+        if ours.is_floating_point():
+            assert not torch.equal(old, theirs)
+            torch.testing.assert_close(ours, 0.75 * old + 0.25 * theirs)
+        else:
+            assert torch.equal(ours, theirs)  # a counter has no average
+            assert theirs == 1
+    for buffer in teacher.network.buffers():
+        if buffer.is_floating_point():
+            buffer.fill_(float("nan"))
+    teacher.update(student, 0)
+    pairs = zip(teacher.network.buffers(), student.buffers(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_first_update_copies_whatever_the_teacher_was():
     student = nn.Linear(2, 2)
     teacher = EMATeacher(student)
@@ -101,8 +122,8 @@ def test_first_update_copies_whatever_the_teacher_was():
 
 
 def test_teacher_rejects_options():
-    with pytest.raises(ValueError, match=r"buffers must be one of \('own', 'copy'\), got 'average'"):
-        EMATeacher(nn.Linear(1, 1), buffers="average")
+    with pytest.raises(ValueError, match=r"buffers must be one of \('own', 'copy', 'average'\), got 'mean'"):
+        EMATeacher(nn.Linear(1, 1), buffers="mean")
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), got -0.1"):
         EMATeacher(nn.Linear(1, 1), decay=-0.1)
 
