@@ -19,6 +19,7 @@ def build_optimizer(
     lr: float = 0.01,
     momentum: float = 0.9,
     weight_decay: float = 1e-4,
+    nesterov: bool = False,
     **arguments: Any,
 ) -> Optimizer:
     """SGD, which the papers of the field train with, or AdamW, which the practical recipe does.
@@ -29,6 +30,7 @@ def build_optimizer(
         lr: learning rate, > 0.
         momentum: of SGD; of AdamW the decay of the mean gradient, its first beta.
         weight_decay: >= 0. SGD adds it to the gradient, AdamW shrinks the weights by ``lr * weight_decay``.
+        nesterov: Nesterov's momentum, of SGD.
         **arguments: further ones of ``torch.optim.SGD`` or ``torch.optim.AdamW``.
 
     Raises:
@@ -39,7 +41,7 @@ def build_optimizer(
         >>> build_optimizer(weights, "adamw", lr=0.002, momentum=0.8).param_groups[0]["betas"]
         (0.8, 0.999)
     """
-    given = dict(arguments, lr=lr, weight_decay=weight_decay)
+    given = dict(arguments, lr=lr, weight_decay=weight_decay, **({"nesterov": True} if nesterov else {}))
     try:
         if algorithm == "sgd":
             return torch.optim.SGD(params, momentum=momentum, **given)
