@@ -286,13 +286,13 @@ def _true_labels(place: Path) -> Path:
 
 def _label_copies(floor: Any, datalist: Path, target: Path, device: str) -> Path:
     """The floor labels the labeled scans, as it labels a pool; none is dropped, there are too few."""
-    from monai_ssl.runs.pseudo_labels import Rules, anatomy, draw
+    from monai_ssl.runs.pseudo_labels import Rules, Teacher, anatomy, draw
     from monai_ssl.runs.self_training import _flips
 
     cases, preset = load_datalist(datalist), load_preset(floor.preset)
     one_piece, always = anatomy(cases.training, preset)
     rules = Rules(tta=_flips(preset, "auto"), drop=0.0, one_piece=one_piece, always=always)
-    draw([floor], cases.unlabeled, preset, target, rules, device=device)
+    draw([Teacher.of(floor, device=device)], cases.unlabeled, preset, target, rules)
     return target
 
 

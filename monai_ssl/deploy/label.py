@@ -53,7 +53,7 @@ from monailabel.tasks.infer.bundle import BundleInferTask  # noqa: E402
 from monailabel.tasks.train.bundle import BundleTrainTask  # noqa: E402
 
 import monai_ssl  # noqa: E402
-from monai_ssl.data import Preset, load_preset  # noqa: E402
+from monai_ssl.data import Preset, load_preset, pseudo_labeled  # noqa: E402
 from monai_ssl.deploy.annotation.archive import LabelsOnly  # noqa: E402
 from monai_ssl.deploy.annotation.labels import TrainingCases, is_automatic, usable_cases  # noqa: E402
 from monai_ssl.deploy.annotation.requests import (  # noqa: E402
@@ -68,12 +68,14 @@ from monai_ssl.deploy.disagreement import DisagreementScorer  # noqa: E402
 from monai_ssl.engines import VolumeSegmenter  # noqa: E402
 from monai_ssl.mistakes import users_mistake  # noqa: E402
 from monai_ssl.runs.folder import Run  # noqa: E402
+from monai_ssl.runs.pseudo_labels import Rules, Teacher, anatomy, draw  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = Path("models") / "model.pt"
 # the run's own files; next to models/ they would be offered as models
 TRAINING = Path("models") / "training"
+PSEUDO_LABELS = Path("models") / "pseudo_labels"  # of the pool, for the next training
 # labels whose values had to be changed, for one training
 RENUMBERED = Path("models") / "labels"
 INFO_KEY = "disagreement"
@@ -149,6 +151,7 @@ class TrainTask(BundleTrainTask):
         self._request = request
         self._cases = self._usable(request, datastore)
         labeled, unlabeled = len(self._cases.labeled), len(self._cases.unlabeled)
+        self._pool = self._pseudo_labeled(request)
         run = Run(Path(self.bundle_path) / TRAINING)
         for folder in run.previous():
             shutil.rmtree(folder, ignore_errors=True)
@@ -187,6 +190,28 @@ class TrainTask(BundleTrainTask):
             logger.info("monai_ssl: %d labels were drawn by a model: their scans count as unlabeled", len(drawn))
         return cases
 
+    def _pseudo_labeled(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What a training learns from the pool: for a method that wants pseudo-labels, those of the present model.
+
+        Every training is then one round of self-training; the first one, before which there is no model, learns from
+        the labels alone.
+        """
+        pool, weights = self._cases.unlabeled, Path(self.bundle_path) / WEIGHTS
+        if "pseudo_labels" not in self.bundle_config or not pool or not weights.is_file():
+            return {"unlabeled_datalist": pool}
+        folder, preset = Path(self.bundle_path) / PSEUDO_LABELS, self.preset
+        shutil.rmtree(folder, ignore_errors=True)
+        one_piece, always = anatomy(self._cases.labeled, preset)
+        flips = bool(preset.augmentation.flip_axes) or preset.augmentation.policy == "literature"
+        rules = Rules(tta=flips, one_piece=one_piece, always=always)
+        teacher = Teacher(Path(self.bundle_path), weights, {"device": request.get("device") or "cpu"})
+        rows = draw([teacher], pool, preset, folder, rules)
+        kept = sum(row["kept"] == "1" for row in rows)
+        logger.info("monai_ssl: the present model has labeled %d scans of the pool, %d of them teach", len(rows), kept)
+        if not kept:
+            return {"unlabeled_datalist": pool}
+        return {"unlabeled_datalist": pseudo_labeled(pool, folder), "pseudo_labels": str(folder)}
+
     def _fetch_datalist(self, request: dict[str, Any], datastore: Any) -> list[dict[str, str]]:
         return self._cases.labeled
 
@@ -202,7 +227,7 @@ class TrainTask(BundleTrainTask):
         iterations = iterations or int(self._request.get("max_epochs", 10)) * length
         length = min(length, iterations)
         overrides |= {
-            "unlabeled_datalist": self._cases.unlabeled,
+            **self._pool,
             "max_iterations": iterations,
             "epoch_length": length,
             "train#trainer#max_epochs": math.ceil(iterations / length),

@@ -60,6 +60,27 @@ class Rules:
     always: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class Teacher:
+    """A trained network that labels.
+
+    Attributes:
+        bundle: its folder.
+        weights: its file.
+        settings: ids of the bundle's ``configs/inference.yaml`` -> values.
+    """
+
+    bundle: Path
+    weights: Path
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, run: Run, **overrides: Any) -> Teacher:
+        """The network of a run; ``overrides``: device, amp, ..."""
+        bundle, settings = run.settings(["inference.yaml"], overrides)
+        return cls(bundle, run.weights(), settings)
+
+
 def anatomy(entries: Sequence[Entry], preset: Preset) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the labeled scans tell of each class: those that are always one piece, and those that are always there.
 
@@ -93,23 +114,22 @@ def largest_component(mask: np.ndarray) -> np.ndarray:
 
 
 def draw(
-    runs: Sequence[Run], entries: Sequence[Entry], preset: Preset, folder: Path, rules: Rules, **overrides: Any
+    teachers: Sequence[Teacher], entries: Sequence[Entry], preset: Preset, folder: Path, rules: Rules
 ) -> list[dict[str, str]]:
     """Label every image; started again, it goes on with those that are missing.
 
     Args:
-        runs: trained networks; the mean of their probabilities labels.
+        teachers: trained networks; the mean of their probabilities labels.
         entries: the pool.
-        preset: of the runs.
+        preset: of the data.
         folder: gets ``CASE_seg.nii.gz`` (a picture for a picture) and ``reliability.csv``. What other networks or rules
             have left there is set aside.
         rules: how.
-        **overrides: ids of the bundles' ``configs/inference.yaml``: device, amp.
 
     Returns:
         rows of ``reliability.csv``.
     """
-    record = _record(runs, entries, rules)
+    record = _record(teachers, entries, rules)
     stated = folder / RECORD
     if folder.is_dir() and any(folder.iterdir()):
         if not stated.is_file() or json.loads(stated.read_text(encoding="utf-8")) != record:
@@ -122,7 +142,7 @@ def draw(
     write_text(
         folder / ROWS, "".join(json.dumps(row) + "\n" for row in done.values())
     )  # without a line that a kill cut
-    labelers = [_Labeler(run, rules.tta, overrides) for run in runs]
+    labelers = [_Labeler(teacher, preset, rules.tta) for teacher in teachers]
     names = case_names(entries)
     from tqdm import tqdm
 
@@ -155,15 +175,13 @@ def read_rows(folder: Path) -> list[dict[str, str]]:
 class _Labeler:
     """A trained network that tells what it sees in an image, and in its mirror images."""
 
-    def __init__(self, run: Run, tta: bool, overrides: Mapping[str, Any]) -> None:
+    def __init__(self, teacher: Teacher, preset: Preset, tta: bool) -> None:
         from monai_ssl.bundle.overrides import literal
-        from monai_ssl.data.preset import load_preset
 
-        bundle, settings = run.settings(["inference.yaml"], overrides)
-        settings["ckpt"] = literal(run.weights())
-        self.segmenter: VolumeSegmenter = open_segmenter(bundle, settings)
+        settings = {**teacher.settings, "ckpt": literal(teacher.weights)}
+        self.segmenter: VolumeSegmenter = open_segmenter(teacher.bundle, settings)
         self.network: nn.Module = self.segmenter.network
-        flips = plausible_flips(load_preset(run.preset)) if tta else []
+        flips = plausible_flips(preset) if tta else []
         self.axes: list[tuple[int, ...]] = [(), *flips]
 
     def views(self, image: Any) -> Iterable[Tensor]:
@@ -283,10 +301,10 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _record(runs: Sequence[Run], entries: Sequence[Entry], rules: Rules) -> dict[str, Any]:
+def _record(teachers: Sequence[Teacher], entries: Sequence[Entry], rules: Rules) -> dict[str, Any]:
     """What decides the label maps."""
     return {
-        "weights": [hashlib.sha256(run.weights().read_bytes()).hexdigest()[:16] for run in runs],
+        "weights": [hashlib.sha256(teacher.weights.read_bytes()).hexdigest()[:16] for teacher in teachers],
         "cases": case_names(entries),
         "tta": rules.tta,
         "sure": rules.sure,

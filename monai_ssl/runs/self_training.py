@@ -246,11 +246,11 @@ def _rules(
 def _labeled(
     teachers: Sequence[Run], cases: Datalist, preset: Preset, place: Path, rules: Rules, overrides: Mapping[str, Any]
 ) -> list[dict[str, str]]:
-    from monai_ssl.runs.pseudo_labels import draw
+    from monai_ssl.runs.pseudo_labels import Teacher, draw
 
     given = {key: overrides[key] for key in ("device", "amp") if key in overrides}
     console.info("== %s: labels of the pool (%s)", place.name, plural(len(cases.unlabeled), "scan"))
-    return draw(teachers, cases.unlabeled, preset, place, rules, **given)
+    return draw([Teacher.of(run, **given) for run in teachers], cases.unlabeled, preset, place, rules)
 
 
 def _tell(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset, place: Path) -> Labeling:

@@ -140,7 +140,14 @@ class TestOurApp:
     @pytest.fixture(scope="class")
     def app(self, packaged: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder = tmp_path_factory.mktemp("ours") / "app"
-        words = ["--bundles", f"{packaged},dtc", "--dataset", "hippocampus", "--network_def#base_channels", "4"]
+        words = [
+            "--bundles",
+            f"{packaged},dtc,self_training",
+            "--dataset",
+            "hippocampus",
+            "--network_def#base_channels",
+            "4",
+        ]
         cli.main(["label-app", "--output", str(folder), *words])
         return folder
 
@@ -289,6 +296,22 @@ class TestOurApp:
         server.train("dtc", max_iterations=2, pretrained=False)
         assert "dtc" in server.info()["models"]
         assert server.mask("dtc", cases[4], tmp_path / "mask.nii.gz").ndim == 3
+
+    def test_self_training_learns_what_its_last_model_draws(self, server, app, cases, hippocampus):
+        """Every training is a round: the first learns from labels alone, the next from the labels of its model, too."""
+        for case in cases[:2]:
+            upload(server, hippocampus, case)
+        folder = app / "model" / "self_training" / "models"
+        server.train("self_training", max_iterations=30, pretrained=False)
+        assert not (folder / "pseudo_labels").exists()
+        assert "there are no pseudo-labels" in server.text
+        server.train("self_training", max_iterations=3, pretrained=True)
+        drawn = {path.name.removesuffix("_seg.nii.gz") for path in (folder / "pseudo_labels").glob("*_seg.nii.gz")}
+        assert drawn
+        assert drawn <= set(cases[2:])  # never a scan that somebody has labeled
+        header = (folder / "training" / "training.csv").read_text().splitlines()[0]
+        assert "pseudo" in header.split(",")
+        assert "has labeled" in server.text
 
 
 class TestStockApp:
