@@ -29,7 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except TrainingInterrupted:  # the training has said how to go on
         raise SystemExit(130) from None
     except KeyboardInterrupt:
-        hint = "; run the same command again to resume" if words[:1] in (["train"], ["demo"], ["prepare"]) else ""
+        hint = (
+            "; run the same command again to resume"
+            if words[:1] in (["train"], ["self-train"], ["demo"], ["prepare"])
+            else ""
+        )
         print(f"\ninterrupted{hint}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # | head
@@ -43,6 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
     if status:
         raise SystemExit(status)
+
+
+def _names_no_method(words: Sequence[str]) -> bool:
+    """Whether `train` is followed by a folder of scans alone: then the method is ours to choose."""
+    if not words or words[0].startswith("-") or not os.path.isdir(os.path.expanduser(words[0])):
+        return False
+    if len(words) > 1 and not words[1].startswith("-"):
+        return False  # METHOD SCANS, where the method is the folder of a bundle
+    alone = not any(word.partition("=")[0] in ("--dataset_dir", "--dataset-dir") for word in words)
+    return alone and not os.path.isfile(os.path.join(os.path.expanduser(words[0]), "configs", "train.yaml"))
 
 
 def _dispatch(words: list[str]) -> int:
@@ -59,6 +73,10 @@ def _dispatch(words: list[str]) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
         raise UsageError(f"unknown command {name!r}: {hint} (see {PROGRAM} --help)")
+    if name == "train" and _names_no_method(rest):
+        print(f"no method is named: self-training, which pays with few labels (`{PROGRAM} list` shows all)",
+              file=sys.stderr)  # fmt: skip
+        name = "self-train"
     command = COMMANDS[name]
     if any(word in ("-h", "--help") for word in rest):
         print(command_help(command))

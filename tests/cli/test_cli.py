@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import re
@@ -35,6 +36,7 @@ COMMANDS = [
     "check",
     "describe",
     "train",
+    "self-train",
     "evaluate",
     "predict",
     "report",
@@ -705,3 +707,48 @@ class TestPhantom:
     def test_training_without_it_names_the_command(self, tmp_path, capsys):
         error = fails(capsys, "train", "dtc", tmp_path / "none", "--dataset", "phantom")
         assert f"`monai-ssl prepare phantom {tmp_path / 'none'}` writes one" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["SCANS"], True),
+        (["SCANS", "--seed", "1"], True),
+        (["dtc", "SCANS"], False),
+        (["BUNDLE", "SCANS"], False),
+        (["BUNDLE", "--seed", "1"], False),  # the scans are missing, and the message says so
+        (["SCANS", "--dataset_dir", "SCANS"], False),
+        (["dtc"], False),
+        (["--seed", "1"], False),
+        ([], False),
+        (["/does/not/exist"], False),
+    ],
+)
+def test_a_training_without_a_method(words, expected, tmp_path):
+    from monai_ssl.cli.dispatch import _names_no_method
+
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "bundle" / "configs").mkdir(parents=True)
+    (tmp_path / "bundle" / "configs" / "train.yaml").touch()
+    places = {"SCANS": str(tmp_path / "scans"), "BUNDLE": str(tmp_path / "bundle")}
+    assert _names_no_method([places.get(word, word) for word in words]) is expected
+
+
+def test_a_training_without_a_method_trains_itself(tmp_path, monkeypatch, capsys):
+    from monai_ssl.runs import self_training
+
+    seen = {}
+
+    @functools.wraps(self_training.self_train)
+    def reached(**given):
+        seen.update(given)
+        raise DataError("reached")
+
+    monkeypatch.setattr(self_training, "self_train", reached)
+    (tmp_path / "scans").mkdir()
+    with pytest.raises(SystemExit):
+        cli.main(["train", str(tmp_path / "scans"), "--dataset", "phantom", "--seed", "3"])
+    assert seen == {"dataset_dir": str(tmp_path / "scans"), "dataset": "phantom", "seed": 3}
+    said = capsys.readouterr().err
+    assert "no method is named: self-training" in said
+    assert "reached" in said
