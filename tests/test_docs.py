@@ -76,7 +76,10 @@ def test_commands_and_options_exist(page, words):
         build_recipe(RECIPES[given["dataset"]], {key: given[key] for key in ids})
     elif ids:
         config = {"train": ["train.yaml"], "predict": ["inference.yaml"]}.get(name, ["train.yaml", "evaluate.yaml"])
-        bundles.check_ids(bundles.find_bundle("dtc"), config, ids)
+        own = {"train": given.get("bundle"), "self-train": "self_training"}.get(name)
+        named = own if own in bundles.available_bundles() else "dtc"
+        configs = ["train.yaml"] if name == "self-train" else config
+        bundles.check_ids(bundles.find_bundle(named), configs, ids)
 
 
 def test_pages_use_the_command_line():
