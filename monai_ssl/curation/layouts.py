@@ -15,11 +15,18 @@ from monai_ssl.errors import DataError, enumerated
 
 # the last word of a file's name, in the order in which the channels of a case are stacked
 MODALITIES = ("t1n", "t1", "t1w", "t1c", "t1ce", "t1gd", "t1post", "t2w", "t2", "t2f", "flair", "t2flair", "t2star",
-              "pd", "pdw", "dwi", "adc", "swi", "asl", "ct", "cta", "cbct", "pet", "suv", "bold", "dce")  # fmt: skip
-BIDS_LABELS = ("dseg", "mask", "seg")
+              "pd", "pdw", "mr", "mri", "dwi", "adc", "hbv", "swi", "asl", "ct", "cta", "cbct", "ctres", "pet", "pt",
+              "suv", "bold", "dce")  # fmt: skip
+BIDS_LABELS = ("dseg", "mask", "seg", "msk", "lesion", "roi", "label")
+# a label may repeat the kind of its image, and say what it shows: sub-01_T1w_dseg, sub-01_T1w_label-lesion_mask,
+# sub-01_T2w_seg-manual
 _ENTITY = r"[a-zA-Z]+-[a-zA-Z0-9+]+"
-# a label may repeat the kind of its image: sub-01_T1w_dseg
-_BIDS = re.compile(rf"(sub-[a-zA-Z0-9+]+)((?:_{_ENTITY})*)_(?:[a-zA-Z0-9]+_(?=(?:dseg|mask|seg)$))?([a-zA-Z0-9]+)")
+_BIDS_LABEL = re.compile(
+    rf"(sub-[a-zA-Z0-9+]+)((?:_{_ENTITY})*)(?:_[a-zA-Z0-9]+)?(?:_{_ENTITY})*"
+    rf"_(?:{'|'.join(BIDS_LABELS)}|(?:label|seg|mask|lesion|gmseg|dseg)-[a-zA-Z0-9+]+)",
+    re.IGNORECASE,
+)
+_BIDS_IMAGE = re.compile(rf"(sub-[a-zA-Z0-9+]+)((?:_{_ENTITY})*)_([a-zA-Z0-9]+)")
 
 
 def modality_groups(stems: Sequence[tuple[str, str]]) -> dict[str, list[str]] | None:
@@ -40,7 +47,7 @@ def modality_groups(stems: Sequence[tuple[str, str]]) -> dict[str, list[str]] | 
     """
     groups: dict[str, dict[str, str]] = {}
     for stem, file in stems:
-        match = re.fullmatch(r"(.*[^\W_])[-_. ]([a-zA-Z0-9]+)", stem, re.DOTALL)
+        match = re.fullmatch(r"(.*[^\W_])[-_. /]+([a-zA-Z0-9]+)", stem, re.DOTALL)
         if match is None or match[2].lower() not in MODALITIES:
             return None
         if groups.setdefault(match[1], {}).setdefault(match[2].lower(), file) != file:
@@ -71,7 +78,8 @@ def modality_names(files: Sequence[str]) -> list[str]:
 
 def is_bids(names: Sequence[str]) -> bool:
     """Whether all file names are built as BIDS builds them: ``sub-01_ses-2_T1w``."""
-    return bool(names) and all(_BIDS.fullmatch(split_suffix(Path(name).name)[0]) for name in names)
+    stems = [split_suffix(Path(name).name)[0] for name in names]
+    return bool(stems) and all(_BIDS_LABEL.fullmatch(stem) or _BIDS_IMAGE.fullmatch(stem) for stem in stems)
 
 
 def bids_cases(names: Sequence[str], root: Path) -> list[Entry]:
@@ -90,11 +98,12 @@ def bids_cases(names: Sequence[str], root: Path) -> list[Entry]:
     labels: dict[str, list[str]] = {}
     for name in names:
         stem = name_order(split_suffix(Path(name).name)[0])
-        match = _BIDS.fullmatch(stem)
+        labeled = _BIDS_LABEL.fullmatch(stem)
+        match = labeled or _BIDS_IMAGE.fullmatch(stem)
         assert match is not None
         session = next((part for part in match[2].split("_") if part.startswith("ses-")), "")
         case = "_".join(part for part in (match[1], session) if part)
-        if match[3].lower() in BIDS_LABELS:
+        if labeled is not None:
             labels.setdefault(case, []).append(name)
         elif "derivatives" not in Path(name).parts[:-1]:
             # what a program has derived of an image is no further image

@@ -60,6 +60,71 @@ class TestLayouts:
         assert load_preset(found.preset).channels == ("t1n", "t1c", "t2w", "t2f")
         assert monai_ssl.check(folder, dataset=found.preset).ok
 
+    @pytest.mark.parametrize(
+        ("image", "label", "channels"),
+        [
+            ("{0}/{1}.nii.gz", "{0}/seg.nii.gz", ("t1", "t1ce", "t2", "flair")),
+            ("{0}/{1}.nii.gz", "{0}/SEG.nii.gz", ("CTres", "SUV")),
+            ("{0}/{1}.nii.gz", "{0}/mask.nii.gz", ("ct",)),
+            ("{0}/abdomen.nii.gz", "{0}/segmentations.nii.gz", ("",)),
+            ("case_0{0}/imaging.nii.gz", "case_0{0}/segmentation.nii.gz", ("",)),
+            ("{0}/t1.nii.gz", "{0}/t1_seg.nii.gz", ("",)),
+            ("images/{0}/scan.nii.gz", "labels/{0}.nii.gz", ("",)),
+            ("images/{0}.nii.gz", "labels/{0}/seg.nii.gz", ("",)),
+            ("images/{0}/{0}_{1}.nii.gz", "labels/{0}.nii.gz", ("t2w", "adc", "hbv")),
+            ("images/{0}__{1}.nii.gz", "labels/{0}.nii.gz", ("CT", "PT")),
+            ("{0}_mr.nii.gz", "{0}-label.nii.gz", ("",)),
+            ("{0}_ct.nii.gz", "{0}_seg.nii.gz", ("",)),
+            ("scans/{0}.nii.gz", "labels/{0}.nii.gz", ("",)),
+            ("imgs/{0}.nii.gz", "masks/{0}.nii.gz", ("",)),
+            ("img/img{0}.nii.gz", "mask/label{0}.nii.gz", ("",)),
+            ("volumes/{0}.nii.gz", "gt/{0}.nii.gz", ("",)),
+            ("Images/{0}.nii.gz", "Annotations/{0}.nii.gz", ("",)),
+            ("train/images/{0}.nii.gz", "train/labels/{0}.nii.gz", ("",)),
+            ("sub-{0}/anat/sub-{0}_T1w.nii.gz", "derivatives/l/sub-{0}_T1w_label-lesion_mask.nii.gz", ("",)),
+            ("sub-{0}/ses-1/sub-{0}_ses-1_T2w.nii.gz", "derivatives/sub-{0}_ses-1_T2w_seg-manual.nii.gz", ("",)),
+            ("sub-{0}/anat/sub-{0}_FLAIR.nii.gz", "sub-{0}/anat/sub-{0}_FLAIR_lesion.nii.gz", ("",)),
+            ("sub-{0}/dwi/sub-{0}_dwi.nii.gz", "sub-{0}/dwi/sub-{0}_msk.nii.gz", ("",)),
+        ],
+    )
+    def test_folders_as_people_keep_them(self, write, image, label, channels):
+        names = ("1", "10", "01", "2")  # one is the beginning of another
+        for name in names:
+            folder = write(*(image.format(name, channel) for channel in channels))
+            if name != "2":
+                write(label.format(name), values=(0, 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = monai_ssl.split(folder, n_validation=1).datalist
+        paths = {tuple(image_files(entry)): entry["label"] for entry in found.training + found.validation}
+        assert paths == {
+            tuple(str(folder / image.format(name, channel)) for channel in channels): str(folder / label.format(name))
+            for name in names[:3]
+        }
+        assert len(found.unlabeled) == 1
+
+    def test_what_differs_in_the_names_pairs_with_a_word(self, write):
+        for i in range(3):
+            folder = write(f"images/pat_{i:04d}.nii.gz")
+            write(f"labels/lab_{i:04d}.nii.gz", values=(0, 1))
+        with pytest.warns(UserWarning, match="paired by what differs in their names, pat_0000 with lab_0000"):
+            found = monai_ssl.split(folder, n_validation=0)
+        assert labeled(found) == {(f"pat_{i:04d}.nii.gz",): f"lab_{i:04d}.nii.gz" for i in range(3)}
+
+    @pytest.mark.parametrize(
+        ("images", "labels"),
+        [
+            (("a/x.nii.gz", "b/x.nii.gz"), ("x_seg.nii.gz",)),  # one label, two places
+            (("p1_2020.nii.gz", "p2_2021.nii.gz"), ("p1_2021_seg.nii.gz", "p2_2020_seg.nii.gz")),
+            (("p1/a.nii.gz", "p1/b.nii.gz", "p2/a.nii.gz"), ("p1/seg.nii.gz", "p2/seg.nii.gz")),  # scans or channels?
+        ],
+    )
+    def test_what_may_mean_two_things_is_refused(self, write, images, labels):
+        folder = write(*images)
+        write(*labels, values=(0, 1))
+        with pytest.raises(DataError, match="no label fits an image by name"):
+            monai_ssl.split(folder)
+
     def test_a_missing_modality_is_named(self, write):
         for name in ("a", "b"):
             folder = write(*(f"{name}-{m}.nii.gz" for m in ("t1", "flair")))
