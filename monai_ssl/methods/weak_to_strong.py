@@ -53,8 +53,8 @@ class WeakToStrong(SemiSupervisedMethod):
 
     Voxels labeled ``IGNORE_LABEL`` take no part in the supervised term.
 
-    Loss terms: ``supervised``, and after the burn-in, where there is something unlabeled and the weight is not 0,
-    ``pseudo``.
+    Loss terms: ``supervised``, and where there is something unlabeled and the weight is not 0, ``pseudo``, which is 0
+    during the burn-in.
 
     Raises:
         ValueError: for an option out of its range, or ``feature_dropout`` with a network that has no such features.
@@ -129,10 +129,12 @@ class WeakToStrong(SemiSupervisedMethod):
         return self
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
+        teaches = unlabeled is not None and self.weight * self.unsupervised_weight > 0
         if unlabeled is None or self.iteration < self.burn_in:
-            return {"supervised": self.supervised(self.student(labeled["image"]).float(), labeled["label"])}
+            terms = {"supervised": self.supervised(self.student(labeled["image"]).float(), labeled["label"])}
+            return {**terms, "pseudo": torch.zeros_like(terms["supervised"])} if teaches else terms
         mixed: list[Tensor] = [unlabeled["image"]]
-        if self.weight * self.unsupervised_weight > 0:  # first: no graph is in memory yet
+        if teaches:  # first: no graph is in memory yet
             mixed += self.targets(unlabeled["image"])
         views = [self._strong_view(mixed) for _ in range(2 if self.feature_dropout else 1)]
         image, *targets = [torch.cat(parts) for parts in zip(*views, strict=True)]

@@ -147,9 +147,9 @@ def test_burn_in_and_ramp():
     method.network.register_forward_pre_hook(lambda m, x: rows.append(len(x[0])))
     method.teacher.register_forward_pre_hook(lambda m, x: rows.append("teacher"))
     method.iteration = 2
-    assert set(method(*batches())) == {"supervised"}
+    assert method(*batches())["pseudo"].item() == 0
     method.iteration = 3
-    assert set(method(*batches())) == {"supervised", "pseudo"}
+    assert method(*batches())["pseudo"].item() > 0
     assert rows == [2, "teacher", 4]
     at_once = WeakToStrong(Copies(), 10, burn_in=0.3, ramp=0.0)
     assert [at_once.ramp_up() for at_once.iteration in (2, 3)] == [0, 1]
@@ -157,16 +157,18 @@ def test_burn_in_and_ramp():
 
 
 def test_the_burn_in_is_supervised_training():
-    """The same numbers as without any unlabeled image."""
+    """The same numbers as in the floor, and without any unlabeled image."""
     found = []
-    for unlabeled in (True, False):
+    for unlabeled, weight in ((True, 1.0), (True, 0.0), (False, 1.0)):
         torch.manual_seed(0)
-        method = WeakToStrong(VNet(2, 1, 2, base_channels=2), 4, burn_in=1.0)
+        method = WeakToStrong(VNet(2, 1, 2, base_channels=2), 4, burn_in=1.0, unsupervised_weight=weight)
         torch.manual_seed(1)
         labeled, other = batches()
-        total(method.train()(labeled, other if unlabeled else None)).backward()
+        terms = method.train()(labeled, other if unlabeled else None)
+        assert set(terms) == {"supervised", *(["pseudo"] if unlabeled and weight else [])}
+        total(terms).backward()
         found.append([p.grad for p in method.student.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("feature_dropout", [False, True])
