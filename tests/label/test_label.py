@@ -162,7 +162,7 @@ class TestOurApp:
         info = server.info()
         assert info["models"][model]["labels"] == {"anterior hippocampus": 1, "posterior hippocampus": 2}
         assert set(info["models"]) == {model}, "dtc has not been trained"
-        assert set(info["trainers"]) == {model, "dtc"}
+        assert set(info["trainers"]) == {model, "dtc", "self_training"}
         assert {"disagreement", "random", "first"} <= set(info["strategies"])
 
         # infer, both forms: the mask of `predict`, on the grid of the scan
