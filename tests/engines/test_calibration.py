@@ -123,6 +123,17 @@ def test_a_long_step_is_made_once_by_three():
     assert clock.made == [BF_LAST, FL_LAST, FL_PLAIN]
 
 
+def test_what_the_very_first_step_sets_up_does_not_count():
+    clock = Clock({BF_LAST: 2.0, BF_PLAIN: 2.15, FL_LAST: 4.0, FL_PLAIN: 4.0})
+    once = [1.0]
+
+    def step(precision):
+        return clock(precision) + (once.pop() if once else 0)
+
+    assert chosen(measure(CHOICE, step, clock=lambda: clock.now), CHOICE).name == BF_LAST
+    assert len(clock.made) == 4
+
+
 def test_nothing_larger_is_tried_without_memory_for_it():
     clock = Clock({BF_LAST: 1.0})
     assert measure(CHOICE, clock, room=lambda: False) == {}
