@@ -156,8 +156,8 @@ def measure(
     """Seconds of a step by the name of the precision, the least of a few rounds in turn.
 
     The first steps set up kernels and do not count, unless they take more than 0.3 s; beyond 1.5 s one is made of each
-    (of the first two, up to 5 s), and the other layout is tried with the faster format only. What has clearly lost is not tried again. Four
-    seconds of timed rounds in all, or one round.
+    (two of the first, up to 5 s), and the other layout is tried with the faster format only. What has clearly lost is
+    not tried again. Four seconds of timed rounds in all, or one round.
 
     Args:
         choice: what to try, the rule's first.
