@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import monai_ssl
-from monai_ssl.cli.commands import COMMANDS, PROGRAM
+from monai_ssl.cli.commands import COMMANDS, PROGRAM, Command
 from monai_ssl.cli.console import quiet
 from monai_ssl.cli.help import command_help, overview
 from monai_ssl.cli.parsing import parse
@@ -62,24 +62,27 @@ def _names_no_method(words: Sequence[str]) -> bool:
 def _dispatch(words: list[str]) -> int:
     """Run the command that the words name; returns its exit status."""
     if not words or words[0] in ("-h", "--help", "help"):
-        chosen = COMMANDS.get(words[1]) if len(words) > 1 and words[0] == "help" else None
-        print(command_help(chosen) if chosen else overview())
+        print(command_help(_command(words[1])) if words[:1] == ["help"] and len(words) > 1 else overview())
         return 0
     if words[0] in ("--version", "version"):
         print(f"{PROGRAM} {monai_ssl.__version__}")
         return 0
     name, *rest = words
-    if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
-        raise UsageError(f"unknown command {name!r}: {hint} (see {PROGRAM} --help)")
     if name == "train" and _names_no_method(rest):
         print(f"no method is named: self-training, which pays with few labels (`{PROGRAM} list` shows all)",
               file=sys.stderr)  # fmt: skip
         name = "self-train"
-    command = COMMANDS[name]
+    command = _command(name)
     if any(word in ("-h", "--help") for word in rest):
         print(command_help(command))
         return 0
     given = parse(command, rest)
     return command.show(command.function(**given), given) or 0
+
+
+def _command(name: str) -> Command:
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
+        raise UsageError(f"unknown command {name!r}: {hint} (see {PROGRAM} --help)")
+    return COMMANDS[name]

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import warnings
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from monai_ssl.data.cases import Entry, case_name, image_files, name_order, split_suffix
+from monai_ssl.data.cases import Entry, case_name, case_names, image_files, name_order, split_suffix
 from monai_ssl.errors import DataError, enumerated
 
 
@@ -110,7 +111,7 @@ def by_patient(
     if table is not None:
         if pattern is not None:
             raise DataError("patient_pattern and patients both say who the patient is: give one of the two")
-        return _patients_of_table(entries, Path(table).expanduser())
+        return _patients_of_table(entries, root, Path(table).expanduser())
     if pattern is None:
         single: dict[str, list[Entry]] = {}
         for entry in entries:
@@ -143,24 +144,45 @@ def by_patient(
 # what tells one scan of a patient from another, at the end of a name or before further words
 _VISITS = ("visit", "session", "ses", "timepoint", "time", "tp", "frame", "phase", "scan", "baseline", "followup",
            "day", "week", "month", "year", "rep", "run")  # fmt: skip
-_VISIT = re.compile(rf"(?i)(?<=[^\W_])[-_. ]?({'|'.join(_VISITS)})[-_. ]?\d*(?=$|[-_. ])")
+_VISIT = re.compile(rf"(?i)(?<=[^\W_])[-_. /]?({'|'.join(_VISITS)})[-_. ]?\d*(?=$|[-_. /])")
 
 
 def visits(names: Sequence[str]) -> dict[str, list[str]]:
     """Cases whose names say that they are scans of one patient: what the names share -> the names.
+
+    Args:
+        names: of cases, or their paths with ``/`` between folders.
 
     Example:
         >>> visits(["MRN5732_visit1", "MRN5732_visit2", "MRN5801_visit1", "case_07"])
         {'MRN5732': ['MRN5732_visit1', 'MRN5732_visit2']}
     """
     groups: dict[str, list[str]] = {}
+    told: dict[str, set[str]] = {}
     for name in names:
         match = _VISIT.search(name)
         if match is not None:
             groups.setdefault(name[: match.start()], []).append(name)
+            told.setdefault(name[: match.start()], set()).add(match[0])
     if len(groups) == 1 and len(groups) < len(names) == sum(map(len, groups.values())):
         return {}  # what all names share is no patient
-    return {patient: found for patient, found in groups.items() if len(found) > 1}
+    # several files in one folder "scan" need not be one patient's
+    one_folder = {patient for patient, texts in told.items() if len(texts) == 1 and min(texts).startswith("/")}
+    return {patient: found for patient, found in groups.items() if len(found) > 1 and patient not in one_folder}
+
+
+def visit_names(entries: Sequence[Entry]) -> list[str]:
+    """What :func:`visits` should look at: the cases' names, or their paths where only folders tell of visits.
+
+    Args:
+        entries: the cases, of one data set.
+    """
+    names = [case_name(entry) for entry in entries]
+    if not entries or (len(set(names)) == len(names) and visits(names)):
+        return names
+    parents = [Path(os.path.abspath(image_files(entry)[0])).parent for entry in entries]
+    root = os.path.commonpath(parents)
+    return [parent.relative_to(root).joinpath(name).as_posix() for parent, name in zip(parents, names, strict=True)]
 
 
 def visit_pattern(names: Sequence[str]) -> str:
@@ -169,12 +191,18 @@ def visit_pattern(names: Sequence[str]) -> str:
     Example:
         >>> re.search(visit_pattern(["a1_ses-02", "a1_ses-03"]), "b7_ses-01")[1]
         'b7'
+        >>> re.search(visit_pattern(["a1/ses-02", "a1/ses-03"]), "b7/ses-01/t1.nii.gz")[1]
+        'b7'
     """
-    words = sorted({match[1].lower() for name in names if (match := _VISIT.search(name))})
-    return rf"(?i)^(.+?)(?:[-_. ]?(?:{'|'.join(words)})[-_. ]?\d*(?:$|[-_. ].*))?$"
+    matches = [match for name in names if (match := _VISIT.search(name))]
+    words = "|".join(sorted({match[1].lower() for match in matches}))
+    if any("/" in name for name in names):
+        # a slash, which no case's name holds: the path is searched
+        return rf"(?i)^(.+?)(?:[-_. ]?/?(?:{words})[-_. ]?\d*(?:/|[-_. ].*/)|/(?:{words})[-_. ]?\d*\.|/[^/]*$)"
+    return rf"(?i)^(.+?)(?:[-_. ]?(?:{words})[-_. ]?\d*(?:$|[-_. ].*))?$"
 
 
-def _patients_of_table(entries: Sequence[Entry], path: Path) -> dict[str, list[Entry]]:
+def _patients_of_table(entries: Sequence[Entry], root: Path, path: Path) -> dict[str, list[Entry]]:
     if path.suffix.lower() in (".xlsx", ".xls", ".ods"):
         raise DataError(f"patients: {path} is a workbook; save the sheet as CSV and name that file")
     try:
@@ -193,23 +221,41 @@ def _patients_of_table(entries: Sequence[Entry], path: Path) -> dict[str, list[E
         given, patient = (row["case"] or "").strip(), (row["patient"] or "").strip()
         if not given and not patient:  # an empty line of the sheet
             continue
-        case = name_order(split_suffix(Path(given.replace("\\", "/")).name)[0])
+        case = name_order(split_suffix(given.replace("\\", "/").rstrip("/"))[0])
         if not case or not patient:
             raise DataError(f"{path}: line {rows.line_num} must name a case and a patient, and one is empty")
         if known.setdefault(case, patient) != patient:
             raise DataError(f"{path}: a case has one patient, got two in line {rows.line_num} and before")
+    last = [case.rpartition("/")[2] for case in known]
+    files = {name: patient for name, patient in zip(last, known.values(), strict=True) if last.count(name) == 1}
     groups: dict[str, list[Entry]] = {}
     missed = []
-    for entry in entries:
-        name = name_order(case_name(entry))
-        if name not in known:
-            missed.append(name)
-        groups.setdefault(known.get(name, ""), []).append(entry)
+    for entry, names in zip(entries, _names_in_tables(entries, root), strict=True):
+        # the very name or path, else the file's name in a path of another machine
+        patient = next((table[name] for table in (known, files) for name in names if name in table), None)
+        if patient is None:
+            missed.append(names[0] if names else case_name(entry))
+        groups.setdefault(patient or "", []).append(entry)
     if missed:
         raise DataError(
             f"{path}: must name the patient of every case, misses {len(missed)} of {len(entries)}: {enumerated(missed)}"
         )
     return groups
+
+
+def _names_in_tables(entries: Sequence[Entry], root: Path) -> list[list[str]]:
+    """By what names a table may call each case: its own, its path, its folder; none that two cases share."""
+    candidates = []
+    for entry, unique in zip(entries, case_names(entries), strict=True):
+        file = Path(os.path.abspath(image_files(entry)[0]))
+        place = Path(os.path.relpath(file, root)).as_posix()
+        parts = [*root.parts[1:], *place.split("/")]
+        paths = ["/".join(parts[first:]) for first in range(len(parts))]
+        own = [case_name(entry), unique, *(split_suffix(path)[0] for path in paths[::-1])]
+        folders = ["/".join(parts[first:-1]) for first in range(len(parts) - 1)][::-1]
+        candidates.append(list(dict.fromkeys(map(name_order, [*own, *folders]))))
+    shared = Counter(name for names in candidates for name in names)
+    return [[name for name in names if shared[name] == 1] for names in candidates]
 
 
 def _decoded(content: bytes) -> str:

@@ -13,10 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from monai_ssl.curation.dealing import Numbers, by_patient, count, lists_of, settled_numbers, visit_pattern, visits
+from monai_ssl.curation.dealing import (
+    Numbers,
+    by_patient,
+    count,
+    lists_of,
+    settled_numbers,
+    visit_names,
+    visit_pattern,
+    visits,
+)
 from monai_ssl.curation.layouts import described, modality_names
 from monai_ssl.curation.pairing import find_folders, images_folder, is_decathlon, pair
-from monai_ssl.data.cases import Entry, case_name, image_files
+from monai_ssl.data.cases import Entry, image_files
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.data.partial import DRAWN, KEYS
 from monai_ssl.data.reading import read_label
@@ -159,7 +168,7 @@ class SplitRequest:
         # who goes where
         groups = by_patient(source.entries, source.root, self.patient_pattern, self.patients)
         if self.patient_pattern is None and self.patients is None:
-            names = [case_name(entry) for entry in source.entries]
+            names = visit_names(source.entries)
             if found := visits(names):
                 some = enumerated([name for group in found.values() for name in group], 3)
                 warnings.warn(

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from monai_ssl.curation.dealing import visits
-from monai_ssl.data.cases import Entry, case_name, image_files, real_path
+from monai_ssl.curation.dealing import visit_names, visits
+from monai_ssl.data.cases import Entry, image_files, real_path
 from monai_ssl.data.datalist import SECTIONS, Datalist
 from monai_ssl.data.partial import Annotated, sparse_finding
 from monai_ssl.data.placement import placement
@@ -260,8 +260,8 @@ def _check_patients(jobs: Iterable[tuple[str, Entry]]) -> list[Problem]:
     """Scans of one patient on two sides, as far as names tell."""
     sides: dict[str, str] = {}
     files: dict[str, str] = {}
-    for section, entry in jobs:
-        name = case_name(entry)
+    jobs = list(jobs)
+    for (section, entry), name in zip(jobs, visit_names([entry for _, entry in jobs]), strict=True):
         sides[name] = "training" if section == "unlabeled" else section
         files[name] = image_files(entry)[0]
     problems = []

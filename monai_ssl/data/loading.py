@@ -13,7 +13,6 @@ from typing import Any
 
 from monai_ssl.data.cases import Entry, case_name, image_files, real_path, repeated_names
 from monai_ssl.data.datalist import SECTIONS, Datalist
-from monai_ssl.data.partial import KEYS, Annotated
 from monai_ssl.data.pool import find_pool
 from monai_ssl.errors import DataError, enumerated, json_type, shortened
 
@@ -242,6 +241,8 @@ def _validate_fold(lists: dict[str, list[Any]]) -> None:
 
 
 def _read_section(section: str, entries: list[Any], folder: Path, path: Path, dropped: list[str]) -> list[Entry]:
+    from monai_ssl.data.partial import KEYS, Annotated  # needs NumPy, which a typing error need not wait for
+
     result = []
     for index, entry in enumerate(entries):
         where = f"{path}: {section}[{index}]"

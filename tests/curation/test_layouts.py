@@ -278,6 +278,7 @@ TABLES = {
     "quoted": '"case","patient"\n"a","p1"\n"b","p1"\n"c","p2"\n',
     "more columns": "nr;case;age;patient\n1;a;3;p1\n2;b;3;p1\n3;c;4;p2\n",
     "folders": "case,patient\nimages\\a.nii.gz,p1\nimages/b.nii.gz,p1\nc,p2\n",
+    "paths of another machine": "case,patient\nD:\\study\\a.nii.gz,p1\n/data/x/b.nii.gz,p1\nc.NII.GZ,p2\n",
 }
 
 
@@ -347,6 +348,38 @@ class TestPatients:
             warnings.simplefilter("error")
             again = monai_ssl.split(folder, n_validation=1, patient_pattern=pattern, overwrite=True)
         assert not any(problem.rule == "patient" for problem in monai_ssl.check(folder, dataset=again.preset).warnings)
+
+    @pytest.mark.parametrize("path", ["{0}/visit{1}.nii.gz", "{0}/visit{1}/ct.nii.gz", "{0}_visit{1}/ct.nii.gz",
+                                      "siteA/{0}/tp_0{1}/ct.nii.gz", "{0}/2024_visit{1}/ct.nii.gz"])  # fmt: skip
+    def test_visits_that_only_folders_tell(self, write, path):
+        for i in range(4):
+            for visit in (1, 2):
+                folder = write("images/" + path.format(f"MRN573{i}", visit))
+                write("labels/" + path.format(f"MRN573{i}", visit), values=(0, 1))
+        folder = write("images/" + path.replace("_visit{1}", "").replace("visit{1}", "ct").format("X1", 1))
+        with pytest.warns(UserWarning, match="4 patients seem to have several scans") as told:
+            found = monai_ssl.split(folder, n_validation=3)
+        assert any(problem.rule == "patient" for problem in monai_ssl.check(folder, dataset=found.preset).warnings)
+        pattern = re.search(r"--patient_pattern '(.+)'$", str(told[0].message))[1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            again = monai_ssl.split(folder, n_validation=1, patient_pattern=pattern, overwrite=True)
+        assert len(again.datalist.validation) == 2
+        assert not any(problem.rule == "patient" for problem in monai_ssl.check(folder, dataset=again.preset).warnings)
+
+    def test_files_of_several_patients_in_a_folder_called_scan(self):
+        assert visits(["a/scan/p1", "a/scan/p2", "b/scan/p3"]) == {}
+
+    @pytest.mark.parametrize("case", ["{0}", "{0}/ct.nii.gz", "{0}_ct", "images/{0}/ct", "images\\{0}\\ct.nii.gz"])
+    def test_a_table_may_name_folders(self, write, case):
+        for name in "abc":
+            folder = write(f"images/{name}/ct.nii.gz")
+            write(f"labels/{name}/ct.nii.gz", values=(0, 1))
+        rows = [f"{case.format(name)},{patient}" for name, patient in zip("abc", ("p", "p", "q"), strict=True)]
+        (folder / "t.csv").write_text("\n".join(["case,patient", *rows]))
+        found = monai_ssl.split(folder, patients=folder / "t.csv", n_validation=1).datalist
+        sides = [{entry["image"].split("/")[-2] for entry in cases} for cases in (found.training, found.validation)]
+        assert sorted(sides, key=len) == [{"c"}, {"a", "b"}]
 
 
 def test_the_proposed_patch_fits_most_scans(write):
