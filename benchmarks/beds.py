@@ -326,6 +326,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "with_dice": {"method#dice": True},
     "two_rounds": {"rounds": 2},
     "two_networks": {"networks": 2},
+    "fine_tuned": {"fine_tune": 0.1},
 }
 
 

@@ -38,6 +38,7 @@ class SelfTraining:
         floors: runs trained on labels only, which labeled the pool; empty where the pseudo-labels were given.
         labels: folder of pseudo-labels of each round.
         rounds: runs of each round.
+        fine_tuned: run that went on from the last round on the labels alone; None where that was not asked for.
         alarms: sentences about classes that vanish.
         page: the HTML page about the pseudo-labels; None where they were given.
     """
@@ -46,13 +47,14 @@ class SelfTraining:
     floors: list[Run] = field(default_factory=list)
     labels: list[Path] = field(default_factory=list)
     rounds: list[Run] = field(default_factory=list)
+    fine_tuned: Run | None = None
     alarms: list[str] = field(default_factory=list)
     page: Path | None = None
 
     @property
     def run(self) -> Run:
         """The run to use: the last one."""
-        return self.rounds[-1]
+        return self.fine_tuned or self.rounds[-1]
 
 
 def self_train(
@@ -67,6 +69,7 @@ def self_train(
     sure: float = 0.0,
     largest_component: bool | str = "auto",
     pseudo_labels: str | Path | None = None,
+    fine_tune: float = 0.0,
     seed: int = 0,
     check: bool = True,
     **overrides: Any,
@@ -91,6 +94,8 @@ def self_train(
             piece in every labeled scan.
         pseudo_labels: folder of label maps of the pool by another tool, named CASE_seg.nii.gz or like the images; no
             floor is trained then.
+        fine_tune: at the end, go on from the last round on the labels alone, at a tenth of the learning rate, for this
+            share of the iterations (0.1, for example); 0: do not.
         seed: of all trainings.
         check: read all scans first and stop at bad data; False skips it.
         **overrides: any id of configs/train.yaml of the bundle self_training: flavor, max_iterations, method#weight,
@@ -106,7 +111,7 @@ def self_train(
         >>> done = self_train("scans", dataset="my_data.yaml", max_iterations=3000)  # doctest: +SKIP
         >>> done.run.model, done.page  # doctest: +SKIP
     """
-    _check_options(rounds, networks, tta, drop, sure, largest_component)
+    _check_options(rounds, networks, tta, drop, sure, largest_component, fine_tune)
     from monai_ssl.bundle.library import find_bundle
     from monai_ssl.bundle.overrides import check_overrides
     from monai_ssl.data.loading import load_datalist
@@ -162,6 +167,9 @@ def self_train(
         given = {**overrides, "pseudo_labels": place}
         done.rounds.append(trained(METHOD, f"round-{number}", seed, given))
         teachers = [done.rounds[-1]]
+    if fine_tune:
+        given = _fine_tuning(_floors_options(overrides), preset, fine_tune)
+        done.fine_tuned = trained(FLOOR, "fine-tuned", seed, {**given, "init": done.rounds[-1].folder})
     if labelings:
         from monai_ssl.reports.self_training import report_self_training
 
@@ -175,12 +183,18 @@ def self_train(
 
 
 def _check_options(
-    rounds: int, networks: int, tta: bool | str, drop: float, sure: float, largest_component: bool | str
+    rounds: int,
+    networks: int,
+    tta: bool | str,
+    drop: float,
+    sure: float,
+    largest_component: bool | str,
+    fine_tune: float,
 ) -> None:
     for name, value, high in (("rounds", rounds, 10), ("networks", networks, 20)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
             raise UsageError(f"--{name}: must be an integer from 1 to {high}, got {value!r}")
-    for name, share in (("drop", drop), ("sure", sure)):
+    for name, share in (("drop", drop), ("sure", sure), ("fine_tune", fine_tune)):
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
             raise UsageError(f"--{name}: must be a share in [0, 1), got {share!r}")
     for name, choice in (("tta", tta), ("largest_component", largest_component)):
@@ -220,6 +234,18 @@ def _floors_options(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
     known = merged_config(find_bundle(FLOOR), ["train.yaml"])
     return {key: value for key, value in overrides.items() if root_id(key) in known and root_id(key) != "method"}
+
+
+def _fine_tuning(options: Mapping[str, Any], preset: Preset, share: float) -> dict[str, Any]:
+    """A short training at a low rate, from what has been learned."""
+    iterations = options.get("max_iterations", preset.training.max_iterations)
+    rate = options.get("learning_rate", preset.training.learning_rate)
+    if not isinstance(iterations, int) or not isinstance(rate, (int, float)):
+        raise UsageError(
+            "--fine_tune: goes with numbers for --max_iterations and --learning_rate, not with expressions"
+        )
+    return {**options, "max_iterations": max(round(share * iterations), 1), "learning_rate": rate / 10,
+            "lr_scheduler#warmup": 0.0}  # fmt: skip
 
 
 def _finished(run: Run) -> bool:
@@ -324,6 +350,7 @@ def _write_summary(done: SelfTraining, seconds: Mapping[str, float], total: floa
         "floors": [run.folder.name for run in done.floors],
         "pseudo_labels": [str(p.name if p.parent == done.folder else p) for p in done.labels],
         "rounds": [run.folder.name for run in done.rounds],
+        "fine_tuned": done.fine_tuned.folder.name if done.fine_tuned else None,
         "alarms": done.alarms,
         "seconds": former | {key: round(value, 1) for key, value in seconds.items() if value >= 0.05},
         **environment(),

@@ -143,6 +143,18 @@ def test_two_rounds_and_two_networks(data, tmp_path, monkeypatch):
     assert [len(record["weights"]) for record in records] == [2, 1]
 
 
+def test_fine_tuning_on_the_labels(data, done, tmp_path):
+    shutil.copytree(done.folder, tmp_path / "out")
+    found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, fine_tune=0.4)
+    record = found.run.record
+    assert found.run.folder.name == "fine-tuned"
+    assert (record.bundle, record.max_iterations, record.overrides["learning_rate"]) == ("supervised", 1, 0.0002)
+    before, after = (torch.load(run.model, weights_only=True) for run in (found.rounds[-1], found.run))
+    name = next(iter(after))
+    assert not torch.equal(before[name], after[name])
+    torch.testing.assert_close(before[name], after[name], atol=1e-3, rtol=0)  # it began there: one step at 0.0002
+
+
 def test_settings_of_another_labeler_set_its_labels_aside(data, done, tmp_path, caplog):
     shutil.copytree(done.folder, tmp_path / "out")
     found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, drop=0.5)
@@ -219,6 +231,7 @@ def test_changed_label_maps_are_another_run(data, tmp_path, caplog):
         ({"networks": 1.5}, "--networks: must be an integer from 1 to 20, got 1.5"),
         ({"drop": 1}, r"--drop: must be a share in \[0, 1\), got 1"),
         ({"sure": -0.1}, r"--sure: must be a share in \[0, 1\), got -0.1"),
+        ({"fine_tune": 2}, r"--fine_tune: must be a share in \[0, 1\), got 2"),
         ({"tta": "yes"}, "--tta: must be true, false or auto, got 'yes'"),
         ({"largest_component": 1}, "--largest_component: must be true, false or auto, got 1"),
         ({"method#weigth": 1}, "method#weigth: .*did you mean weight"),
