@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
 import logging
@@ -29,6 +28,7 @@ from monai_ssl.files import write_text
 from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.runs.folder import Run
 from monai_ssl.runs.predict import open_segmenter
+from monai_ssl.weights import content_digest, load
 
 if TYPE_CHECKING:
     from monai_ssl.data.cases import Entry
@@ -304,7 +304,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 def _record(teachers: Sequence[Teacher], entries: Sequence[Entry], rules: Rules) -> dict[str, Any]:
     """What decides the label maps."""
     return {
-        "weights": [hashlib.sha256(teacher.weights.read_bytes()).hexdigest()[:16] for teacher in teachers],
+        "weights": [content_digest(load(teacher.weights)) for teacher in teachers],
         "cases": case_names(entries),
         "tta": rules.tta,
         "sure": rules.sure,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from monai_ssl.errors import DataError, enumerated, plural
 from monai_ssl.runs.folder import MODEL, RECORD
-from monai_ssl.weights import load
+from monai_ssl.weights import content_digest, load
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +76,10 @@ def warm_started(network: nn.Module, init: str | os.PathLike[str] | None = None)
     if init is None:
         return network
     file = weights_file(init)
-    content = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    loaded = load(file)
+    content = content_digest(loaded)
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
-    source, names = _alignment(own, load(file))
+    source, names = _alignment(own, loaded)
     if not any(_is_weight(own[name]) for name in names.values()):
         raise DataError(_nothing_fits(network, own, file, source))
     fitted = {name: source[theirs] for theirs, name in names.items()}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -24,6 +25,7 @@ from monai_ssl.errors import DataError, UsageError
 from monai_ssl.runs import pseudo_labels
 from monai_ssl.runs.pseudo_labels import Rules, _judged, anatomy, largest_component
 from monai_ssl.runs.self_training import alarms
+from monai_ssl.weights import content_digest, load
 
 TINY = {"dataset": "phantom", "max_iterations": 3, "epoch_length": 2, "val_interval": 9, "num_workers": 0, "amp": "off",
         "device": "cpu", "network_def#base_channels": 2}  # fmt: skip
@@ -56,13 +58,15 @@ def table(folder):
         return list(csv.DictReader(file))
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(folder: Path) -> dict[str, Any]:
     """Weights, label maps and tables: what must not depend on interruptions."""
-    return {
+    found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.name in ("model.pt", "reliability.csv", "pseudo_labels.json") or path.name.endswith("_seg.nii.gz")
+        if path.name in ("reliability.csv", "pseudo_labels.json") or path.name.endswith("_seg.nii.gz")
     }
+    weights = {str(path.relative_to(folder)): load(path) for path in sorted(folder.rglob("model.pt"))}
+    return found | {name: content_digest(value) for name, value in weights.items()}
 
 
 class TestOneRound:
@@ -391,3 +395,16 @@ def test_killed_between_two_labels_goes_on(data, done, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         monai_ssl.self_train(data.scans, output=out, **TINY)
     assert content(out) == content(done.folder)
+
+
+def test_weights_that_are_saved_again_label_no_second_time(data, done, tmp_path):
+    """A finished training that is started again saves its weights: the same tensors, and a file with other bytes."""
+    out = tmp_path / "out"
+    shutil.copytree(done.folder, out)
+    torch.save(torch.load(out / "floor" / "model.pt", weights_only=True), out / "floor" / "other name.pt")
+    (out / "floor" / "other name.pt").replace(out / "floor" / "model.pt")
+    before = (out / "floor" / "model.pt").read_bytes()
+    assert before != (done.folder / "floor" / "model.pt").read_bytes()
+    monai_ssl.self_train(data.scans, output=out, **TINY)
+    assert not list(out.glob("*previous*"))
+    assert not list(out.glob("*/previous*"))
