@@ -165,7 +165,7 @@ def test_every_bundle_begins_with_weights_of_another_one(floor, bundle):
     assert method.network.started_from.fitted >= len(weights) - 2  # a head may have another form
     name = next(name for name in weights if name.endswith("conv.weight"))
     state = method.state_dict()
-    copies = [key for key in state if key.endswith(name) and key.startswith(("network.", "teacher."))]
+    copies = [key for key in state if key.endswith(name) and key.startswith(("network.", "teacher.", "other."))]
     assert len(copies) == (2 if hasattr(method, "teacher") else 1)
     for key in copies:
         assert torch.equal(state[key], weights[name])
