@@ -87,6 +87,8 @@ def predict(
     Example:
         >>> predict("runs/dtc-left_atrium-seed0", "new_scans", "segmentations", uncertainty=True)  # doctest: +SKIP
     """
+    if bundle is not None and images is None and dicom is None and not isinstance(run, Run):
+        run, images = None, run  # predict --bundle DIR IMAGES: the first place is not a run's then
     if (run is None) == (bundle is None):
         raise UsageError("predict: give either RUN or --bundle DIR")
     if (images is None) == (dicom is None):

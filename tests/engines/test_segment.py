@@ -292,6 +292,16 @@ class TestEditedBundle:
             open_segmenter(folder)
 
 
+def test_images_may_follow_the_bundle_as_one_types_it(packaged, images, tmp_path):
+    scan = images / "testing_0000.nii.gz"
+    assert run("predict", "--bundle", packaged, scan, "--output", tmp_path / "typed", "--device", "cpu") == 0
+    assert (
+        run("predict", "--bundle", packaged, "--images", scan, "--output", tmp_path / "named", "--device", "cpu") == 0
+    )
+    first, second = ((tmp_path / name / "testing_0000_seg.nii.gz").read_bytes() for name in ("typed", "named"))
+    assert first == second
+
+
 class TestMistakes:
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -301,6 +311,7 @@ class TestMistakes:
             (["{bundle}", "{images}", "--measurements"], "--measurements goes with --dicom"),
             (["{bundle}", "{images}", "--jobs", "0"], "--jobs: must be an integer >= 1, got 0"),
             (["--bundle", "{images}", "--images", "{images}"], "holds no run.json"),
+            (["{bundle}", "{images}", "--bundle", "{bundle}"], "give either RUN or --bundle DIR"),
         ],
     )
     def test_are_one_line(self, words, message, packaged, images, tmp_path, capsys):
