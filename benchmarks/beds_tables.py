@@ -26,7 +26,7 @@ from beds import BEDS
 from protocol import relative
 
 from monai_ssl.errors import enumerated
-from monai_ssl.files import write_text
+from monai_ssl.files import cell, text_of_cell, write_text
 from monai_ssl.metrics import case_values, gap_closed, is_failed, read_results
 
 FLOOR, CEILING, METHOD = "matched_floor", "ceiling", "self_training"
@@ -121,7 +121,7 @@ def gather(source: Path, target: Path) -> None:
         if bool(meta.get("test_time_augmentation")) != (views == "mirrored"):
             raise SystemExit(f"{folder}: was not scored with {views} views; remove it and run `beds.py run` again")
         for row in rows:
-            texts = [row["case"], row["class"], row["status"]]
+            texts = [cell(str(row[key])) for key in ("case", "class", "status")]
             writer.writerow([arm, repetition, views, *texts, *(f"{row[key]:.6g}" for key in NUMBERS)])
         if views == VIEWS[0]:
             record = _record(meta, source / str(repetition), arm)
@@ -184,6 +184,7 @@ def scores(path: Path) -> Scores:
     found: Scores = {}
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
+            row = {key: text_of_cell(value) for key, value in row.items()}
             numbers = {key: float(row[key]) for key in NUMBERS}
             place = found.setdefault(row["arm"], {}).setdefault(row["views"], {})
             place.setdefault(int(row["repetition"]), []).append({**row, **numbers})

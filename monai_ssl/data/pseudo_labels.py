@@ -14,6 +14,7 @@ from monai_ssl.data.cases import Entry, case_names, prediction_files
 from monai_ssl.data.pipelines import training_preprocessing
 from monai_ssl.data.preset import Preset
 from monai_ssl.errors import DataError, enumerated, plural
+from monai_ssl.files import text_of_cell
 from monai_ssl.labels import IGNORE_LABEL
 
 RELIABILITY = "reliability.csv"  # one row per case: case, reliability, kept, ...
@@ -93,7 +94,7 @@ def rejected(folder: Path) -> set[str]:
                 "remove the table to keep all"
             )
         if kept == "0":
-            found.add(row["case"])
+            found.add(text_of_cell(row["case"]))
     return found
 
 

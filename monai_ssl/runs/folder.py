@@ -28,7 +28,8 @@ LOCK = ".lock"
 # what makes way when another run takes the folder
 FILES = (CHECKPOINT, MODEL, *LOGS, "tensorboard", "previews", RECORD, PRESET, PRECISION)
 # what the next step decides anew, whatever the training was given
-NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt", "init")
+NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt", "init",
+                 "pseudo_labels")  # fmt: skip
 
 console = logging.getLogger("monai_ssl.console")
 

@@ -24,7 +24,7 @@ from monai_ssl.data.pseudo_labels import RELIABILITY
 from monai_ssl.data.reading import read_label
 from monai_ssl.engines.segment import VolumeSegmenter
 from monai_ssl.errors import DataError
-from monai_ssl.files import write_text
+from monai_ssl.files import cell, text_of_cell, write_text
 from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.runs.folder import Run
 from monai_ssl.runs.predict import open_segmenter
@@ -166,7 +166,7 @@ def draw(
 def read_rows(folder: Path) -> list[dict[str, str]]:
     """Rows of a folder's ``reliability.csv``."""
     with open(folder / RELIABILITY, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [{key: text_of_cell(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
 # ------------------------------------------------------------------------------------------------ views of one image
@@ -274,9 +274,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*COLUMNS, *(f"voxels_{value}" for value in range(n_classes))])
     for row in rows:
-        cells = [row[key] for key in COLUMNS]
-        shown = ["" if cell is None else f"{cell:.4f}" if isinstance(cell, float) else cell for cell in cells]
-        writer.writerow([*shown, *row["voxels"]])
+        values = [row[key] for key in COLUMNS]
+        shown = ["" if value is None else f"{value:.4f}" if isinstance(value, float) else value for value in values]
+        writer.writerow([cell(str(value)) for value in (*shown, *row["voxels"])])
     return text.getvalue()
 
 

@@ -30,6 +30,7 @@ def folder(path, *names, table=None):
         (("deep/a_seg.nii.gz", "c.mha"), None, ["deep/a_seg.nii.gz", None, "c.mha"]),
         (("p1/a.nii.gz", "p2/a.nii.gz"), None, ["p1/a.nii.gz", None, None]),  # told apart by the image's folder
         (("a.nii.gz", "b.nii.gz"), "case,kept\na,0\nb,1\n", [None, "b.nii.gz", None]),
+        (("a.nii.gz", "b.nii.gz"), "case,kept\n'a,0\n", [None, "b.nii.gz", None]),  # as names like formulas are written
         (("a.nii.gz", "b.nii.gz"), "\ufeffcase,reliability,kept\r\na,0.2,0\r\n", [None, "b.nii.gz", None]),
     ],
 )

@@ -268,7 +268,7 @@ def test_monai_bundle_run_says_where_the_weights_are_and_respects_the_lock(tiny_
 def test_the_lock_is_held_while_data_are_read(tiny_phantom, tmp_path, monkeypatch):
     seen = []
 
-    def reading(cases: object, preset: object, memory: object, pool: bool) -> None:
+    def reading(cases: object, preset: object, memory: object, pool: bool, pseudo_labels: object) -> None:
         assert not pool  # of no use to this method
         with pytest.raises(DataError, match="another training") as caught:
             _in_thread(lambda: Run(tmp_path / "run").acquire())
@@ -292,7 +292,7 @@ def _in_thread(function):
 def test_records_are_json(trained):
     content = json.loads((trained.folder / "run.json").read_text())
     stated = "bundle overrides dataset flavor dataset_dir datalist max_iterations status command versions machine"
-    assert set(content) == set(stated.split())
+    assert set(content) == {*stated.split(), "precision", "repeat"}
 
 
 def test_null_replaces_a_value_of_the_config(tiny_phantom, tmp_path):

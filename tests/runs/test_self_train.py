@@ -122,6 +122,13 @@ class TestOneRound:
         assert content(done.folder) == before
         assert again.run.folder == done.run.folder
 
+    def test_a_package_of_the_result_names_no_folder(self, done, tmp_path):
+        package = monai_ssl.package(done.run, output=tmp_path / "bundle")
+        for path in package.rglob("*"):
+            if path.is_file():
+                assert str(done.folder).encode() not in path.read_bytes(), path
+                assert b"pseudo_labels-1" not in path.read_bytes(), path
+
     def test_no_label_of_the_pool_is_opened(self, data, tmp_path, monkeypatch):
         """Label files of unlabeled cases lie beside the images in many data sets."""
         scans = tmp_path / "scans"
