@@ -10,7 +10,7 @@ class SigmoidRampUp:
 
     With ``level = clip(iteration // granularity, 0, length / granularity)`` the weight is
 
-    .. math:: w = w_{max} \exp\left(-5 \left(1 - \frac{level}{length / granularity}\right)^2\right).
+    .. math:: w = w_{max} \exp\left(-5 \left(1 - \frac{level}{length / granularity}\right)^q\right), \qquad q = 2.
 
     The papers print the continuous curve (``granularity=1``); the code released for DTC, UA-MT, UG-MCL, SS-Net and
     CAML holds the weight for 150 iterations at a time (``length=6000, granularity=150``: 40 levels), so that the
@@ -20,6 +20,7 @@ class SigmoidRampUp:
         length: number of iterations until the maximum is reached, >= 0. 0 means: at the maximum from the start.
         maximum: final weight, >= 0.
         granularity: iterations for which the weight stays constant, >= 1.
+        exponent: q > 0; 2 in the source and in all released code, 1 as UG-MCL prints it.
 
     Raises:
         ValueError: when an argument is outside its range.
@@ -32,14 +33,18 @@ class SigmoidRampUp:
         (0.006738, 0.286505, 1.0)
     """
 
-    def __init__(self, length: float, maximum: float = 1.0, granularity: float = 1) -> None:
+    def __init__(
+        self, length: float, maximum: float = 1.0, granularity: float = 1, exponent: float = 2.0
+    ) -> None:
         if not length >= 0:
             raise ValueError(f"length must be >= 0 iterations, got {length}")
         if not maximum >= 0:
             raise ValueError(f"maximum must be >= 0, got {maximum}")
         if not granularity >= 1:
             raise ValueError(f"granularity must be >= 1 iteration, got {granularity}")
-        self.length, self.maximum, self.granularity = length, maximum, granularity
+        if not exponent > 0:
+            raise ValueError(f"exponent must be > 0, got {exponent}")
+        self.length, self.maximum, self.granularity, self.exponent = length, maximum, granularity, exponent
 
     def __call__(self, iteration: float) -> float:
         """Weight at ``iteration`` (counted from 0, before the step)."""
@@ -47,7 +52,10 @@ class SigmoidRampUp:
             return float(self.maximum)
         levels = self.length / self.granularity
         level = min(max(iteration // self.granularity if self.granularity > 1 else iteration, 0), levels)
-        return float(self.maximum * math.exp(-5.0 * (1.0 - level / levels) ** 2))
+        return float(self.maximum * math.exp(-5.0 * (1.0 - level / levels) ** self.exponent))
 
     def __repr__(self) -> str:
-        return f"SigmoidRampUp(length={self.length}, maximum={self.maximum}, granularity={self.granularity})"
+        return (
+            f"SigmoidRampUp(length={self.length}, maximum={self.maximum}, granularity={self.granularity}, "
+            f"exponent={self.exponent})"
+        )

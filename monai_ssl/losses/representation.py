@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from monai_ssl.networks.recompute import save_recomputable_inputs
 
 POOLINGS = ("image", "batch")
-PAIRINGS = ("same_index", "all_pairs")
+PAIRINGS = ("same_index", "all_pairs", "all_pairs_sum")
 EMPTY = ("skip", "zero")
 REDUCTIONS = ("mean", "norm")
 
@@ -128,7 +128,8 @@ class RepresentationConsistencyLoss(nn.Module):
     Args:
         pooling: of the representations, see :func:`class_representations`. ``"batch"`` is the released code.
         pairing: ``"same_index"``: labeled image i with unlabeled image i (released code); all pairs where their
-            numbers differ. ``"all_pairs"``: every labeled with every unlabeled image (Eq. 7).
+            numbers differ. ``"all_pairs"``: every labeled with every unlabeled image, mean over the pairs.
+            ``"all_pairs_sum"``: their sum (Eq. 7), which grows with both numbers of images.
         empty: ``"skip"``: a class that one image of a pair does not show at this scale is left out of the mean for this
             pair. ``"zero"``: its representation is 0, and the other image is pulled to it (released code).
         reduction: ``"mean"``: mean over channels (released code, for which the published weights were chosen).
@@ -179,13 +180,17 @@ class RepresentationConsistencyLoss(nn.Module):
         (r_l, r_u), (mass_l, mass_u) = representations.split(sizes), mass.split(sizes)
         if self.detach_labeled:
             r_l = r_l.detach()
-        if self.pairing == "all_pairs" or len(r_l) != len(r_u):
+        if self.pairing != "same_index" or len(r_l) != len(r_u):
             r_l, mass_l, r_u, mass_u = r_l[:, None], mass_l[:, None], r_u[None], mass_u[None]
         squares = (r_u - r_l).square()
         distance = squares.mean(-1) if self.reduction == "mean" else squares.sum(-1)
-        if self.empty == "zero":
+        present = None if self.empty == "zero" else (mass_l > 0) & (mass_u > 0)
+        if self.pairing == "all_pairs_sum":  # of the mean over the classes of each pair
+            if present is None:
+                return distance.mean(-1).sum()
+            return ((distance * present).sum(-1) / present.sum(-1).clamp(min=1)).sum()
+        if present is None:
             return distance.mean()
-        present = (mass_l > 0) & (mass_u > 0)
         return (distance * present).sum() / present.sum().clamp(min=1)
 
     def extra_repr(self) -> str:

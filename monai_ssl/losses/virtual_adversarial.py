@@ -24,6 +24,13 @@ def classwise_dice(logits: Tensor, p: Tensor) -> Tensor:
     return 1.0 - ((2.0 * (q * p).sum(axes) + 1e-10) / (size + 1e-10)).mean()
 
 
+def classwise_linear_dice(logits: Tensor, p: Tensor) -> Tensor:
+    """Dice per class, background included, plain denominator (SS-Net, Eq. 3). Not 0 at q = p, as :func:`flat_dice`."""
+    q = logits.float().softmax(1)
+    axes = [0, *range(2, q.dim())]
+    return 1.0 - ((2.0 * (q * p).sum(axes) + 1e-8) / (q.sum(axes) + p.sum(axes) + 1e-8)).mean()
+
+
 def kl_divergence(logits: Tensor, p: Tensor) -> Tensor:
     """Kullback-Leibler divergence of q from p, voxel mean: the distance of the original VAT; 0 at q = p."""
     log_q = logits.float().log_softmax(1)
@@ -33,6 +40,7 @@ def kl_divergence(logits: Tensor, p: Tensor) -> Tensor:
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "flat": flat_dice,
     "classwise": classwise_dice,
+    "classwise_linear": classwise_linear_dice,
     "kl": kl_divergence,
 }
 
@@ -85,8 +93,9 @@ class VirtualAdversarialLoss(nn.Module):
     the running statistics of batch normalization see the pass over ``x`` and not the perturbed ones.
 
     Args:
-        distance: ``"flat"``: one Dice over everything (SS-Net's 3D code). ``"classwise"``: mean over the classes (its
-            2D code, and Eq. 3 of the paper). ``"kl"``: the original VAT.
+        distance: ``"flat"``: one Dice over everything, plain sums (SS-Net's 3D code). ``"classwise"``: mean over the
+            classes, squared sums (its 2D code). ``"classwise_linear"``: mean over the classes, plain sums (Eq. 3 of the
+            paper). ``"kl"``: the original VAT.
         epsilon: norm of the perturbation, > 0. None: :func:`literature_epsilon` of the image.
         xi: length of the step that probes the gradient, > 0.
         power_iterations: refinements of the direction, >= 1.

@@ -17,8 +17,25 @@ from monai_ssl.losses import (
     most_confident,
 )
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
+from monai_ssl.methods.variants import of_variant
 from monai_ssl.networks import MemoryBank, VoxelHeads, unlabeled_rows
 
+COLUMNS = {
+    "released": {
+        "supervised_weight": 0.5,
+        "correlation_weight": 0.05,
+        "cross_supervision": "sharpened",
+        "embedding_channels": 32,
+        "similarity": "dot",
+    },
+    "paper": {
+        "supervised_weight": 1.0,
+        "correlation_weight": 0.1,
+        "cross_supervision": "hard",
+        "embedding_channels": 64,
+        "similarity": "cosine",
+    },
+}
 CROSS_SUPERVISION = ("sharpened", "hard")
 
 logger = logging.getLogger(__name__)
@@ -32,7 +49,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
     other's sharpened prediction; and for unlabeled voxels on which both agree, the softmax of similarities to
     prototypes from a memory of labeled voxels shall be the same in both:
 
-    .. math:: L = \tfrac{1}{2}\left(L_{Dice}^v + L_{Dice}^a\right) + \lambda_c(t)\, L_c + \lambda_o(t)\, L_o
+    .. math:: L = \lambda_s \left(L_{Dice}^v + L_{Dice}^a\right) + \lambda_c(t)\, L_c + \lambda_o(t)\, L_o
 
     Only the vanilla network is deployed; it has no attention. The auxiliary one runs without attention in evaluation,
     which is another function than the one that was trained.
@@ -43,16 +60,17 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
             :class:`~monai_ssl.networks.FeatureNetwork`. Needs ``feature_channels`` and ``out_channels``.
         auxiliary: the auxiliary network, as ``network``, with its own weights.
         max_iterations: length of the run, for the default ramp-up.
-        ramp_levels: the default ramp-up rises for this many levels. :func:`published_ramp_levels` knows those of the
-            released runs.
+        ramp_levels: the default ramp-up rises for this many levels. Those of the released runs depend on the number of
+            labeled cases, which a method does not know: :func:`published_ramp_levels`, which the bundle asks. 20 is
+            that of 8 cases.
         ramp_step: steps of a level. Default: 1/40 of the run, which is 150, as released, in a run of 6000.
         ramp_up: weight as a function of the step number, counted from 1; replaces the default.
         cross_weight: :math:`\lambda_c >= 0` after the ramp-up.
-        correlation_weight: :math:`\lambda_o >= 0` after the ramp-up; the released code uses 0.05, the paper says 0.1.
+        correlation_weight: :math:`\lambda_o >= 0` after the ramp-up.
         cross_supervision: ``"sharpened"``: mean squared error to sharpened probabilities (released code).
             ``"hard"``: cross-entropy with hard labels (CPS, which the paper cites).
         sharpening_temperature: of ``"sharpened"``.
-        embedding_channels: of projection and prediction; 32 in the released runs, 64 in the paper.
+        embedding_channels: of projection and prediction.
         rows_per_class: the i most confident unlabeled voxels of each class.
         prototypes_per_class: the j memory vectors drawn for each class.
         similarity: ``"dot"`` (released code) or ``"cosine"`` (Eq. 2).
@@ -62,21 +80,25 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
             :class:`~monai_ssl.networks.MemoryBank`: from ``prototypes_per_class`` on, every draw has the same
             distribution as with all of them.
         unsupervised_weight: factor on both unsupervised terms; 0 is the matched floor.
+        variant: ``"released"`` (default) or ``"paper"``: a column of the table below, from which every option comes
+            that is left at None.
+        supervised_weight: factor >= 0 on the sum of both Dice losses.
 
-    Paper and released code differ; the defaults are the released code:
+    Paper and released code differ:
 
     ==========================  ==============================  =====================================
-    item                        paper                           released code
+    option                      ``"paper"``                     ``"released"``
     ==========================  ==============================  =====================================
-    similarity                  cosine (Eq. 2)                  dot product
-    embedding                   64 channels                     32
-    weight of the correlation   0.1                             0.05
-    supervised weight           1                               0.5 of the sum of both Dice losses
-    cross supervision           as CPS (hard labels)            sharpened, targets not detached
-    memory                      N slots per labeled image       one, with every correct voxel
-    direction of Eq. 3          ambiguous                       vanilla predicts, auxiliary is target
-    confident rows              by "the confidence scores"      of the vanilla network, for both
+    ``similarity``              cosine (Eq. 2)                  dot: no normalization
+    ``embedding_channels``      64                              32
+    ``correlation_weight``      0.1                             0.05
+    ``supervised_weight``       1 (Eq. 1)                       0.5
+    ``cross_supervision``       hard: as CPS, which it cites    sharpened, targets not detached
     ==========================  ==============================  =====================================
+
+    As in the code in both: one memory slot per labeled image, where the paper says N without a number; the vanilla
+    network predicts and the auxiliary one is the target in Eq. 3, which does not say; the confidence by which rows are
+    chosen is the vanilla network's, for both.
 
     The released bank update reads the auxiliary features of labeled images in another axis order than the vanilla
     ones, a slip: half of every stored vector mixes neighboring voxels. Here both are read in the same order.
@@ -125,17 +147,19 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         ramp_step: int | None = None,
         ramp_up: Callable[[int], float] | None = None,
         cross_weight: float = 1.0,
-        correlation_weight: float = 0.05,
-        cross_supervision: str = "sharpened",
+        correlation_weight: float | None = None,
+        cross_supervision: str | None = None,
         sharpening_temperature: float = 0.1,
-        embedding_channels: int = 32,
+        embedding_channels: int | None = None,
         rows_per_class: int = 12800,
         prototypes_per_class: int = 256,
-        similarity: str = "dot",
+        similarity: str | None = None,
         temperature: float = 0.1,
         detach_target: bool = False,
         bank_capacity: int | None = 4096,
         unsupervised_weight: float = 1.0,
+        variant: str = "released",
+        supervised_weight: float | None = None,
     ) -> None:
         super().__init__(network, unsupervised_weight)
         for name, member in (("network", network), ("auxiliary", auxiliary)):
@@ -146,14 +170,24 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
                     f"got {type(member).__name__} without {', '.join(missing)}; wrap it in "
                     "monai_ssl.networks.FeatureNetwork"
                 )
-        for name, weight in (("cross_weight", cross_weight), ("correlation_weight", correlation_weight)):
+        options = of_variant(
+            variant,
+            COLUMNS,
+            supervised_weight=supervised_weight,
+            correlation_weight=correlation_weight,
+            cross_supervision=cross_supervision,
+            embedding_channels=embedding_channels,
+            similarity=similarity,
+        )
+        weights = {name: options[name] for name in ("supervised_weight", "correlation_weight")}
+        for name, weight in {"cross_weight": cross_weight, **weights}.items():
             if not weight >= 0:
                 raise ValueError(f"{name} must be >= 0, got {weight}")
         for name, count in (
             ("max_iterations", max_iterations),
             ("ramp_levels", ramp_levels),
             ("ramp_step", 1 if ramp_step is None else ramp_step),
-            ("embedding_channels", embedding_channels),
+            ("embedding_channels", options["embedding_channels"]),
             ("rows_per_class", rows_per_class),
             ("prototypes_per_class", prototypes_per_class),
         ):
@@ -164,22 +198,23 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
                 f"bank_capacity must be None or at least prototypes_per_class, {prototypes_per_class}, got "
                 f"{bank_capacity}"
             )
-        if cross_supervision not in CROSS_SUPERVISION:
+        if options["cross_supervision"] not in CROSS_SUPERVISION:
             raise ValueError(f"cross_supervision must be one of {CROSS_SUPERVISION}, got {cross_supervision!r}")
         self.auxiliary = auxiliary
         self.max_iterations = max_iterations
         step = ramp_step or max(round(max_iterations / 40), 1)
         self.ramp_up = checked_ramp_up(ramp_up) or SigmoidRampUp(ramp_levels * step, granularity=step)
-        self.cross_weight, self.correlation_weight = float(cross_weight), float(correlation_weight)
+        self.cross_weight, self.correlation_weight = float(cross_weight), float(weights["correlation_weight"])
+        self.supervised_weight = float(weights["supervised_weight"])
         self.rows_per_class, self.prototypes_per_class = int(rows_per_class), int(prototypes_per_class)
         self.dice = ForegroundDiceLoss(squared=False, smooth=1e-8)
-        self.hard = cross_supervision == "hard"
+        self.hard = options["cross_supervision"] == "hard"
         self.cross: nn.Module = (
             CrossPseudoLabelLoss() if self.hard else SharpenedConsistencyLoss(sharpening_temperature, detach_target)
         )
-        self.correlation = OmniCorrelationLoss(similarity, temperature, detach_target)
+        self.correlation = OmniCorrelationLoss(options["similarity"], temperature, detach_target)
         self.heads = nn.ModuleList(
-            VoxelHeads(int(member.feature_channels), embedding_channels)  # type: ignore[arg-type]
+            VoxelHeads(int(member.feature_channels), int(options["embedding_channels"]))  # type: ignore[arg-type]
             for member in (network, auxiliary)
         )
         self.bank = MemoryBank(int(network.out_channels), bank_capacity)  # type: ignore[arg-type]
@@ -216,7 +251,7 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         else:
             correlation = self._no_correlation()
         return {
-            "dice": 0.5 * sum(self.dice.of_probabilities(p[:rows, 1:], label) for p in probabilities),
+            "dice": self.supervised_weight * sum(self.dice.of_probabilities(p[:rows, 1:], label) for p in probabilities),
             "cross_supervision": weight * self.cross_weight * self.cross(*(logits if self.hard else probabilities)),
             "correlation": weight * self.correlation_weight * correlation,
         }

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from monai_ssl.losses import DualTaskConsistencyLoss, ForegroundDiceLoss, SigmoidRampUp, supervised_mse
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
+from monai_ssl.methods.variants import of_variant
 from monai_ssl.networks import DualTaskNetwork
 from monai_ssl.transforms import SignedDistanceMap, SignedDistanceMapd
 
-VARIANTS = ("released", "paper")
+COLUMNS = {"released": {"distance_weight": 0.3}, "paper": {"distance_weight": 1.0}}
 
 
 class DualTaskConsistency(SemiSupervisedMethod):
@@ -37,6 +38,8 @@ class DualTaskConsistency(SemiSupervisedMethod):
         variant: ``"released"`` (default) or ``"paper"``.
         degenerate: distance targets of empty and full patches, see :class:`monai_ssl.transforms.SignedDistanceMap`.
         unsupervised_weight: factor on the consistency term; 0 is the matched floor.
+        dice_weight: factor >= 0 on the Dice term. 0, with a network that deploys its distance head, leaves the distance
+            branch alone (Table 1, "LSF").
 
     Paper and released code differ; ``variant`` selects
 
@@ -84,21 +87,20 @@ class DualTaskConsistency(SemiSupervisedMethod):
         variant: str = "released",
         degenerate: str = "safe",
         unsupervised_weight: float = 1.0,
+        dice_weight: float = 1.0,
     ) -> None:
         super().__init__(network, unsupervised_weight)
-        if variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
+        options = of_variant(variant, COLUMNS, distance_weight=distance_weight)
         if not hasattr(network, "tasks"):
             raise TypeError(
                 f"network must offer tasks(image) -> (logits, distance), got {type(network).__name__}; wrap your "
                 "backbone in monai_ssl.networks.DualTaskNetwork"
             )
         released = variant == "released"
-        if distance_weight is None:
-            distance_weight = 0.3 if released else 1.0
-        if not distance_weight >= 0:
-            raise ValueError(f"distance_weight must be >= 0, got {distance_weight}")
-        self.distance_weight = float(distance_weight)
+        for name, value in (("distance_weight", options["distance_weight"]), ("dice_weight", dice_weight)):
+            if not value >= 0:
+                raise ValueError(f"{name} must be >= 0, got {value}")
+        self.distance_weight, self.dice_weight = float(options["distance_weight"]), float(dice_weight)
         if max_iterations < 1:
             raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
         step = max(round(max_iterations / 40), 1)
@@ -116,8 +118,13 @@ class DualTaskConsistency(SemiSupervisedMethod):
         return self.terms(logits, raw_distance, labeled)
 
     def second_opinion(self, image: Tensor) -> Tensor:
-        """The mask that the signed distance implies, :math:`T^{-1}(d)`: the other task's view of the image."""
-        _, raw_distance = self.network.tasks(image)  # type: ignore[operator]
+        """The other task's view of the image: the mask that the signed distance implies, :math:`T^{-1}(d)`.
+
+        Of a network that deploys the distance it is the segmentation head's.
+        """
+        logits, raw_distance = self.network.tasks(image)  # type: ignore[operator]
+        if getattr(self.network, "deployed", "segmentation") == "distance":
+            return logits.float().softmax(1)
         inside = self.consistency.heaviside(torch.tanh(raw_distance.float()))
         classes = torch.cat([1 - inside.amax(1, keepdim=True), inside], dim=1)
         return classes / classes.sum(1, keepdim=True)
@@ -139,7 +146,7 @@ class DualTaskConsistency(SemiSupervisedMethod):
             target = torch.stack([self.signed_distance_map(item) for item in label])
         weight = self.unsupervised_weight * self.ramp_up(self.iteration)
         return {
-            "dice": self.dice(logits[:rows], label),
+            "dice": self.dice_weight * self.dice(logits[:rows], label),
             "signed_distance": self.distance_weight * supervised_mse(distance[:rows], target.to(distance), label),
             "consistency": weight * self.consistency(distance, logits.softmax(1)[:, 1:]),
         }

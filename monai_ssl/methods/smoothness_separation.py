@@ -16,7 +16,26 @@ from monai_ssl.losses import (
     ignored_voxels,
 )
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
+from monai_ssl.methods.variants import of_variant
 from monai_ssl.networks import PointwiseHead, PrototypeMemory, VoxelHeads
+
+COLUMNS = {
+    "released": {
+        "distance": None,  # by the number of dimensions
+        "rank": "lowest",
+        "rank_by": "features",
+        "memory_weights": False,
+        "separation_pooling": "halves",
+    },
+    "paper": {
+        "distance": "classwise_linear",
+        "rank": "highest",
+        "rank_by": "prototypes",
+        "memory_weights": True,
+        "separation_pooling": "all",
+    },
+}
+POOLINGS = ("halves", "all")
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +56,9 @@ class SmoothnessSeparation(SemiSupervisedMethod):
             ``out_channels`` and ``spatial_dims``: a :class:`~monai_ssl.networks.VNet`, a
             :class:`~monai_ssl.networks.UNet`, or any backbone in a :class:`~monai_ssl.networks.FeatureNetwork`.
         max_iterations: length of the run, for the default ramp-up.
-        distance: of the smoothness term. ``"flat"``: one Dice over everything. ``"classwise"``: mean over the classes
-            (paper, Eq. 3). ``"kl"``: Kullback-Leibler (Table 3). Default: flat in 3D, classwise in 2D, as released.
+        distance: of the smoothness term. ``"flat"``: one Dice over everything. ``"classwise"``: mean over the classes,
+            squared sums. ``"classwise_linear"``: mean over the classes, plain sums (paper, Eq. 3). ``"kl"``:
+            Kullback-Leibler (Table 3).
         epsilon: norm of the perturbation, > 0. Default: by the patch, so that the change per value is that of the
             papers: :math:`10 \sqrt{n / (112 \cdot 112 \cdot 80)}` in 3D, :math:`6 \sqrt{n / 256^2}` in 2D, with n
             voxels times channels.
@@ -53,24 +73,32 @@ class SmoothnessSeparation(SemiSupervisedMethod):
             are scored as they are; the selector of prototypes learns from L2-normalized ones, as in the code.
         memory_weights: weigh the prototypes by their selector's scores (paper). Released: a slip of axes makes all
             weights 1.
+        separation_pooling: ``"halves"``: a mean over the labeled voxels of a class and one over the unlabeled ones,
+            added (released). ``"all"``: one mean over the voxels of all images (Eq. 4), about half as large; the heads
+            then normalize over all of them.
         ramp_up: :math:`w(t)` as a function of the step's number, which counts from 1 in 3D and from 0 in 2D, as in the
             released code. Default: 3D, to 1 in 40 levels; 2D, to 0.1 in 200 levels; both over the whole run (150
             iterations per level in a run of 6000 or 30000).
         unsupervised_weight: factor on both terms; 0 is the matched floor.
+        variant: ``"released"`` (default), which produced the published numbers, or ``"paper"``: a column of the table
+            below, from which every option comes that is left at None.
 
-    Paper and released code differ; the defaults are the code, which produced the published numbers:
+    Paper and released code differ:
 
     ==========================  ================================  ==========================================
-    part                        released (default)                paper
+    option                      ``"released"``                    ``"paper"``
     ==========================  ================================  ==========================================
-    distance D                  3D flat Dice, linear sums; 2D     per class (``distance="classwise"``)
-                                per class, squared sums
-    prototypes kept             lowest scores                     highest (``rank="highest"``)
-    scored by                   selector of features              own selector (``rank_by="prototypes"``)
-    prototype weights           1                                 by score (``memory_weights=True``)
-    mean over classes           foreground sum / all classes      the same
-    ramp-up                     3D to 1, 2D to 0.1                "warm-up"
+    ``distance``                3D flat: linear sums; 2D          classwise_linear (Eq. 3)
+                                classwise: squared sums
+    ``rank``                    lowest scores                     highest
+    ``rank_by``                 features                          prototypes
+    ``memory_weights``          False: all weights 1              True
+    ``separation_pooling``      halves: two means, added          all: one mean (Eq. 4)
     ==========================  ================================  ==========================================
+
+    The same in both: the sum over the foreground classes is divided by the number of all classes; weights are scaled to
+    mean 1 where the paper says "L1 normalized" (with the means of Eq. 4 that would divide the term by the number of
+    pairs once more); 0.1 between the two terms and the ramp-up ("warming-up function" in the paper) are the code's.
 
     The supervised Dice is the code's too: 3D over the foreground with plain sums, 2D over all classes with squared
     sums. Selectors exist for the foreground classes, and prototype selectors where an option uses them; the code makes
@@ -113,11 +141,13 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         smoothness_weight: float = 1.0,
         separation_weight: float = 0.1,
         prototypes: int = 32,
-        rank: str = "lowest",
-        rank_by: str = "features",
-        memory_weights: bool = False,
+        rank: str | None = None,
+        rank_by: str | None = None,
+        memory_weights: bool | None = None,
         ramp_up: Callable[[int], float] | None = None,
         unsupervised_weight: float = 1.0,
+        variant: str = "released",
+        separation_pooling: str | None = None,
     ) -> None:
         super().__init__(network, unsupervised_weight)
         needed = ("features", "logits", "feature_channels", "out_channels", "spatial_dims")
@@ -127,17 +157,29 @@ class SmoothnessSeparation(SemiSupervisedMethod):
                 f"network must offer {', '.join(needed)}, got {type(network).__name__} without {', '.join(missing)}; "
                 "take a VNet or UNet with out_channels, or wrap your backbone in monai_ssl.networks.FeatureNetwork"
             )
+        options = of_variant(
+            variant,
+            COLUMNS,
+            distance=distance,
+            rank=rank,
+            rank_by=rank_by,
+            memory_weights=memory_weights,
+            separation_pooling=separation_pooling,
+        )
         if max_iterations < 1:
             raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
         for name, value in (("smoothness_weight", smoothness_weight), ("separation_weight", separation_weight)):
             if not value >= 0:
                 raise ValueError(f"{name} must be >= 0, got {value}")
-        if rank_by not in ("features", "prototypes"):
+        self.rank_by, self.memory_weights = options["rank_by"], bool(options["memory_weights"])
+        if self.rank_by not in ("features", "prototypes"):
             raise ValueError(f"rank_by must be 'features' or 'prototypes', got {rank_by!r}")
+        if options["separation_pooling"] not in POOLINGS:
+            raise ValueError(f"separation_pooling must be one of {POOLINGS}, got {separation_pooling!r}")
+        self.separation_pooling = options["separation_pooling"]
         volumes = network.spatial_dims == 3
         self.n_classes, self.max_iterations = int(network.out_channels), max_iterations  # type: ignore[arg-type]
         self.smoothness_weight, self.separation_weight = float(smoothness_weight), float(separation_weight)
-        self.rank_by, self.memory_weights = rank_by, bool(memory_weights)
         levels, maximum = (40, 1.0) if volumes else (200, 0.1)
         step = max(round(max_iterations / levels), 1)
         self.ramp_up = checked_ramp_up(ramp_up) or SigmoidRampUp(levels * step, maximum, granularity=step)
@@ -146,17 +188,17 @@ class SmoothnessSeparation(SemiSupervisedMethod):
             smooth=1e-10, include_background=True
         )  # fmt: skip
         self.smoothness = VirtualAdversarialLoss(
-            distance or ("flat" if volumes else "classwise"), epsilon, xi, power_iterations
+            options["distance"] or ("flat" if volumes else "classwise"), epsilon, xi, power_iterations
         )
         self.separation = PrototypeSeparationLoss()
         self.voxel_heads = VoxelHeads(network.feature_channels)  # type: ignore[arg-type]
-        self.memory = PrototypeMemory(self.n_classes, prototypes, rank=rank)
+        self.memory = PrototypeMemory(self.n_classes, prototypes, rank=options["rank"])
 
         def selectors() -> nn.ModuleList:
             return nn.ModuleList(PointwiseHead(32, 32, 1, negative_slope=0.2) for _ in range(1, self.n_classes))
 
         self.selectors = selectors()
-        own = memory_weights or rank_by == "prototypes"
+        own = self.memory_weights or self.rank_by == "prototypes"
         self.prototype_selectors = selectors() if own else None
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
@@ -200,6 +242,8 @@ class SmoothnessSeparation(SemiSupervisedMethod):
         parts = [features] if rows == len(features) else features.split([rows, len(features) - rows])
         correct = (predicted[:rows] == label) & (label > 0)
         self.renew(parts[0].detach(), correct, label)
+        if self.separation_pooling == "all":
+            return self._separate_part(features, torch.cat([label, predicted[rows:]])) + self._no_separation()
         # one call per part: each has its own batch statistics
         total = self._separate_part(parts[0], label)
         if len(parts) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from monai.networks import one_hot
@@ -10,7 +11,28 @@ from torch import Tensor, nn
 
 from monai_ssl.losses import ForegroundDiceLoss, RepresentationConsistencyLoss, ignored_voxels
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.methods.variants import of_variant
 
+_RELEASED = {
+    "contextual_scales": None,
+    "pooling": "batch",
+    "pairing": "same_index",
+    "empty": "zero",
+    "reduction": "mean",
+    "separate_passes": False,
+}
+COLUMNS = {
+    None: {**_RELEASED, "empty": "skip"},
+    "released": _RELEASED,
+    "paper": {
+        "contextual_scales": [1, 2, 3, 4],
+        "pooling": "image",
+        "pairing": "all_pairs_sum",
+        "empty": "skip",
+        "reduction": "norm",
+        "separate_passes": True,
+    },
+}
 MASKS = ("soft", "hard")
 ACTIVATIONS = ("sigmoid", "softmax")
 
@@ -34,37 +56,43 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
             in a :class:`~monai_ssl.networks.TappedNetwork`.
         contextual_weight: :math:`\tau_1 >= 0`; published 0.5 in 3D, 1 in 2D.
         structural_weight: :math:`\tau_2 >= 0`; published 1. Must be 0 for a network without gates.
-        contextual_scales: scales of the contextual term, 1 = full resolution; None: all, the coarsest included
-            (released code; the paper names four).
+        variant: ``None`` (default), ``"released"`` or ``"paper"``: a column of the table below, from which every option
+            comes that is left at None.
+        contextual_scales: scales of the contextual term, 1 = full resolution; all: the coarsest included.
         structural_scales: scales of the structural term, 1 = full resolution; None: all four.
-        pooling: ``"batch"``: the denominator of the masked average sums over the images of one kind (released code);
-            ``"image"``: a true masked average per image (Eq. 1).
-        pairing: ``"same_index"`` or ``"all_pairs"``. Different numbers of labeled and unlabeled images are always
-            paired each with each.
+        pooling: ``"batch"``: the denominator of the masked average sums over the images of one kind; ``"image"``: a
+            true masked average per image.
+        pairing: ``"same_index"``, ``"all_pairs"`` (mean) or ``"all_pairs_sum"``. Different numbers of labeled and
+            unlabeled images are always paired each with each.
         empty: ``"skip"``: a class that an image of the pair does not show at a scale is left out there. ``"zero"``: its
-            representation is 0 and the other image's is pulled to it (released code).
-        masks: of unlabeled images. ``"soft"``: probabilities, with gradient (released code). ``"hard"``: the most
-            probable class, without.
+            representation is 0 and the other image's is pulled to it.
+        masks: of unlabeled images. ``"soft"``: probabilities, with gradient. ``"hard"``: the most probable class,
+            without.
         reduction: ``"mean"`` or ``"norm"``, see :class:`~monai_ssl.losses.RepresentationConsistencyLoss`.
+        separate_passes: labeled and unlabeled images go through the network one after the other, each with their own
+            batch statistics.
         detach_labeled: labeled representations are fixed targets (released code: both sides move).
         activation: ``"sigmoid"`` per channel (released code) or ``"softmax"``, of Dice and of the masks. The deployed
             segmentation is the most probable class either way.
         unsupervised_weight: factor on both consistency terms; 0 is the matched floor.
 
-    Paper and released code differ:
+    Paper and released code differ. The default is the released code, except that a class that is not there is skipped:
 
-    =========================  ================================  ==============================================
-    item                       paper                             released code, default here
-    =========================  ================================  ==============================================
-    denominator of the mean    per image (Eq. 1, 4, 5)           over the half-batch; ``pooling="image"``
-    distance                   sum over channels (Eq. 6)         mean over channels; ``reduction="norm"``
-    pairs                      all (Eq. 7)                       same index; ``pairing="all_pairs"``
-    contextual scales          4                                 5; ``contextual_scales=[1, 2, 3, 4]``
-    forward pass               labeled, unlabeled separately     one mixed batch
-    mask of unlabeled images   not stated                        soft, with gradient; ``masks="hard"``
-    activation                 not stated                        sigmoid; ``activation="softmax"``
-    class that is not there    not discussed                     zero vector; here skipped, ``empty="zero"``
-    =========================  ================================  ==============================================
+    ============================  =========================  =============================  ========================
+    option                        ``"paper"``                ``"released"``                 None
+    ============================  =========================  =============================  ========================
+    ``pooling``                   image (Eq. 1, 4, 5)        batch                          batch
+    ``reduction``                 norm (Eq. 6)               mean                           mean
+    ``pairing``                   all_pairs_sum (Eq. 7)      same_index                     same_index
+    ``contextual_scales``         [1, 2, 3, 4]               all five                       all five
+    ``separate_passes``           True                       False: one mixed batch         False
+    ``empty``                     skip (0/0 in Eq. 4)        zero                           skip
+    ============================  =========================  =============================  ========================
+
+    Not stated in the paper, and the code's in all of them: soft masks with gradient (``masks``), a sigmoid per channel
+    (``activation``). The gates belong to the network: the code normalizes inside them, Eq. 2 does not
+    (``gate_norm=False`` of the network). The printed terms are about a hundred times larger than the code's, with which
+    :math:`\tau` was chosen.
 
     Voxels labeled ``IGNORE_LABEL`` take no part in Dice and in no class vector of a labeled image.
 
@@ -95,14 +123,16 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
         structural_weight: float = 1.0,
         contextual_scales: Sequence[int] | None = None,
         structural_scales: Sequence[int] | None = None,
-        pooling: str = "batch",
-        pairing: str = "same_index",
-        empty: str = "skip",
+        pooling: str | None = None,
+        pairing: str | None = None,
+        empty: str | None = None,
         masks: str = "soft",
-        reduction: str = "mean",
+        reduction: str | None = None,
         detach_labeled: bool = False,
         activation: str = "sigmoid",
         unsupervised_weight: float = 1.0,
+        variant: str | None = None,
+        separate_passes: bool | None = None,
     ) -> None:
         super().__init__(network, unsupervised_weight)
         if not hasattr(network, "taps"):
@@ -110,6 +140,16 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
                 f"network must offer taps(image) -> (logits, contextual, structural), got {type(network).__name__}; "
                 "wrap it in monai_ssl.networks.TappedNetwork"
             )
+        options = of_variant(
+            variant,
+            COLUMNS,
+            contextual_scales=contextual_scales,
+            pooling=pooling,
+            pairing=pairing,
+            empty=empty,
+            reduction=reduction,
+            separate_passes=separate_passes,
+        )
         for name, weight in (("contextual_weight", contextual_weight), ("structural_weight", structural_weight)):
             if not weight >= 0:
                 raise ValueError(f"{name} must be >= 0, got {weight}")
@@ -118,14 +158,27 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
         if activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {ACTIVATIONS}, got {activation!r}")
         self.contextual_weight, self.structural_weight = float(contextual_weight), float(structural_weight)
-        self.contextual_scales, self.structural_scales = contextual_scales, structural_scales
+        self.contextual_scales, self.structural_scales = options["contextual_scales"], structural_scales
         self.masks, self.activation = masks, activation
+        self.separate_passes = bool(options["separate_passes"])
         self.dice = ForegroundDiceLoss(include_background=True, activation=activation, reduction="sum")
-        self.consistency = RepresentationConsistencyLoss(pooling, pairing, empty, reduction, detach_labeled)
+        self.consistency = RepresentationConsistencyLoss(
+            options["pooling"], options["pairing"], options["empty"], options["reduction"], detach_labeled
+        )
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
-        logits, contextual, structural = self.network.taps(joint_images(labeled, unlabeled))  # type: ignore[operator]
-        return self.terms(logits, contextual, structural, labeled)
+        return self.terms(*self._taps(labeled, unlabeled), labeled)
+
+    def _taps(self, labeled: Batch, unlabeled: Batch | None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Logits, contextual and structural maps of all images, the labeled ones first."""
+        taps: Any = self.network.taps
+        if unlabeled is None or not self.separate_passes:
+            return taps(joint_images(labeled, unlabeled))
+        first, second = taps(labeled["image"]), taps(unlabeled["image"])
+        contextual, structural = (
+            [torch.cat(pair) for pair in zip(first[kind], second[kind], strict=True)] for kind in (1, 2)
+        )
+        return torch.cat([first[0], second[0]]), contextual, structural
 
     def terms(
         self, logits: Tensor, contextual: Sequence[Tensor], structural: Sequence[Tensor], labeled: Batch

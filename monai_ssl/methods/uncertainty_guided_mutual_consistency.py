@@ -22,11 +22,34 @@ from monai_ssl.losses import (
     supervised_mse,
 )
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
+from monai_ssl.methods.variants import of_variant
 from monai_ssl.networks import DualTaskNetwork, EMATeacher
 from monai_ssl.transforms import SignedDistanceMap, SignedDistanceMapd
 
-VARIANTS = ("paper", "released")
+_PAPER = {
+    "shared_logits": False,
+    "distance_supervision": "mse",
+    "supervised_weight": 1.0,
+    "beta": 0.75,
+    "intra_weight": 1.0,
+    "intra_reduction": "norm",
+    "decay_warm_up": False,
+}
+COLUMNS = {
+    None: {**_PAPER, "intra_reduction": "mean", "decay_warm_up": True},
+    "paper": _PAPER,
+    "released": {
+        "shared_logits": True,
+        "distance_supervision": "dice",
+        "supervised_weight": 0.5,
+        "beta": 1.0,
+        "intra_weight": 0.5,
+        "intra_reduction": "mean",
+        "decay_warm_up": True,
+    },
+}
 SUPERVISION = ("mse", "dice")
+REDUCTIONS = ("mean", "norm")
 
 
 class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
@@ -49,44 +72,51 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
             logits (of a DualTaskNetwork the distance head is left out and frozen).
         n_classes: number of classes with background. Default: ``network.n_classes``.
         max_iterations: length of the run, for ramp-up and uncertainty threshold.
-        variant: ``"paper"`` (default) or ``"released"``: the defaults of the options that the table names.
+        variant: ``None`` (default), ``"paper"`` or ``"released"``: a column of the table below, from which every option
+            comes that is left at None.
         shared_logits: no distance head: the distance map is tanh of the logits, one channel per class.
         distance_supervision: ``"mse"``: squared error to the distance map of the label. ``"dice"``: Dice of
             :math:`\sigma(-k d)` and the label.
         supervised_weight: factor >= 0 on all three supervised terms.
-        beta: :math:`\beta` in [0, 1], share of the segmentation in the intra-task term. Default: 0.75 (paper), 1
-            (released).
+        beta: :math:`\beta` in [0, 1], share of the segmentation in the intra-task term.
+        intra_reduction: over the channels of the intra-task term, ``"mean"``, or ``"norm"``: their sum, the squared norm
+            of Eq. 4, by which the segmentation counts as often as there are classes.
         distance_weight: weight >= 0 of the distance supervision (:math:`L_{dis}` of Table I). Default 1.
-        intra_weight: weight >= 0 of the intra-task term (:math:`L_{itc}`). Default: 1 (paper), 0.5 (released).
+        intra_weight: weight >= 0 of the intra-task term (:math:`L_{itc}`).
         cross_weight: weight >= 0 of the cross-task term (:math:`L_{ctc}`). Default 1.
-        ramp_up: :math:`w(t)` as a function of the iteration. Default: to 0.1 over the whole run; paper, continuous;
-            released, a staircase of 200 levels (150 iterations each in a run of 30000).
+        ramp_up: :math:`w(t)` as a function of the iteration. Default: to 0.1 over the whole run, see the table.
         passes: stochastic passes of the teacher for the uncertainty, >= 1.
         passes_per_call: how many of them share a call and its batch statistics; 2 as released. Fewer need less memory,
             and on a CPU are faster for patches of 64 x 64 x 32 voxels and larger.
         decay: final decay of the EMA teacher, in [0, 1).
-        decay_warm_up: the decay rises from 0 (released); False: it is constant, as the paper writes it.
+        decay_warm_up: the decay rises from 0; False: it is constant.
         slope: :math:`k > 0` of the smooth Heaviside function.
         degenerate: distance targets of empty and full patches, see :class:`monai_ssl.transforms.SignedDistanceMap`.
         unsupervised_weight: factor on both consistency terms; 0 is the matched floor.
 
-    The released code (BraTS) is not the method of the paper; ``variant`` selects
+    The released code (BraTS) is not the method of the paper. The default is the paper, with the constants of the sources
+    that it cites and of the code:
 
-    ============================  ====================================  =====================================
-    option                        ``paper``                             ``released``
-    ============================  ====================================  =====================================
-    ``shared_logits``             False: a head of its own, C - 1       True: tanh of the logits, C channels,
-                                  channels                              also in the cross-task term
-    ``distance_supervision``      ``"mse"``                             ``"dice"``
-    ``supervised_weight``         1                                     1/2
-    ``beta``                      0.75                                  1: only segmentation
-    ``intra_weight``              1                                     1/2
-    ``ramp_up``                   continuous                            staircase of 200 levels
-    ============================  ====================================  =====================================
+    ============================  ===========================  ============================  =======================
+    option                        None                         ``"paper"``                   ``"released"``
+    ============================  ===========================  ============================  =======================
+    ``shared_logits``             False: a head of its own,    False                         True: tanh of the
+                                  C - 1 channels                                             logits, C channels,
+                                                                                             also in the cross-task
+                                                                                             term
+    ``distance_supervision``      mse                          mse (Eq. 2)                   dice
+    ``supervised_weight``         1                            1                             1/2
+    ``beta``                      0.75                         0.75                          1: only segmentation
+    ``intra_weight``              1                            1                             1/2
+    ``intra_reduction``           mean                         norm (Eq. 4)                  mean
+    ``decay_warm_up``             True                         False (Algorithm 1)           True
+    ``ramp_up``                   0.1 exp(-5 (1 - t)^2)        0.1 exp(-5 (1 - t)) (Eq. 7)   squared, a staircase of
+                                                                                             200 levels
+    ============================  ===========================  ============================  =======================
 
-    In both: the ramp-up squares its argument (the paper prints it without, its source squares); :math:`T^{-1}` has a
-    minus sign (Eq. 5 prints a plus); the cross-task term is not masked; the EMA warms up; with C classes the threshold
-    rises to ln C and means run over C channels (the code has ln 2 and 2). With ``shared_logits``, cross-entropy
+    In all: :math:`T^{-1}` has a minus sign (Eq. 5 prints a plus, which would be the background); Eq. 6 is a mean over
+    voxels; the cross-task term is not masked; with C classes the threshold rises to ln C and means run over C channels
+    (the code has ln 2 and 2). With ``shared_logits``, cross-entropy
     and :math:`\sigma(-k \tanh z)` want opposite signs of the same logits; it is here to reproduce that code.
 
     Voxels labeled ``IGNORE_LABEL`` take no part in the three supervised terms, and are neither inside nor outside in
@@ -118,7 +148,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         network: nn.Module,
         n_classes: int | None = None,
         max_iterations: int = 6000,
-        variant: str = "paper",
+        variant: str | None = None,
         shared_logits: bool | None = None,
         distance_supervision: str | None = None,
         supervised_weight: float | None = None,
@@ -130,19 +160,28 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         passes: int = 8,
         passes_per_call: int = 2,
         decay: float = 0.99,
-        decay_warm_up: bool = True,
+        decay_warm_up: bool | None = None,
         slope: float = 1500.0,
         degenerate: str = "safe",
         unsupervised_weight: float = 1.0,
+        intra_reduction: str | None = None,
     ) -> None:
         super().__init__(network, unsupervised_weight)
-        if variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
+        options = of_variant(
+            variant,
+            COLUMNS,
+            shared_logits=shared_logits,
+            distance_supervision=distance_supervision,
+            supervised_weight=supervised_weight,
+            beta=beta,
+            intra_weight=intra_weight,
+            intra_reduction=intra_reduction,
+            decay_warm_up=decay_warm_up,
+        )
         if max_iterations < 1:
             raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
-        released = variant == "released"
-        self.shared_logits = released if shared_logits is None else bool(shared_logits)
-        self.distance_supervision = distance_supervision or ("dice" if released else "mse")
+        self.shared_logits = bool(options["shared_logits"])
+        self.distance_supervision = options["distance_supervision"]
         if self.distance_supervision not in SUPERVISION:
             raise ValueError(f"distance_supervision must be one of {SUPERVISION}, got {distance_supervision!r}")
         if not self.shared_logits and not hasattr(network, "tasks"):
@@ -151,14 +190,17 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
                 "backbone in monai_ssl.networks.DualTaskNetwork, or set shared_logits=True"
             )
         self.n_classes = int(_n_classes(network) if n_classes is None else n_classes)
-        self.beta = float((1.0 if released else 0.75) if beta is None else beta)
+        self.beta = float(options["beta"])
         if not 0 <= self.beta <= 1:
             raise ValueError(f"beta must be in [0, 1], got {beta}")
+        if options["intra_reduction"] not in REDUCTIONS:
+            raise ValueError(f"intra_reduction must be one of {REDUCTIONS}, got {intra_reduction!r}")
+        self.intra_norm = options["intra_reduction"] == "norm"
         self.weights = {
             "distance_weight": distance_weight,
-            "intra_weight": (0.5 if released else 1.0) if intra_weight is None else intra_weight,
+            "intra_weight": options["intra_weight"],
             "cross_weight": cross_weight,
-            "supervised_weight": (0.5 if released else 1.0) if supervised_weight is None else supervised_weight,
+            "supervised_weight": options["supervised_weight"],
         }
         for name, value in self.weights.items():
             if not value >= 0:
@@ -166,8 +208,12 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         if passes < 1 or passes_per_call < 1:
             raise ValueError(f"passes and passes_per_call must be >= 1, got {passes} and {passes_per_call}")
         step = max(round(max_iterations / 200), 1)
-        staircase = SigmoidRampUp(200 * step, 0.1, granularity=step)
-        self.ramp_up = checked_ramp_up(ramp_up) or (staircase if released else SigmoidRampUp(max_iterations, 0.1))
+        default = {
+            None: SigmoidRampUp(max_iterations, 0.1),
+            "paper": SigmoidRampUp(max_iterations, 0.1, exponent=1.0),
+            "released": SigmoidRampUp(200 * step, 0.1, granularity=step),
+        }[variant]
+        self.ramp_up = checked_ramp_up(ramp_up) or default
         self.threshold = UncertaintyThreshold(self.n_classes, max_iterations)
         self.passes, self.passes_per_call = passes, passes_per_call
         self.dice = ForegroundDiceLoss()
@@ -177,7 +223,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         self.signed_distance_map = SignedDistanceMap(self.n_classes, degenerate)
         if self.shared_logits and isinstance(network, DualTaskNetwork):
             network.distance_head.requires_grad_(False)
-        self.teacher = EMATeacher(network, decay, warm_up=decay_warm_up)
+        self.teacher = EMATeacher(network, decay, warm_up=bool(options["decay_warm_up"]))
 
     def loader_transforms(self) -> list[Transform]:
         if self.distance_supervision == "dice":  # of the label itself
@@ -237,9 +283,11 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         intra = p.new_zeros(())
         if teacher_logits is not None and teacher_distance is not None and mean_probabilities is not None:
             mask = predictive_entropy(mean_probabilities) < self.threshold(self.iteration)
-            intra = self.beta * self.masked_mse(p, teacher_logits.softmax(1), mask)
+            channels = [z.shape[1] if self.intra_norm else 1 for z in (p, distance)]
+            intra = channels[0] * self.beta * self.masked_mse(p, teacher_logits.softmax(1), mask)
             if self.beta < 1:
-                intra = intra + (1.0 - self.beta) * self.masked_mse(distance, teacher_distance, mask)
+                apart = self.masked_mse(distance, teacher_distance, mask)
+                intra = intra + channels[1] * (1.0 - self.beta) * apart
         cross = self.cross_task(distance, p if self.shared_logits else p[:, 1:])
         weight = self.unsupervised_weight * self.ramp_up(self.iteration)
         return {

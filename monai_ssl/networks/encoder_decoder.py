@@ -227,7 +227,21 @@ class DecoderLevel(nn.Module):
 
 
 class Gate(AttentionBlock):
-    """MONAI's additive attention gate; in training without keeping what can be computed again."""
+    """MONAI's additive attention gate; in training without keeping what can be computed again.
+
+    Args:
+        spatial_dims: 2 or 3.
+        f_int, f_g, f_l: channels inside the gate, of the upsampled features, of the skip connection.
+        norm: batch normalization after each of the three convolutions (MONAI, TAC's code). False: none (TAC, Eq. 2).
+    """
+
+    def __init__(self, spatial_dims: int, f_int: int, f_g: int, f_l: int, norm: bool = True) -> None:
+        super().__init__(spatial_dims, f_int=f_int, f_g=f_g, f_l=f_l)
+        if not norm:
+            for part in (self.W_g, self.W_x, self.psi):
+                for name, child in part.named_children():
+                    if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                        setattr(part, name, nn.Identity())
 
     def forward(self, g: Tensor, x: Tensor) -> Tensor:
         # not one condition: TorchScript leaves out what is below the first, not the rest of an `and`

@@ -15,12 +15,15 @@ from monai_ssl.networks.vnet import VNet
 
 __all__ = ["DualTaskNetwork", "DualTaskVNet", "FeatureNetwork"]
 
+# of the smooth Heaviside function by which a distance is deployed, as in the released code of DTC
+SLOPE = 1500.0
+
 
 class DualTaskNetwork(nn.Module):
-    """Two independent heads, each one convolution with bias, on the feature map of any backbone.
+    r"""Two independent heads, each one convolution with bias, on the feature map of any backbone.
 
-    The segmentation head is the deployed one: ``forward`` returns its logits, background included, and does not run
-    the other. :meth:`tasks` returns both, computed from one feature map and thus from one draw of dropout.
+    ``forward`` returns the logits of the deployed head, background included, and does not run the other.
+    :meth:`tasks` returns both, computed from one feature map and thus from one draw of dropout.
 
     Args:
         backbone: module that maps an image ``(B, C_in, *spatial)`` to a feature map ``(B, F, *spatial)``: a
@@ -33,6 +36,9 @@ class DualTaskNetwork(nn.Module):
             classes the head has ``n_classes`` channels either way.
         spatial_dims: 2 or 3. Default: that of the backbone's convolutions.
         head_kernel_size: of both heads, 1 (V-Net) or 3 (the 2D U-Net of the literature).
+        deployed: whose segmentation ``forward`` returns. ``"segmentation"``, or ``"distance"``: logits 0 for the
+            background and :math:`-1500 \tanh(d_c)` for class c, whose softmax with two classes is
+            :math:`\sigma(-1500 \tanh d)` (DTC, Table 1, "LSF").
 
     Raises:
         ValueError: when an option is out of its range, or ``feature_channels`` is needed and missing.
@@ -63,6 +69,7 @@ class DualTaskNetwork(nn.Module):
         binary: str = "sigmoid",
         spatial_dims: int | None = None,
         head_kernel_size: int = 1,
+        deployed: str = "segmentation",
     ) -> None:
         super().__init__()
         if n_classes < 2:
@@ -82,6 +89,9 @@ class DualTaskNetwork(nn.Module):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
         if head_kernel_size not in (1, 3):
             raise ValueError(f"head_kernel_size must be 1 or 3, got {head_kernel_size}")
+        if deployed not in ("segmentation", "distance"):
+            raise ValueError(f'deployed must be "segmentation" or "distance", got {deployed!r}')
+        self.deployed, self.slope = deployed, SLOPE
         self.backbone = backbone
         self.n_classes = n_classes
         self.feature_channels = feature_channels
@@ -145,7 +155,7 @@ class DualTaskNetwork(nn.Module):
         return self._all_classes(logits), raw_distance
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the segmentation head, in training and evaluation alike.
+        """Logits of the deployed head, in training and evaluation alike.
 
         Args:
             x: image ``(B, C_in, *spatial)``.
@@ -153,7 +163,11 @@ class DualTaskNetwork(nn.Module):
         Returns:
             ``(B, n_classes, *spatial)``, float32, background included.
         """
-        return self.logits(self.backbone(x))
+        features = self.backbone(x)
+        if self.deployed == "segmentation":
+            return self.logits(features)
+        inside = -self.slope * torch.tanh(self.raw_distance(features))
+        return torch.cat([torch.zeros_like(inside[:, :1]), inside], dim=1)
 
 
 class DualTaskVNet(DualTaskNetwork):
@@ -171,8 +185,9 @@ class DualTaskVNet(DualTaskNetwork):
         norm: as :class:`~monai_ssl.networks.VNet` takes it.
         stages: units per encoder scale, fine to coarse.
         binary: how two classes are coded, as :class:`DualTaskNetwork` takes it.
-        gates: attention gates on the skip connections, as :class:`~monai_ssl.networks.VNet` takes them (TAC,
-            Table VIII).
+        gates, gate_norm: attention gates on the skip connections, as :class:`~monai_ssl.networks.VNet` takes them
+            (TAC, Table VIII).
+        deployed: which head, as :class:`DualTaskNetwork` takes it.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -200,6 +215,8 @@ class DualTaskVNet(DualTaskNetwork):
         stages: Sequence[int] = (1, 2, 3, 3, 3),
         binary: str = "sigmoid",
         gates: bool | Sequence[int] = False,
+        gate_norm: bool = True,
+        deployed: str = "segmentation",
     ) -> None:
         backbone = VNet(
             spatial_dims,
@@ -210,5 +227,6 @@ class DualTaskVNet(DualTaskNetwork):
             dropout=dropout,
             norm=norm,
             gates=gates,
+            gate_norm=gate_norm,
         )
-        super().__init__(backbone, n_classes, binary=binary)
+        super().__init__(backbone, n_classes, binary=binary, deployed=deployed)

@@ -21,6 +21,7 @@ def literature_network(
     dropout: float | None = None,
     gates: bool = False,
     alternative: bool = False,
+    gate_norm: bool = True,
 ) -> EncoderDecoder:
     """The network that the semi-supervised literature uses: V-Net for volumes, SSL4MIS's U-Net for slices.
 
@@ -34,6 +35,7 @@ def literature_network(
         gates: attention gates on the skip connections (TAC).
         alternative: the decoder of a second network that shall differ from the first one: V-Net with trilinear
             instead of transposed upsampling, U-Net the other way round (MC-Net, CAML).
+        gate_norm: batch normalization inside the gates, as released; False: none, as TAC's Eq. 2 prints them.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -49,7 +51,7 @@ def literature_network(
         decoders = ("transpose",) if alternative else ("linear",)
         channels = [base_channels * 2**i for i in range(5)]
         return UNet.literature_2d(
-            in_channels, out_channels, channels=channels, decoders=decoders, gates=gates, **options
+            in_channels, out_channels, channels=channels, decoders=decoders, gates=gates, gate_norm=gate_norm, **options
         )
     return VNet(
         spatial_dims,
@@ -59,6 +61,7 @@ def literature_network(
         dropout=0.5 if dropout is None else dropout,
         decoders=("linear",) if alternative else ("transpose",),
         gates=gates,
+        gate_norm=gate_norm,
     )
 
 
@@ -70,6 +73,8 @@ def literature_dual_task_network(
     dropout: float | None = None,
     gates: bool = False,
     binary: str = "sigmoid",
+    gate_norm: bool = True,
+    deployed: str = "segmentation",
 ) -> DualTaskNetwork:
     """:func:`literature_network` with a second head for the signed distance: the network of DTC and UG-MCL.
 
@@ -84,6 +89,8 @@ def literature_dual_task_network(
         dropout: as :func:`literature_network` takes it.
         gates: attention gates on the skip connections.
         binary: how two classes are coded, as :class:`~monai_ssl.networks.DualTaskNetwork` takes it.
+        gate_norm: as :func:`literature_network` takes it.
+        deployed: which head, as :class:`~monai_ssl.networks.DualTaskNetwork` takes it.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -94,5 +101,8 @@ def literature_dual_task_network(
         >>> sum(p.numel() for p in literature_dual_task_network(2, n_classes=4).parameters())
         1814199
     """
-    backbone = literature_network(spatial_dims, in_channels, None, base_channels, dropout, gates)
-    return DualTaskNetwork(backbone, n_classes, binary=binary, head_kernel_size=3 if spatial_dims == 2 else 1)
+    backbone = literature_network(
+        spatial_dims, in_channels, None, base_channels, dropout, gates, gate_norm=gate_norm
+    )
+    kernel_size = 3 if spatial_dims == 2 else 1
+    return DualTaskNetwork(backbone, n_classes, binary=binary, head_kernel_size=kernel_size, deployed=deployed)

@@ -52,6 +52,7 @@ class UNet(EncoderDecoder):
         gates: attention gates on the skip connections, before the concatenation. True: with half of the skip's
             channels inside each gate. A sequence gives these numbers per scale, fine to coarse.
             ``decode(..., return_gated=True)`` returns the gated skips.
+        gate_norm: batch normalization inside the gates, as in TAC's code; False: none, as in its Eq. 2.
         reduce_channels: a convolution with kernel 1 brings the coarse features to the channels of the skip before a
             "linear" or "nearest" upsampling; False: all channels are upsampled and concatenated.
         align_corners: of the "linear" upsampling.
@@ -91,6 +92,7 @@ class UNet(EncoderDecoder):
         align_corners: bool = True,
         head_kernel_size: int = 1,
         kaiming: bool = False,
+        gate_norm: bool = True,
     ) -> None:
         check_options(spatial_dims, channels, decoders, gates)
         if head_kernel_size not in (1, 3):
@@ -122,7 +124,9 @@ class UNet(EncoderDecoder):
                 if reduce_channels:
                     # at the coarse scale: cheaper than after the upsampling, and equal up to rounding
                     up = nn.Sequential(Conv[Conv.CONV, spatial_dims](n_in, n_out, kernel_size=1), up)
-            gate = Gate(spatial_dims, f_int=gate_channels[scale], f_g=n_up, f_l=n_out) if gates else None
+            gate = None
+            if gates:
+                gate = Gate(spatial_dims, f_int=gate_channels[scale], f_g=n_up, f_l=n_out, norm=gate_norm)
             return DecoderLevel(up, block(n_out + n_up, n_out), gate, concatenate=True)
 
         super().__init__(

@@ -52,6 +52,7 @@ class VNet(EncoderDecoder):
         gates: attention gates on the skip connections, before the addition (TAC, eq. 2). True: with half of the skip's
             channels inside each gate, but 32 in the one at full resolution, as in TAC's code. A sequence gives these
             numbers per scale, fine to coarse. ``decode(..., return_gated=True)`` returns the gated skips.
+        gate_norm: batch normalization inside the gates, as in TAC's code; False: none, as in its Eq. 2.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -85,6 +86,7 @@ class VNet(EncoderDecoder):
         norm: NormType = "batch",
         decoders: Sequence[str] = ("transpose",),
         gates: bool | Sequence[int] = False,
+        gate_norm: bool = True,
     ) -> None:
         if min(stages, default=0) < 1:
             raise ValueError(f"stages must be positive numbers of units, got {tuple(stages)}")
@@ -114,7 +116,7 @@ class VNet(EncoderDecoder):
 
         def level(mode: str, scale: int) -> DecoderLevel:
             n = channels[scale]
-            gate = Gate(spatial_dims, f_int=gate_channels[scale], f_g=n, f_l=n) if gates else None
+            gate = Gate(spatial_dims, f_int=gate_channels[scale], f_g=n, f_l=n, norm=gate_norm) if gates else None
             return DecoderLevel(up(mode, channels[scale + 1], n), block(stages[scale], n, n), gate)
 
         super().__init__(

@@ -91,7 +91,7 @@ class TestUncertaintyGuidedMutualConsistency(MethodTester):
         expected = weight * (torch.sigmoid(-1500.0 * everywhere) - p).square().mean()
         assert shared["cross_task"].item() == pytest.approx(expected.item(), rel=1e-4)
 
-    @pytest.mark.parametrize("variant", ["paper", "released"])
+    @pytest.mark.parametrize("variant", [None, "paper", "released"])
     @pytest.mark.parametrize("n_classes", [2, 4])
     def test_terms_equal_the_formulas(self, n_classes, variant):
         (labeled, _), released = batches(n_classes=n_classes), variant == "released"
@@ -113,15 +113,16 @@ class TestUncertaintyGuidedMutualConsistency(MethodTester):
         assert 0.1 < mask.mean() < 0.9
         half = 0.5 if released else 1.0
         level = 123 // 2 / 200 if released else 123 / 400
-        weight = 0.1 * math.exp(-5 * (1 - level) ** 2)
-        squares = (mask * (p - p_t) ** 2).mean(1).sum() / mask.sum()
+        weight = 0.1 * math.exp(-5 * (1 - level) ** (1 if variant == "paper" else 2))
+        channels = n_classes if variant == "paper" else 1, n_classes - 1 if variant == "paper" else 1
+        squares = channels[0] * (mask * (p - p_t) ** 2).mean(1).sum() / mask.sum()
         target = np.stack([SignedDistanceMap(n_classes)(label).numpy() for label in labeled["label"]])
         if released:
             distance, intra = dice(soft[:2, 1:], y[:, 1:]), 0.5 * squares
             cross = ((soft - p) ** 2).mean()
         else:
             distance = ((d[:2] - target) ** 2).mean()
-            intra = 0.75 * squares + 0.25 * (mask * (d - d_t) ** 2).mean(1).sum() / mask.sum()
+            intra = 0.75 * squares + 0.25 * channels[1] * (mask * (d - d_t) ** 2).mean(1).sum() / mask.sum()
             cross = ((soft - p[:, 1:]) ** 2).mean()
         expected = {
             "dice": half * dice(p[:2, 1:], y[:, 1:]),
@@ -210,7 +211,7 @@ class TestUncertaintyGuidedMutualConsistency(MethodTester):
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"variant": "official"}, r"variant must be one of \('paper', 'released'\), got 'official'"),
+            ({"variant": "official"}, r"variant must be one of \('paper', 'released'\) or None, got 'official'"),
             ({"beta": 1.5}, r"beta must be in \[0, 1\], got 1.5"),
             ({"cross_weight": -1.0}, r"cross_weight must be >= 0, got -1.0"),
             ({"passes": 0}, r"passes and passes_per_call must be >= 1, got 0 and 2"),
