@@ -14,7 +14,10 @@ from monai_ssl.methods.variants import of_variant
 from monai_ssl.networks import DualTaskNetwork
 from monai_ssl.transforms import SignedDistanceMap, SignedDistanceMapd
 
-COLUMNS = {"released": {"distance_weight": 0.3}, "paper": {"distance_weight": 1.0}}
+COLUMNS = {
+    "released": {"distance_weight": 0.3, "plain_dice": False},
+    "paper": {"distance_weight": 1.0, "plain_dice": True},
+}
 
 
 class DualTaskConsistency(SemiSupervisedMethod):
@@ -33,27 +36,30 @@ class DualTaskConsistency(SemiSupervisedMethod):
         max_iterations: length of the run, for the default ramp-up.
         ramp_up: weight of the consistency term as a function of the iteration. Default: over the whole run; released
             code, a staircase of 40 levels (150 iterations each in a run of 6000); paper, continuous.
-        distance_weight: :math:`\beta >= 0`. Default: 0.3 (released) or 1 (paper, Eq. 6 weights both tasks equally).
+        distance_weight: :math:`\beta >= 0`.
         slope: :math:`k > 0` of the smooth Heaviside function, 1500 in the released code.
-        variant: ``"released"`` (default) or ``"paper"``.
+        variant: ``"released"`` (default) or ``"paper"``: a column of the table below, from which every option comes
+            that is left at None.
         degenerate: distance targets of empty and full patches, see :class:`monai_ssl.transforms.SignedDistanceMap`.
         unsupervised_weight: factor on the consistency term; 0 is the matched floor.
         dice_weight: factor >= 0 on the Dice term. 0, with a network that deploys its distance head, leaves the distance
             branch alone (Table 1, "LSF").
+        plain_dice: Dice of each image with a plain denominator; False: squared, sums over all labeled rows.
 
-    Paper and released code differ; ``variant`` selects
+    Paper and released code differ:
 
     ============================  ==============================  ================================
-    term                          ``released``                    ``paper``
+    option                        ``"released"``                  ``"paper"``
     ============================  ==============================  ================================
-    weight of the SDF term        0.3                             1
-    Dice denominator              squared, pooled over the rows   plain sums, per image
-    ramp-up                       staircase of 40 levels          continuous
-    sign in :math:`T^{-1}`        minus                           minus (Eq. 2 has a sign error)
-    SDF, consistency              voxel means                     voxel means (Eq. 4 prints sums,
-                                                                  10^6 times larger)
-    SDF target                    of the crop, normalized         of the crop, normalized
+    ``distance_weight``           0.3                             1 (Eq. 7)
+    ``plain_dice``                False                           True (Eq. 5)
+    ``ramp_up``                   staircase of 40 levels          continuous
     ============================  ==============================  ================================
+
+    As in the code in both: the minus sign in :math:`T^{-1}` (with negative distances inside, Eq. 2 as printed would be
+    the background); voxel means where Eq. 4 and 6 print sums, a million times larger; a distance that is normalized to 1
+    inside and outside, 0 on the inner boundary voxels (Eq. 1 prints distances to the contour); of the crop, where the
+    paper computes it once for the image: a map of a crop is not the crop of a map.
 
     Voxels labeled ``IGNORE_LABEL`` take no part in Dice and distance supervision, and are neither inside nor outside in
     the distance maps of their neighbors; the consistency, which needs no label, acts on them too.
@@ -88,9 +94,10 @@ class DualTaskConsistency(SemiSupervisedMethod):
         degenerate: str = "safe",
         unsupervised_weight: float = 1.0,
         dice_weight: float = 1.0,
+        plain_dice: bool | None = None,
     ) -> None:
         super().__init__(network, unsupervised_weight)
-        options = of_variant(variant, COLUMNS, distance_weight=distance_weight)
+        options = of_variant(variant, COLUMNS, distance_weight=distance_weight, plain_dice=plain_dice)
         if not hasattr(network, "tasks"):
             raise TypeError(
                 f"network must offer tasks(image) -> (logits, distance), got {type(network).__name__}; wrap your "
@@ -106,7 +113,7 @@ class DualTaskConsistency(SemiSupervisedMethod):
         step = max(round(max_iterations / 40), 1)
         staircase = SigmoidRampUp(40 * step, granularity=step)
         self.ramp_up = checked_ramp_up(ramp_up) or (staircase if released else SigmoidRampUp(max_iterations))
-        self.dice = ForegroundDiceLoss(squared=released, pooled=released)
+        self.dice = ForegroundDiceLoss(squared=not options["plain_dice"], pooled=not options["plain_dice"])
         self.consistency = DualTaskConsistencyLoss(slope)
         self.signed_distance_map = SignedDistanceMap(network.n_classes, degenerate)
 

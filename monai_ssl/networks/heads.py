@@ -131,6 +131,8 @@ class DualTaskNetwork(nn.Module):
         Returns:
             ``(B, n_classes - 1, *spatial)``, float32: one map per foreground class.
         """
+        if torch.jit.is_scripting():  # knows no autocast whose device is not a constant
+            return self.distance_head(float32_or_wider(features))
         with torch.autocast(device_type=features.device.type, enabled=False):
             return self.distance_head(float32_or_wider(features))
 
