@@ -52,8 +52,11 @@ def literal(path: str | Path) -> str:
 # How the shipped configs load preset and datalist. Where a config says just this, a program that has loaded and checked
 # them hands them on; a config that loads them in its own way is left alone.
 _LOADED_BY = {
-    "preset": "$monai_ssl.data.load_preset(@dataset, @flavor)",
-    "cases": "$monai_ssl.data.load_datalist(@datalist, @dataset_dir, strict=False)",
+    "preset": (
+        "$monai_ssl.data.load_preset(@dataset, @flavor, @literature)",
+        "$monai_ssl.data.load_preset(@dataset, @flavor)",
+    ),
+    "cases": ("$monai_ssl.data.load_datalist(@datalist, @dataset_dir, strict=False)",),
 }
 # the loader in C, where PyYAML has it, is safe as well and ten times as quick
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -123,7 +126,7 @@ def handed_on(config: Mapping[str, Any], **loaded: Any) -> dict[str, Any]:
         >>> handed_on({"preset": "$my.own(@dataset)"}, preset=object())
         {}
     """
-    return {key: value for key, value in loaded.items() if config.get(key) == _LOADED_BY[key]}
+    return {key: value for key, value in loaded.items() if config.get(key) in _LOADED_BY[key]}
 
 
 def check_ids(bundle: Path, configs: Sequence[str], ids: Iterable[str]) -> None:

@@ -145,7 +145,7 @@ def _in_words(protocol: Mapping[str, Any]) -> str:
         words.append(f"ramp-up over {stated.pop('ramp')}")
     if "labeled_batch_size" in stated:
         words.append(f"batch {stated.pop('labeled_batch_size')} + {stated.pop('unlabeled_batch_size', 0)}")
-    stated |= stated.pop("method", {})
+    stated |= stated.pop("method", {}) | stated.pop("preset", {})
     return ", ".join([*words, *(f"`{key}` {value}" for key, value in stated.items())])
 
 

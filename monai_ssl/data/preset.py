@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from monai_ssl.data.yaml_mapping import read_mapping
 from monai_ssl.errors import DataError, one_line
@@ -143,6 +143,12 @@ class Training(_Strict):
     milestones: tuple[float, ...] = (2500 / 6000, 5000 / 6000)
     warmup: float = Field(default=0.0, ge=0, lt=1, description="share of the iterations with a linear warm-up")
     clip_gradient_norm: float | None = Field(default=None, gt=0)
+    amp: Literal["auto", "off", "bf16", "fp16"] = Field(default="auto", description="precision; off: float32")
+
+    @field_validator("amp", mode="before")
+    @classmethod
+    def _off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # what YAML makes of the word
 
     @model_validator(mode="after")
     def _milestones(self) -> Training:
@@ -173,6 +179,8 @@ class Preset(_Strict):
         center_crop: millimeters per axis of a field of view around the center, the same in training and inference;
             null entries keep the axis. Finds no organ and needs no label: choose it generously. None: whole image.
         patch_size: voxels per axis.
+        slice_sampling: of 2D networks on volumes. ``volume``: a volume, then one of its slices. ``slice``: every slice of
+            all volumes equally often, as in the 2D literature: a long stack counts more.
         intensity, augmentation, strong_view, window, training: see the classes of these names.
         largest_component: keep the largest component of each class (changes results: see the literature's tables).
         published: a method trains what its paper trained on this data set (``literature`` in its ``bundle.yaml``),
@@ -195,6 +203,7 @@ class Preset(_Strict):
     resize: tuple[Annotated[Voxels, Field(ge=1)], Annotated[Voxels, Field(ge=1)]] | None = None
     center_crop: tuple[float | None, ...] | None = None
     patch_size: tuple[Voxels, ...]
+    slice_sampling: Literal["volume", "slice"] = "volume"
     intensity: Intensity = Field(default_factory=Intensity)
     augmentation: Augmentation = Field(default_factory=Augmentation)
     strong_view: StrongView = Field(default_factory=StrongView)
@@ -241,6 +250,8 @@ class Preset(_Strict):
             value = getattr(self, key)
             if value is not None and len(value) != self.spatial_dims:
                 raise ValueError(f"{key} must have {self.spatial_dims} entries (spatial_dims), got {list(value)}")
+        if self.slice_sampling == "slice" and self.spatial_dims == 3:
+            raise ValueError("slice_sampling 'slice' is for spatial_dims 2; remove it")
         if self.resize is not None and (self.spatial_dims == 3 or self.spacing is not None):
             raise ValueError("resize is for spatial_dims 2 and goes without spacing; remove one of them")
         if self.center_crop is not None and (
@@ -302,7 +313,12 @@ def available_presets() -> list[str]:
     return sorted(path.stem for path in PRESET_DIR.glob("*.yaml"))
 
 
-def load_preset(name: str | Path | Mapping[str, Any], flavor: str | None = None, **overrides: Any) -> Preset:
+def load_preset(
+    name: str | Path | Mapping[str, Any],
+    flavor: str | None = None,
+    literature: Mapping[str, Mapping[str, Any]] | None = None,
+    **overrides: Any,
+) -> Preset:
     """Read and validate a preset.
 
     Args:
@@ -310,6 +326,9 @@ def load_preset(name: str | Path | Mapping[str, Any], flavor: str | None = None,
             carry it in their configs).
         flavor: ``"literature"`` (as published) or ``"practical"`` (what a clinic should use), where the file offers
             ``flavors``; None takes the file's ``default_flavor``.
+        literature: what a method's paper publishes, see :func:`monai_ssl.data.training_protocol`. Of the entry for
+            this data set, ``preset`` holds keys of the preset in which the paper differs from the others (SS-Net's
+            largest component); they count where the preset is ``published``.
         **overrides: fields to replace; nested mappings are merged.
 
     Raises:
@@ -344,6 +363,8 @@ def load_preset(name: str | Path | Mapping[str, Any], flavor: str | None = None,
         if flavor != stated:
             raise DataError(f"flavor: {path.name} offers only {stated!r}, got {flavor!r}")
     content.setdefault("name", path.stem)
+    if content.get("published") is True:
+        content = _merge(content, dict((literature or {}).get(content["name"], {}).get("preset", {})))
     content = _merge(content, overrides)
     try:
         return Preset.model_validate(content)

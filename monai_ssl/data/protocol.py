@@ -12,15 +12,17 @@ from monai_ssl.errors import DataError
 
 
 class Protocol(Training):
-    """The numbers of one training; those of :class:`~monai_ssl.data.preset.Training`, and two that a paper may add.
+    """The numbers of one training; those of :class:`~monai_ssl.data.preset.Training`, and three that a paper may add.
 
     Attributes:
         ramp: share of the run after which the method's ramp-up has its full weight.
         method: arguments of the method that the paper sets for this data set.
+        preset: keys of the preset that it sets, see :func:`~monai_ssl.data.load_preset`.
     """
 
     ramp: float = Field(default=1.0, gt=0)
     method: dict[str, Any] = Field(default={})
+    preset: dict[str, Any] = Field(default={})
 
 
 def training_protocol(preset: Preset, literature: Mapping[str, Mapping[str, Any]] | None = None) -> Protocol:

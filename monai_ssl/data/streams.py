@@ -78,6 +78,7 @@ class CaseDataset(Dataset):
         self.names = case_names(self.entries)
         self.num_workers, self.cache, self.ready = max(int(num_workers), 1), cache, False
         self._kept: list[Any] = []
+        self._depths: list[int] = []
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -105,26 +106,39 @@ class CaseDataset(Dataset):
         # processes that share a folder begin at different cases, and find there what others have written
         order = [(index + rank * n // size) % n for index in range(n)]
         kept: list[Any] = [None] * n
+        depths = [1] * n
         try:
             with ThreadPoolExecutor(self.num_workers) as pool:
                 done = zip(order, pool.map(self._prepare, order), strict=True)
-                for index, item in tqdm(done, "prepare", n, unit="case", disable=not sys.stderr.isatty()):
-                    kept[index] = item
+                for index, (item, depth) in tqdm(done, "prepare", n, unit="case", disable=not sys.stderr.isatty()):
+                    kept[index], depths[index] = item, depth
         except DiskFullError:
             self.cache.discard()  # others on this disk need the room more
             raise
-        self._kept, self.ready = kept, True
+        self._kept, self._depths, self.ready = kept, depths, True
 
     def forget(self) -> None:
         """Let the prepared cases go; they are prepared again when one is asked for."""
         self._kept, self.ready = [], False
 
-    def _prepare(self, index: int) -> Any:
+    @property
+    def by_slice(self) -> bool:
+        """Whether a 2D network learns every slice of all volumes equally often."""
+        preset = getattr(self.transform, "preset", None)
+        return isinstance(preset, Preset) and preset.slice_sampling == "slice"
+
+    def first_slices(self) -> np.ndarray:
+        """``(n + 1,)`` int64: the slices of case i have the numbers from entry i to entry i + 1."""
+        self.prepare()
+        return np.concatenate([[0], np.cumsum(self._depths)])
+
+    def _prepare(self, index: int) -> tuple[Any, int]:
         assert self.cache is not None
         key = self.content_keys[index]
         stored = self.cache.find(key)
         item = self._load(index) if stored is None else stored.open()
-        return self.cache.keep(item, key, getattr(self.transform, "slices", False), stored)
+        depth = int(item["image"].shape[-1]) if self.by_slice and item["image"].ndim == 4 else 1
+        return self.cache.keep(item, key, getattr(self.transform, "slices", False), stored), depth
 
     def _load(self, index: int) -> Any:
         try:
@@ -188,11 +202,12 @@ class _Stream:
         self.strong = None if strong is None else Compose(list(strong))
 
     def __call__(self, position: int) -> dict[str, Any]:
-        n = len(self.cases)
-        epoch, offset = divmod(position, n)
-        index = int(_permutation(self.seed, self.stream, epoch, n)[offset])
+        index, number = self._case(position)
         self.transform.set_random_state(position_seed(self.seed, self.stream, position, 1))
-        item: Any = self.transform(self.cases[index])
+        item: Any = self.cases[index]
+        if number is not None:
+            item = {key: _slice(value, number) for key, value in item.items()}
+        item = self.transform(item)
         item = {key: _plain(value) for key, value in item.items() if isinstance(value, torch.Tensor)}
         if "label" in item:
             item["label"] = torch.as_tensor(item["label"]).long()
@@ -202,6 +217,23 @@ class _Stream:
             strong: Any = self.strong({"image": item["image"].clone()})
             item["strong"] = _plain(strong["image"])
         return {**item, "index": torch.tensor(index), "name": self.cases.names[index]}
+
+
+    def _case(self, position: int) -> tuple[int, int | None]:
+        """Which case is at a position, and which of its slices where all slices are permuted."""
+        if self.cases.by_slice:
+            first = self.cases.first_slices()
+            epoch, offset = divmod(position, int(first[-1]))
+            chosen = int(_permutation(self.seed, self.stream, epoch, int(first[-1]))[offset])
+            index = int(np.searchsorted(first, chosen, side="right")) - 1
+            return index, chosen - int(first[index])
+        epoch, offset = divmod(position, len(self.cases))
+        return int(_permutation(self.seed, self.stream, epoch, len(self.cases))[offset]), None
+
+
+def _slice(value: Any, number: int) -> Any:
+    """A slice of a volume ``(C, H, W, D)``; what is none stays as it is."""
+    return value[..., number].contiguous() if isinstance(value, torch.Tensor) and value.ndim == 4 else value
 
 
 def _plain(tensor: torch.Tensor) -> torch.Tensor:

@@ -270,7 +270,7 @@ def prepare(
         check: read all written files again with the rules of `monai-ssl check`; False skips it.
         download: fetch hippocampus or an msd task into SOURCE first.
         **options: of the data set: crop literature, label_free or none (left_atrium; pancreas_ct without label_free),
-            spacing (pancreas_ct), target whole_tumor or multi_class (brats2019), task (msd).
+            spacing (pancreas_ct), target whole_tumor, whole_tumor_all or multi_class (brats2019), task (msd).
 
     Returns:
         what was written, skipped and found.

@@ -80,7 +80,9 @@ def train(
     source = dataset if dataset is not None else own_dataset(home)
     if isinstance(source, (str, Path)) and str(source).endswith((".yaml", ".yml")):
         source = str(Path(source).expanduser().resolve())
-    preset = load_preset(source, overrides.get("flavor"))
+    known = merged_config(home, ["train.yaml"], overrides)
+    literature = known.get("literature")
+    preset = load_preset(source, overrides.get("flavor"), literature if isinstance(literature, dict) else None)
     if preset.name == "phantom" and not Path(dataset_dir).expanduser().exists():
         raise DataError(
             f"dataset_dir: must be an existing folder, got {dataset_dir}; `{PROGRAM} prepare phantom {dataset_dir}` "
@@ -107,7 +109,6 @@ def train(
 
     console.info("%s: %s (%s), %s, output %s", home.name, preset.name, preset.flavor, counted(cases.counts()),
                  run.folder)  # fmt: skip
-    known = merged_config(home, ["train.yaml"], overrides)
     pseudo = _pseudo_labels(known, overrides)
     if pseudo is not None:
         overrides["pseudo_labels"] = literal(pseudo)

@@ -13,9 +13,12 @@ from monai_ssl.curation.prepare.engine import DatasetRecipe, RawCase, Volume, ch
 from monai_ssl.curation.prepare.files import as_label, cropped, onto_grid, read_image
 from monai_ssl.errors import DataError
 
+# target -> flavor of the preset
+FLAVORS = {"whole_tumor": "literature", "whole_tumor_all": "literature_all", "multi_class": "practical"}
 SEQUENCES = ("flair", "t1", "t1ce", "t2")
 VALUES = {
     "whole_tumor": {0: 0, 1: 1, 2: 1, 4: 1},
+    "whole_tumor_all": {0: 0, 1: 1, 2: 1, 4: 1},
     "multi_class": {0: 0, 1: 1, 2: 2, 4: 3},
 }
 
@@ -28,7 +31,8 @@ class Brats2019(DatasetRecipe):
     their values; the preset normalizes them.
 
     Attributes:
-        target: ``whole_tumor``: only FLAIR, all tumor classes as one, as UG-MCL publishes. ``multi_class``: four
+        target: ``whole_tumor``: only FLAIR, all tumor classes as one, as UG-MCL's code reads it.
+            ``whole_tumor_all``: the same of all four sequences, which its paper describes. ``multi_class``: four
             sequences; necrotic and non-enhancing core, oedema, enhancing tumor (values 1, 2, 4 become 1, 2, 3).
     """
 
@@ -42,13 +46,13 @@ class Brats2019(DatasetRecipe):
 
     @property
     def labels(self) -> dict[int, str]:
-        if self.target == "whole_tumor":
+        if self.target != "multi_class":
             return {0: "background", 1: "whole tumor"}
         return {0: "background", 1: "necrotic and non-enhancing core", 2: "oedema", 3: "enhancing tumor"}
 
     @property
     def preset(self) -> tuple[str, str | None]:
-        return "brats2019", "literature" if self.target == "whole_tumor" else "practical"
+        return "brats2019", FLAVORS[self.target]
 
     @property
     def sequences(self) -> tuple[str, ...]:
