@@ -218,7 +218,6 @@ class _Stream:
             item["strong"] = _plain(strong["image"])
         return {**item, "index": torch.tensor(index), "name": self.cases.names[index]}
 
-
     def _case(self, position: int) -> tuple[int, int | None]:
         """Which case is at a position, and which of its slices where all slices are permuted."""
         if self.cases.by_slice:

@@ -33,9 +33,7 @@ class SigmoidRampUp:
         (0.006738, 0.286505, 1.0)
     """
 
-    def __init__(
-        self, length: float, maximum: float = 1.0, granularity: float = 1, exponent: float = 2.0
-    ) -> None:
+    def __init__(self, length: float, maximum: float = 1.0, granularity: float = 1, exponent: float = 2.0) -> None:
         if not length >= 0:
             raise ValueError(f"length must be >= 0 iterations, got {length}")
         if not maximum >= 0:

@@ -251,7 +251,8 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
         else:
             correlation = self._no_correlation()
         return {
-            "dice": self.supervised_weight * sum(self.dice.of_probabilities(p[:rows, 1:], label) for p in probabilities),
+            "dice": self.supervised_weight
+            * sum(self.dice.of_probabilities(p[:rows, 1:], label) for p in probabilities),
             "cross_supervision": weight * self.cross_weight * self.cross(*(logits if self.hard else probabilities)),
             "correlation": weight * self.correlation_weight * correlation,
         }

@@ -101,8 +101,6 @@ def literature_dual_task_network(
         >>> sum(p.numel() for p in literature_dual_task_network(2, n_classes=4).parameters())
         1814199
     """
-    backbone = literature_network(
-        spatial_dims, in_channels, None, base_channels, dropout, gates, gate_norm=gate_norm
-    )
+    backbone = literature_network(spatial_dims, in_channels, None, base_channels, dropout, gates, gate_norm=gate_norm)
     kernel_size = 3 if spatial_dims == 2 else 1
     return DualTaskNetwork(backbone, n_classes, binary=binary, head_kernel_size=kernel_size, deployed=deployed)

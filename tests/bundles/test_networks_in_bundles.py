@@ -41,7 +41,9 @@ def test_a_step_with_gates(bundle, dataset):
     """TAC, Table VIII: gates in other methods."""
     parser = config(bundle, dataset, **{"network_def#gates": True, "network_def#base_channels": 2})
     if bundle == "caml":
-        parser.update({"method#ramp_levels": 20, "method#prototypes_per_class": 4})  # the levels count a datalist's cases
+        parser.update(
+            {"method#ramp_levels": 20, "method#prototypes_per_class": 4}
+        )  # the levels count a datalist's cases
         names = dict(parser.get_parsed_content("method").auxiliary.named_modules())
         assert sum(name.endswith(".gate") for name in names) == 4
     method = parser.get_parsed_content("method")

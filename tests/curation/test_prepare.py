@@ -330,7 +330,7 @@ def test_mscmrseg(tmp_path):
     assert (done.preset, done.flavor) == ("mscmrseg2019", "practical")
 
 
-@pytest.mark.parametrize("target", ["whole_tumor", "multi_class"])
+@pytest.mark.parametrize("target", ["whole_tumor", "whole_tumor_all", "multi_class"])
 def test_brats(tmp_path, target):
     split = load_split("brats2019")
     names = [*split.training[:2], split.validation[0], split.testing[0]]
@@ -352,7 +352,7 @@ def test_brats(tmp_path, target):
     assert item["image"].shape[0] == preset.in_channels == (1 if target == "whole_tumor" else 4)
     assert item["image"].shape[1:] == (16, 14, 9)  # the box of the brain
     assert preset.labels == cases.labels
-    assert set(np.unique(item["label"])) == ({0, 1} if target == "whole_tumor" else {0, 1, 2, 3})
+    assert set(np.unique(item["label"])) == ({0, 1} if target.startswith("whole_tumor") else {0, 1, 2, 3})
     np.testing.assert_array_equal(item["label"][0] > 0, organ(classes=3)[1][brain] > 0)
     other = "multi_class" if target == "whole_tumor" else "whole_tumor"
     with pytest.raises(DataError, match=r"was prepared as brats2019 --target .*, not as brats2019 --target"):

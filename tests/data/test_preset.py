@@ -73,6 +73,61 @@ def test_published_numbers_of_the_left_atrium():
     assert not preset.largest_component
 
 
+def test_published_numbers_of_the_hippocampus():
+    """TAC, section IV-A 2 and IV-B."""
+    preset = load_preset("hippocampus", "literature")
+    assert preset.published
+    assert preset.patch_size == (32, 32, 64)
+    assert (preset.intensity.policy, preset.augmentation.policy) == ("zscore", "literature")
+    assert (preset.training.max_iterations, preset.training.schedule) == (6000, "poly")
+    assert (preset.training.labeled_batch_size, preset.training.unlabeled_batch_size) == (2, 2)
+    assert load_preset("hippocampus").flavor == "practical"
+
+
+def test_published_numbers_of_ms_cmr():
+    """TAC, section IV-B: z-score, 224 x 224; slices, not stacks, are drawn."""
+    preset = load_preset("mscmrseg2019", "literature")
+    assert (preset.patch_size, preset.intensity.policy) == ((224, 224), "zscore")
+    assert preset.slice_sampling == "slice"
+    assert load_preset("mscmrseg2019", "practical").intensity.policy == "robust"
+
+
+def test_published_numbers_of_brats():
+    """UG-MCL, section IV-A and IV-B, and its released code."""
+    printed, every, released = (load_preset("brats2019", f) for f in ("literature", "literature_all", "released"))
+    for preset in (printed, every):
+        assert preset.patch_size == (112, 112, 80)
+        assert preset.intensity.policy == "zscore"
+        assert (preset.training.max_iterations, preset.training.schedule) == (6000, "step")
+    assert released.patch_size == (96, 96, 96)
+    assert (released.training.max_iterations, released.training.schedule) == (30000, "constant")
+    assert [preset.in_channels for preset in (printed, every, released)] == [1, 4, 1]
+    assert {preset.n_classes for preset in (printed, every, released)} == {2}
+
+
+@pytest.mark.parametrize("name", available_presets())
+def test_papers_train_in_float32(name):
+    content = yaml.safe_load((PRESET_DIR / f"{name}.yaml").read_text(encoding="utf-8"))
+    for flavor in content["flavors"]:
+        preset = load_preset(name, flavor)
+        assert preset.training.amp == ("off" if preset.published or flavor == "released" else "auto")
+
+
+def test_amp_as_yaml_reads_it(tmp_path):
+    assert load_preset(write_preset(tmp_path, training={"amp": False})).training.amp == "off"
+    with pytest.raises(DataError, match=r"training\.amp"):
+        load_preset(write_preset(tmp_path, training={"amp": "half"}))
+
+
+def test_a_paper_may_differ_in_keys_of_the_preset():
+    published = {"left_atrium": {"max_iterations": 15000, "preset": {"largest_component": True}}}
+    assert load_preset("left_atrium", "literature", published).largest_component
+    assert not load_preset("left_atrium", "practical", published).largest_component
+    assert not load_preset("acdc", "literature", published).largest_component
+    with pytest.raises(DataError, match="largest: unknown key"):
+        load_preset("left_atrium", "literature", {"left_atrium": {"preset": {"largest": True}}})
+
+
 def test_flavors_differ_where_they_say_so():
     literature, practical = load_preset("left_atrium", "literature"), load_preset("left_atrium", "practical")
     assert practical.intensity.policy == "robust"
@@ -314,8 +369,8 @@ def test_rejects_names_and_files(tmp_path):
         load_preset(tmp_path / "list.yaml")
     with pytest.raises(DataError, match=r"flavor: left_atrium\.yaml offers literature, practical, got 'other'"):
         load_preset("left_atrium", "other")
-    with pytest.raises(DataError, match=r"flavor: hippocampus\.yaml offers only 'practical', got 'literature'"):
-        load_preset("hippocampus", "literature")
+    with pytest.raises(DataError, match=r"flavor: mine\.yaml offers only 'practical', got 'literature'"):
+        load_preset(write_preset(tmp_path), "literature")
 
 
 # ------------------------------------------------------------------------------------------------- preprocessing

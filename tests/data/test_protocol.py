@@ -48,6 +48,7 @@ class TestPublished:
     def test_ss_net_3d(self):
         parser = config("ss_net", "left_atrium", "literature")
         assert parser.get_parsed_content("max_iterations") == 15000
+        assert parser.get_parsed_content("preset").largest_component  # Table 1: "the largest connected component"
         assert rates(parser, (0, 2499, 2500, 5000, 7500, 10000, 12500)) == [1e-2, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7]
         ramp = parser.get_parsed_content("method").ramp_up
         for i in (0, 149, 150, 3000, 5999, 6000, 15000):
@@ -57,17 +58,25 @@ class TestPublished:
         parser = config("ss_net", "acdc", "literature")
         assert parser.get_parsed_content("max_iterations") == 30000
         assert rates(parser, (0, 29999)) == [0.01, 0.01]
+        assert not parser.get_parsed_content("preset").largest_component
+        assert parser.get_parsed_content("preset").slice_sampling == "slice"
         sizes = [parser.get_parsed_content(f"{kind}labeled_batch_size") for kind in ("", "un")]
         assert sizes == [12, 12]
         ramp = parser.get_parsed_content("method").ramp_up
         for i in (0, 149, 150, 15000, 30000):
             assert ramp(i) == pytest.approx(0.1 * math.exp(-5 * (1 - min(i // 150, 200) / 200) ** 2))
 
-    @pytest.mark.parametrize("dataset", ["left_atrium", "mscmrseg2019"])
+    @pytest.mark.parametrize("dataset", ["left_atrium", "mscmrseg2019", "hippocampus"])
     def test_tac(self, dataset):
         parser = config("tac", dataset, "literature")
         assert parser.get_parsed_content("max_iterations") == 6000
         assert rates(parser, (0, 3000)) == [0.01, round(0.01 * 0.5**0.9, 12)]
+        assert parser.get_parsed_content("method").consistency.empty == "zero"  # as released
+        practical = config("tac", dataset, "practical").get_parsed_content("method")
+        assert practical.consistency.empty == "skip"
+        own = config("tac", dataset, "literature", **{"method#variant": "paper", "method#pairing": "same_index"})
+        loss = own.get_parsed_content("method").consistency
+        assert (loss.pooling, loss.pairing, loss.reduction) == ("image", "same_index", "norm")
 
     @pytest.mark.parametrize(
         ("bundle", "dataset"),
@@ -83,6 +92,11 @@ class TestPublished:
 
 @pytest.mark.parametrize(("bundle", "dataset"), PAIRS)
 class TestEveryBundle:
+    def test_published_runs_are_in_float32(self, bundle, dataset):
+        assert config(bundle, dataset, "literature").get_parsed_content("amp") == "off"
+        assert config(bundle, dataset, "practical").get_parsed_content("amp") == "auto"
+        assert config(bundle, dataset, "literature", amp="bf16").get_parsed_content("amp") == "bf16"
+
     def test_published_data_set_is_a_preset_that_says_so(self, bundle, dataset):
         assert load_preset(dataset, "literature").published
 

@@ -16,8 +16,11 @@ from monai.transforms import Compose, RandGaussianNoised, RandSpatialCropd, Tran
 
 from monai_ssl.data import CaseDataset, DataError, TwoStreamLoader, load_datalist, load_preset, position_seed
 from monai_ssl.data.pipelines import random_transforms, strong_transforms, training_preprocessing
+from monai_ssl.data.preset import Augmentation
 from monai_ssl.data.streams import _TwoStreamDataset
 from monai_ssl.transforms import SignedDistanceMapd
+
+AS_THEY_ARE = Augmentation(policy="none")
 
 
 class Synthetic(Transform):
@@ -68,6 +71,51 @@ def assert_same(first, second):
             for name, value in a[key].items():
                 same = torch.equal(value, b[key][name]) if isinstance(value, torch.Tensor) else value == b[key][name]
                 assert same, (key, name)
+
+
+class Stacks(Transform):
+    """Stands for the loading of volumes for a 2D network: case i has 3 i + 2 slices, each of which holds its number."""
+
+    def __init__(self, slice_sampling):
+        self.preset = load_preset({"name": "stacks", "labels": {0: "a", 1: "b"}, "spatial_dims": 2,
+                                   "patch_size": [16, 16], "slice_sampling": slice_sampling})  # fmt: skip
+
+    def __call__(self, item):
+        case = int(Path(item["image"]).name.split("_")[1].split(".")[0])
+        numbers = torch.arange(3 * case + 2.0) + 100 * case
+        return {"image": numbers.expand(1, 16, 16, -1).clone()}
+
+
+class TestSlices:
+    @staticmethod
+    def drawn(sampling, n, num_workers=0, start=0):
+        transform = Compose([Stacks(sampling)])
+        transform.preset = transform.transforms[0].preset
+        entries = [{"image": f"case_{i}.nii.gz"} for i in range(3)]  # 2, 5 and 8 slices
+        data = CaseDataset(entries, transform, num_workers=1)
+        steps = random_transforms(transform.preset.model_copy(update={"augmentation": AS_THEY_ARE}), label=False)
+        stream = TwoStreamLoader(data, None, steps, labeled_batch_size=1, num_workers=num_workers)
+        found = []
+        for batch in take(stream, n, start):
+            image = batch["labeled"]["image"]
+            assert image.shape == (1, 1, 16, 16)
+            assert int(image[0, 0, 0, 0]) // 100 == batch["labeled"]["index"].item()
+            found.append(int(image[0, 0, 0, 0]))
+        return found
+
+    def test_every_slice_once_per_round(self):
+        everything = [100 * case + i for case in range(3) for i in range(3 * case + 2)]
+        found = self.drawn("slice", 45)
+        assert [sorted(found[i : i + 15]) for i in (0, 15, 30)] == [everything] * 3
+        assert found[:15] != found[15:30]
+
+    def test_a_volume_first(self):
+        found = self.drawn("volume", 300)
+        assert [sum(value // 100 == case for value in found) for case in range(3)] == [100, 100, 100]
+
+    def test_position_alone_decides(self):
+        assert self.drawn("slice", 10, start=20) == self.drawn("slice", 30)[20:]
+        assert self.drawn("slice", 6, num_workers=2) == self.drawn("slice", 6)
 
 
 # ------------------------------------------------------------------------------------------------- seeded by position

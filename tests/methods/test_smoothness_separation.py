@@ -192,7 +192,10 @@ class TestSmoothnessSeparation(MethodTester):
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"distance": "dice"}, r"distance must be one of \('flat', 'classwise', 'classwise_linear', 'kl'\), got 'dice'"),
+            (
+                {"distance": "dice"},
+                r"distance must be one of \('flat', 'classwise', 'classwise_linear', 'kl'\), got 'dice'",
+            ),
             ({"epsilon": 0.0}, r"epsilon must be > 0 or None, got 0.0"),
             ({"xi": -1.0}, r"xi must be > 0, got -1.0"),
             ({"power_iterations": 0}, r"power_iterations must be >= 1, got 0"),

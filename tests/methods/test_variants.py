@@ -219,9 +219,7 @@ class TestDistanceBranchAlone:
         image = batches()[0]["image"]
         with torch.no_grad():
             logits, raw = method.network.tasks(image)
-            torch.testing.assert_close(
-                method.network(image).softmax(1)[:, 1:], torch.sigmoid(-1500 * torch.tanh(raw))
-            )
+            torch.testing.assert_close(method.network(image).softmax(1)[:, 1:], torch.sigmoid(-1500 * torch.tanh(raw)))
             # the other opinion is then the segmentation head's
             torch.testing.assert_close(method.second_opinion(image), logits.softmax(1))
 

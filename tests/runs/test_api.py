@@ -153,7 +153,9 @@ def test_a_bundle_that_loads_its_preset_in_its_own_way_keeps_it(tiny_phantom, tm
     folder = library.copy_bundle("supervised", tmp_path / "mine")
     config = folder / "configs" / "train.yaml"
     text = config.read_text()
-    changed = text.replace("load_preset(@dataset, @flavor)", "load_preset(@dataset, @flavor, patch_size=[16, 16, 16])")
+    changed = text.replace(
+        "load_preset(@dataset, @flavor, @literature)", "load_preset(@dataset, @flavor, patch_size=[16, 16, 16])"
+    )
     assert changed != text
     config.write_text(changed)
     settings = {**TINY, "labeled_batch_size": 4}
