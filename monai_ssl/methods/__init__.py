@@ -2,6 +2,7 @@
 
 from .base import Batch, SemiSupervisedMethod, joint_images
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
+from .deep_adversarial_network import DeepAdversarialNetwork
 from .dual_task_consistency import DualTaskConsistency
 from .self_training import SelfTraining
 from .smoothness_separation import SmoothnessSeparation
@@ -13,6 +14,7 @@ from .weak_to_strong import WeakToStrong
 __all__ = [
     "Batch",
     "CorrelationAwareMutualLearning",
+    "DeepAdversarialNetwork",
     "DualTaskConsistency",
     "SelfTraining",
     "SemiSupervisedMethod",

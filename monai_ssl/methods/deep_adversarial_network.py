@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from monai_ssl.losses import HalfDiceCELoss, SigmoidRampUp
+from monai_ssl.losses import HalfDiceCELoss
 from monai_ssl.methods.adversarial import AdversarialMethod
-from monai_ssl.methods.base import Batch, checked_ramp_up, joint_images
+from monai_ssl.methods.base import Batch, joint_images, staircase
 
 
 class DeepAdversarialNetwork(AdversarialMethod):
@@ -85,15 +85,7 @@ class DeepAdversarialNetwork(AdversarialMethod):
         unsupervised_weight: float = 1.0,
     ) -> None:
         super().__init__(network, discriminator, discriminator_learning_rate, unsupervised_weight)
-        for name, value, low in (
-            ("max_iterations", max_iterations, 1),
-            ("weight", weight, 0),
-            ("ramp_levels", ramp_levels, 1),
-        ):
-            if not value >= low:
-                raise ValueError(f"{name} must be >= {low}, got {value}")
-        step = max(round(max_iterations / ramp_levels), 1)
-        self.ramp_up = checked_ramp_up(ramp_up) or SigmoidRampUp(ramp_levels * step, weight, granularity=step)
+        self.ramp_up = staircase(ramp_up, max_iterations, weight, ramp_levels)
         self.supervised = HalfDiceCELoss(include_background)
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
