@@ -4,6 +4,7 @@ from .base import Batch, SemiSupervisedMethod, joint_images
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
 from .deep_adversarial_network import DeepAdversarialNetwork
 from .dual_task_consistency import DualTaskConsistency
+from .mean_teacher import MeanTeacher
 from .self_training import SelfTraining
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
@@ -16,6 +17,7 @@ __all__ = [
     "CorrelationAwareMutualLearning",
     "DeepAdversarialNetwork",
     "DualTaskConsistency",
+    "MeanTeacher",
     "SelfTraining",
     "SemiSupervisedMethod",
     "SmoothnessSeparation",
