@@ -271,7 +271,7 @@ def check_options(
 
 
 def check_dropout(dropout: float) -> float:
-    if not 0 <= dropout < 1:
+    if dropout is None or not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}")
     return dropout
 

@@ -1,6 +1,7 @@
 """Heads on the feature map of any backbone: segmentation only, or segmentation and signed distance."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from monai.networks.layers.factories import Conv
@@ -16,7 +17,7 @@ __all__ = ["DualTaskNetwork", "DualTaskVNet", "FeatureNetwork"]
 
 
 class DualTaskNetwork(nn.Module):
-    """Two independent heads, each one convolution with kernel 1 and bias, on the feature map of any backbone.
+    """Two independent heads, each one convolution with bias, on the feature map of any backbone.
 
     The segmentation head is the deployed one: ``forward`` returns its logits, background included, and does not run
     the other. :meth:`tasks` returns both, computed from one feature map and thus from one draw of dropout.
@@ -31,6 +32,7 @@ class DualTaskNetwork(nn.Module):
             (0, z), whose softmax is exactly the sigmoid of z (DTC). "softmax": it has two channels (UG-MCL). With more
             classes the head has ``n_classes`` channels either way.
         spatial_dims: 2 or 3. Default: that of the backbone's convolutions.
+        head_kernel_size: of both heads, 1 (V-Net) or 3 (the 2D U-Net of the literature).
 
     Raises:
         ValueError: when an option is out of its range, or ``feature_channels`` is needed and missing.
@@ -60,6 +62,7 @@ class DualTaskNetwork(nn.Module):
         feature_channels: int | None = None,
         binary: str = "sigmoid",
         spatial_dims: int | None = None,
+        head_kernel_size: int = 1,
     ) -> None:
         super().__init__()
         if n_classes < 2:
@@ -77,13 +80,18 @@ class DualTaskNetwork(nn.Module):
             spatial_dims = spatial_dims_of(backbone)
         if spatial_dims not in (2, 3):
             raise ValueError(f"spatial_dims must be 2 or 3, got {spatial_dims}")
+        if head_kernel_size not in (1, 3):
+            raise ValueError(f"head_kernel_size must be 1 or 3, got {head_kernel_size}")
         self.backbone = backbone
         self.n_classes = n_classes
         self.feature_channels = feature_channels
         self.one_channel = n_classes == 2 and binary == "sigmoid"
-        convolution = Conv[Conv.CONV, spatial_dims]
-        self.segmentation_head = convolution(feature_channels, 1 if self.one_channel else n_classes, kernel_size=1)
-        self.distance_head = convolution(feature_channels, n_classes - 1, kernel_size=1)
+        self.pointwise = head_kernel_size == 1
+        convolution = partial(
+            Conv[Conv.CONV, spatial_dims], kernel_size=head_kernel_size, padding=head_kernel_size // 2
+        )
+        self.segmentation_head = convolution(feature_channels, 1 if self.one_channel else n_classes)
+        self.distance_head = convolution(feature_channels, n_classes - 1)
 
     def logits(self, features: Tensor) -> Tensor:
         """Logits from a feature map.
@@ -127,7 +135,7 @@ class DualTaskNetwork(nn.Module):
             ``(B, n_classes - 1, *spatial)``, both float32.
         """
         features = self.backbone(x)
-        if not (torch.is_grad_enabled() and features.requires_grad):
+        if not (self.pointwise and torch.is_grad_enabled() and features.requires_grad):
             return self.logits(features), self.raw_distance(features)
         # in training both heads at once: one gradient of the features instead of two and their sum
         heads = (self.segmentation_head, self.distance_head)
@@ -163,6 +171,8 @@ class DualTaskVNet(DualTaskNetwork):
         norm: as :class:`~monai_ssl.networks.VNet` takes it.
         stages: units per encoder scale, fine to coarse.
         binary: how two classes are coded, as :class:`DualTaskNetwork` takes it.
+        gates: attention gates on the skip connections, as :class:`~monai_ssl.networks.VNet` takes them (TAC,
+            Table VIII).
 
     Raises:
         ValueError: when an option is out of its range.
@@ -189,6 +199,7 @@ class DualTaskVNet(DualTaskNetwork):
         norm: NormType = "batch",
         stages: Sequence[int] = (1, 2, 3, 3, 3),
         binary: str = "sigmoid",
+        gates: bool | Sequence[int] = False,
     ) -> None:
         backbone = VNet(
             spatial_dims,
@@ -198,5 +209,6 @@ class DualTaskVNet(DualTaskNetwork):
             stages=stages,
             dropout=dropout,
             norm=norm,
+            gates=gates,
         )
         super().__init__(backbone, n_classes, binary=binary)

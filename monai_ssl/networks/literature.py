@@ -6,10 +6,11 @@ from typing import Any
 
 from monai_ssl.networks.adapters import TappedNetwork
 from monai_ssl.networks.encoder_decoder import EncoderDecoder
+from monai_ssl.networks.heads import DualTaskNetwork
 from monai_ssl.networks.unet import UNet
 from monai_ssl.networks.vnet import VNet
 
-__all__ = ["TappedNetwork", "literature_network"]
+__all__ = ["TappedNetwork", "literature_dual_task_network", "literature_network"]
 
 
 def literature_network(
@@ -59,3 +60,39 @@ def literature_network(
         decoders=("linear",) if alternative else ("transpose",),
         gates=gates,
     )
+
+
+def literature_dual_task_network(
+    spatial_dims: int,
+    in_channels: int = 1,
+    n_classes: int = 2,
+    base_channels: int = 16,
+    dropout: float | None = None,
+    gates: bool = False,
+    binary: str = "sigmoid",
+) -> DualTaskNetwork:
+    """:func:`literature_network` with a second head for the signed distance: the network of DTC and UG-MCL.
+
+    In 3D it is :class:`~monai_ssl.networks.DualTaskVNet`. In 2D both heads have the kernel of the U-Net's head, so that
+    what is deployed is the network of the other methods, of their floors and of their ceilings.
+
+    Args:
+        spatial_dims: 3 (V-Net) or 2 (U-Net).
+        in_channels: channels of the image.
+        n_classes: number of classes, background included, at least 2.
+        base_channels: channels at full resolution.
+        dropout: as :func:`literature_network` takes it.
+        gates: attention gates on the skip connections.
+        binary: how two classes are coded, as :class:`~monai_ssl.networks.DualTaskNetwork` takes it.
+
+    Raises:
+        ValueError: when an option is out of its range.
+
+    Example:
+        >>> sum(p.numel() for p in literature_dual_task_network(3).parameters())
+        9448866
+        >>> sum(p.numel() for p in literature_dual_task_network(2, n_classes=4).parameters())
+        1814199
+    """
+    backbone = literature_network(spatial_dims, in_channels, None, base_channels, dropout, gates)
+    return DualTaskNetwork(backbone, n_classes, binary=binary, head_kernel_size=3 if spatial_dims == 2 else 1)

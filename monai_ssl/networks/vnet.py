@@ -70,7 +70,7 @@ class VNet(EncoderDecoder):
 
     Reference:
         F. Milletari et al., V-Net, 3DV 2016 (the idea); L. Yu et al., UA-MT, MICCAI 2019 (this plan); X. Luo et al.,
-        DTC, AAAI 2021; Y. Chen et al., TAC, IEEE TMI 42(3), 2023 (gates); Z. Gao et al., CAML, MICCAI 2023 (second
+        DTC, AAAI 2021; J. Chen et al., TAC, IEEE TMI 42(3), 2023 (gates); S. Gao et al., CAML, MICCAI 2023 (second
         decoder).
     """
 

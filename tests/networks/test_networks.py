@@ -17,6 +17,7 @@ from monai_ssl.networks import (
     TappedNetwork,
     UNet,
     VNet,
+    literature_dual_task_network,
     literature_network,
 )
 
@@ -350,6 +351,22 @@ class TestDualTaskNetworkOnUNet(DualTaskTester):
         return DualTaskNetwork(UNet(spatial_dims, in_channels, None, channels=(4, 8, 8, 8, 8), **options), n_classes)
 
 
+class TestLiteratureDualTaskNetwork(DualTaskTester):
+    def build(self, spatial_dims=2, in_channels=1, n_classes=2, dropout=None, **options):
+        return literature_dual_task_network(spatial_dims, in_channels, n_classes, 4, dropout, gates=True, **options)
+
+    def test_in_2d_the_segmentation_is_that_of_the_unet(self):
+        ours, plain = self.build(2, 1, 4), literature_network(2, 1, 4, base_channels=4, gates=True)
+        state = ours.state_dict()
+        plain.load_state_dict(
+            {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+            | {f"heads.0.{k}": state[f"segmentation_head.{k}"] for k in ("weight", "bias")}
+        )
+        x = image(2, 1)
+        with torch.no_grad():
+            torch.testing.assert_close(ours.eval()(x), plain.eval()(x))
+
+
 class TestDualTaskNetworkOnMonai(DualTaskTester):
     def build(self, spatial_dims=2, in_channels=1, n_classes=2, **options):
         backbone = BasicUNet(spatial_dims, in_channels, out_channels=6, features=(8, 8, 8, 8, 8, 8), **options)
@@ -373,6 +390,8 @@ def test_dual_task_options_are_checked():
         DualTaskNetwork(UNet(2, 1, 2, channels=(4, 8)), n_classes=2)
     with pytest.raises(ValueError, match="spatial_dims must be given: Identity"):
         DualTaskNetwork(nn.Identity(), n_classes=2, feature_channels=1)
+    with pytest.raises(ValueError, match="head_kernel_size must be 1 or 3, got 2"):
+        DualTaskNetwork(backbone, n_classes=2, head_kernel_size=2)
     with pytest.raises(ValueError, match="spatial_dims must be 2 or 3, got 4"):
         DualTaskNetwork(nn.Identity(), n_classes=2, feature_channels=1, spatial_dims=4)
     assert DualTaskNetwork(nn.Identity(), 2, 1, spatial_dims=2)(torch.zeros(1, 1, 4, 4)).shape == (1, 2, 4, 4)

@@ -17,7 +17,15 @@ import pytest
 import torch
 from torch import nn
 
-from monai_ssl.networks import CrossSampleAttention, DualTaskVNet, EMATeacher, UNet, VNet, literature_network
+from monai_ssl.networks import (
+    CrossSampleAttention,
+    DualTaskVNet,
+    EMATeacher,
+    UNet,
+    VNet,
+    literature_dual_task_network,
+    literature_network,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -246,6 +254,13 @@ def test_golden_tac_gated_vnet():
         (lambda: VNet(gates=True, out_channels=3), 9472431),
         (lambda: VNet(gates=[32, 16, 32, 64]), 9472414),
         (lambda: VNet(spatial_dims=2, out_channels=None), 3271298 - 34),
+        (lambda: DualTaskVNet(), 9448866),
+        (lambda: DualTaskVNet(gates=True), 9472414),
+        (lambda: UNet.literature_2d(gates=True), 1836376),
+        (lambda: literature_dual_task_network(3, gates=True), 9472414),
+        # the trunk of the U-Net, and 16 * 9 + 1 per channel of both heads
+        (lambda: literature_dual_task_network(2, n_classes=4), 1813764 + 3 * 145),
+        (lambda: literature_dual_task_network(2, n_classes=4, gates=True), 1836376 + 3 * 145),
         (lambda: UNet.literature_2d(), 1813764),
         (lambda: UNet.literature_2d(out_channels=2), 1813474),
         (lambda: UNet.literature_3d(), 5884050),
@@ -274,6 +289,9 @@ def test_published_dropout():
         network = literature_network(spatial_dims)
         rates = {2: [0.05, 0.1, 0.2, 0.3, 0.5], 3: [0.5, 0.5]}[spatial_dims]
         assert [m.p for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd)] == rates
+        network = literature_dual_task_network(spatial_dims)
+        assert [m.p for m in network.modules() if isinstance(m, nn.modules.dropout._DropoutNd)] == rates
+    assert [m.p for m in DualTaskVNet().modules() if isinstance(m, nn.Dropout3d)] == [0.5, 0.5]
     assert [m.p for m in UNet.literature_2d().modules() if isinstance(m, nn.Dropout)] == [0.05, 0.1, 0.2, 0.3, 0.5]
     assert [m.p for m in UNet.literature_3d().modules() if isinstance(m, nn.Dropout)] == [0.3, 0.3]
     attention = CrossSampleAttention(8)
