@@ -6,6 +6,7 @@ from .deep_adversarial_network import DeepAdversarialNetwork
 from .dual_task_consistency import DualTaskConsistency
 from .mean_teacher import MeanTeacher
 from .self_training import SelfTraining
+from .shape_aware import ShapeAwareSegmentation
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
 from .task_affinity_consistency import TaskAffinityConsistency
@@ -20,6 +21,7 @@ __all__ = [
     "MeanTeacher",
     "SelfTraining",
     "SemiSupervisedMethod",
+    "ShapeAwareSegmentation",
     "SmoothnessSeparation",
     "Supervised",
     "TaskAffinityConsistency",

@@ -118,9 +118,7 @@ class DualTaskConsistency(SemiSupervisedMethod):
     def second_opinion(self, image: Tensor) -> Tensor:
         """The mask that the signed distance implies, :math:`T^{-1}(d)`: the other task's view of the image."""
         _, raw_distance = self.network.tasks(image)  # type: ignore[operator]
-        inside = self.consistency.heaviside(torch.tanh(raw_distance.float()))
-        classes = torch.cat([1 - inside.amax(1, keepdim=True), inside], dim=1)
-        return classes / classes.sum(1, keepdim=True)
+        return self.consistency.heaviside.classes(torch.tanh(raw_distance.float()))
 
     def terms(self, logits: Tensor, raw_distance: Tensor, labeled: Batch) -> dict[str, Tensor]:
         """Loss terms from the outputs of both heads; the labeled rows come first.
