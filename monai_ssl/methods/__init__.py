@@ -1,6 +1,7 @@
 """Methods: one file each. A method turns a labeled and an unlabeled batch into named loss terms."""
 
 from .base import Batch, SemiSupervisedMethod, joint_images
+from .bidirectional_copy_paste import BidirectionalCopyPaste
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
 from .deep_adversarial_network import DeepAdversarialNetwork
 from .dual_task_consistency import DualTaskConsistency
@@ -15,6 +16,7 @@ from .weak_to_strong import WeakToStrong
 
 __all__ = [
     "Batch",
+    "BidirectionalCopyPaste",
     "CorrelationAwareMutualLearning",
     "DeepAdversarialNetwork",
     "DualTaskConsistency",
