@@ -123,7 +123,7 @@ class TestBidirectionalCopyPaste(MethodTester):
 
     def test_pseudo_labels_are_one_piece_each(self):
         method, image = self.build(n_classes=3), batches()[1]["image"]
-        method.teacher.network = nn.Conv2d(1, 3, 1)  # what it says of noise is noise
+        method.teacher.network = nn.Conv2d(1, 3, 1, bias=False)  # what it says of noise is noise
         label = method.pseudo_labels(image)
         assert torch.equal(largest_components(label, 3, 2), label)
         method.keep_largest = False
