@@ -40,6 +40,17 @@ class SmoothHeaviside(nn.Module):
     def forward(self, distance: Tensor) -> Tensor:
         return torch.sigmoid(-self.slope * distance.float())
 
+    def classes(self, distance: Tensor) -> Tensor:
+        """Class probabilities ``(B, C + 1, *spatial)``: background is what is outside of every object.
+
+        Example:
+            >>> SmoothHeaviside().classes(torch.tensor([[[-1.0, 1.0]]])).tolist()
+            [[[0.0, 1.0], [1.0, 0.0]]]
+        """
+        inside = self(distance)
+        classes = torch.cat([1 - inside.amax(1, keepdim=True), inside], dim=1)
+        return classes / classes.sum(1, keepdim=True)
+
     def extra_repr(self) -> str:
         return f"slope={self.slope}"
 

@@ -1,9 +1,13 @@
 """Methods: one file each. A method turns a labeled and an unlabeled batch into named loss terms."""
 
 from .base import Batch, SemiSupervisedMethod, joint_images
+from .bidirectional_copy_paste import BidirectionalCopyPaste
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
+from .deep_adversarial_network import DeepAdversarialNetwork
 from .dual_task_consistency import DualTaskConsistency
+from .mean_teacher import MeanTeacher
 from .self_training import SelfTraining
+from .shape_aware import ShapeAwareSegmentation
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
 from .task_affinity_consistency import TaskAffinityConsistency
@@ -12,10 +16,14 @@ from .weak_to_strong import WeakToStrong
 
 __all__ = [
     "Batch",
+    "BidirectionalCopyPaste",
     "CorrelationAwareMutualLearning",
+    "DeepAdversarialNetwork",
     "DualTaskConsistency",
+    "MeanTeacher",
     "SelfTraining",
     "SemiSupervisedMethod",
+    "ShapeAwareSegmentation",
     "SmoothnessSeparation",
     "Supervised",
     "TaskAffinityConsistency",

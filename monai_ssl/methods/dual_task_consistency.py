@@ -132,9 +132,7 @@ class DualTaskConsistency(SemiSupervisedMethod):
         logits, raw_distance = self.network.tasks(image)  # type: ignore[operator]
         if getattr(self.network, "deployed", "segmentation") == "distance":
             return logits.float().softmax(1)
-        inside = self.consistency.heaviside(torch.tanh(raw_distance.float()))
-        classes = torch.cat([1 - inside.amax(1, keepdim=True), inside], dim=1)
-        return classes / classes.sum(1, keepdim=True)
+        return self.consistency.heaviside.classes(torch.tanh(raw_distance.float()))
 
     def terms(self, logits: Tensor, raw_distance: Tensor, labeled: Batch) -> dict[str, Tensor]:
         """Loss terms from the outputs of both heads; the labeled rows come first.

@@ -2,6 +2,7 @@
 
 from monai_ssl.networks.adapters import FeatureNetwork, TappedNetwork
 from monai_ssl.networks.cross_sample import CrossSampleAttention, CrossSampleNetwork
+from monai_ssl.networks.discriminator import Discriminator
 from monai_ssl.networks.ema import EMATeacher
 from monai_ssl.networks.encoder_decoder import EncoderDecoder
 from monai_ssl.networks.heads import DualTaskNetwork, DualTaskVNet
@@ -16,6 +17,7 @@ from monai_ssl.networks.voxel_heads import PointwiseHead, VoxelHeads
 __all__ = [
     "CrossSampleAttention",
     "CrossSampleNetwork",
+    "Discriminator",
     "DualTaskNetwork",
     "DualTaskVNet",
     "EMATeacher",

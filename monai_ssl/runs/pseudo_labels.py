@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 
 from monai_ssl.data.cases import case_names
@@ -28,6 +27,7 @@ from monai_ssl.files import cell, text_of_cell, write_text
 from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.runs.folder import Run
 from monai_ssl.runs.predict import open_segmenter
+from monai_ssl.transforms import largest_component
 from monai_ssl.weights import content_digest, load
 
 if TYPE_CHECKING:
@@ -101,16 +101,6 @@ def anatomy(entries: Sequence[Entry], preset: Preset) -> tuple[tuple[int, ...], 
         if present and min(present) >= ONE_PIECE:
             one_piece.append(value)
     return tuple(one_piece), always
-
-
-def largest_component(mask: np.ndarray) -> np.ndarray:
-    """The largest component of a mask, corners connected; an empty mask is returned as it is."""
-    parts, n = ndimage.label(mask, np.ones((3,) * mask.ndim))
-    if n < 2:
-        return mask
-    sizes = np.bincount(parts.ravel())
-    sizes[0] = 0
-    return parts == sizes.argmax()
 
 
 def draw(

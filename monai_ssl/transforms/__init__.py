@@ -2,6 +2,7 @@
 
 from .batched import change_strongly, cutmix
 from .center_crop import CenterCropd, center_window
+from .components import largest_component, largest_components
 from .image_grid import LabelsOnImageGridd, on_image_grid
 from .intensity import NormalizeNonzerod
 from .known import UntilKnown
@@ -27,6 +28,8 @@ __all__ = [
     "center_window",
     "change_strongly",
     "cutmix",
+    "largest_component",
+    "largest_components",
     "on_image_grid",
     "rotate_flip",
     "sample_patch",

@@ -13,7 +13,7 @@ from monai.transforms.utils import distance_transform_edt
 
 from monai_ssl.labels import IGNORE_LABEL
 
-DEGENERATE = ("safe", "official")
+DEGENERATE = ("safe", "official", "zero")
 
 
 def signed_distance_map(mask: np.ndarray, degenerate: str = "safe", known: np.ndarray | None = None) -> np.ndarray:
@@ -31,7 +31,8 @@ def signed_distance_map(mask: np.ndarray, degenerate: str = "safe", known: np.nd
         mask: array ``(*spatial)``, any dtype; non-zero is foreground.
         degenerate: masks without a contour. ``"safe"``: empty -> +1 everywhere (all outside), full -> -1 everywhere.
             ``"official"``: what the released code gives, empty -> 0 everywhere (a contradictory target: a soft mask
-            of 0.5), full -> NaN everywhere.
+            of 0.5), full -> NaN everywhere. ``"zero"``: 0 everywhere for both, the released target of empty patches
+            without the NaN.
         known: where somebody knows what is inside and what is outside, bool ``(*spatial)``; None: everywhere. The
             other voxels are neither: distances lead from a known voxel to the nearest known one of the other side,
             and their own value, 0, means nothing.
@@ -70,9 +71,9 @@ def signed_distance_map(mask: np.ndarray, degenerate: str = "safe", known: np.nd
 
 def _degenerate_value(any_foreground: bool, all_foreground: bool, degenerate: str) -> float | None:
     if not any_foreground:
-        return 0.0 if degenerate == "official" else 1.0
+        return 1.0 if degenerate == "safe" else 0.0
     if all_foreground:
-        return float("nan") if degenerate == "official" else -1.0
+        return {"safe": -1.0, "official": float("nan"), "zero": 0.0}[degenerate]
     return None
 
 
@@ -82,7 +83,7 @@ class SignedDistanceMap(Transform):
     Args:
         n_classes: number of classes with background, >= 2. With 2 every non-zero label is foreground (as in the
             released code); with more, channel ``c - 1`` is the map of ``label == c``.
-        degenerate: ``"safe"`` or ``"official"``, see :func:`signed_distance_map`.
+        degenerate: ``"safe"``, ``"official"`` or ``"zero"``, see :func:`signed_distance_map`.
 
     Shapes:
         label ``(1, *spatial)``, 2D or 3D, array or tensor -> float32 tensor ``(n_classes - 1, *spatial)`` on the same
