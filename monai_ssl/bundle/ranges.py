@@ -103,6 +103,7 @@ PARAMETERS = {
     "weight": WEIGHT,
     "delay": Range(0, MOST_ITERATIONS, whole=True),
     "strength": WEIGHT,
+    "entropy_classes": Range(2, MOST_ROWS, whole=True),
     **dict.fromkeys(("threshold", "cutmix_probability", "burn_in", "ramp"), Range(0, 1)),
     **dict.fromkeys(COUNTS, COUNT),
     **{name: rule for name, rule in ROOTS.items() if name != "seed"},

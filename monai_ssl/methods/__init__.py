@@ -8,6 +8,7 @@ from .self_training import SelfTraining
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
 from .task_affinity_consistency import TaskAffinityConsistency
+from .uncertainty_aware_mean_teacher import UncertaintyAwareMeanTeacher
 from .uncertainty_guided_mutual_consistency import UncertaintyGuidedMutualConsistency
 from .weak_to_strong import WeakToStrong
 
@@ -21,6 +22,7 @@ __all__ = [
     "SmoothnessSeparation",
     "Supervised",
     "TaskAffinityConsistency",
+    "UncertaintyAwareMeanTeacher",
     "UncertaintyGuidedMutualConsistency",
     "WeakToStrong",
     "joint_images",
