@@ -99,6 +99,7 @@ PARAMETERS = {
     "sharpening_temperature": Range(0.01, 1),
     "slope": POSITIVE,
     "epsilon": POSITIVE,
+    "alpha": POSITIVE,
     "xi": POSITIVE,
     "weight": WEIGHT,
     "delay": Range(0, MOST_ITERATIONS, whole=True),

@@ -4,6 +4,7 @@ from .base import Batch, SemiSupervisedMethod, joint_images
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
 from .dual_task_consistency import DualTaskConsistency
 from .entropy_minimization import EntropyMinimization
+from .interpolation_consistency import InterpolationConsistency
 from .mean_teacher import MeanTeacher
 from .self_training import SelfTraining
 from .smoothness_separation import SmoothnessSeparation
@@ -18,6 +19,7 @@ __all__ = [
     "CorrelationAwareMutualLearning",
     "DualTaskConsistency",
     "EntropyMinimization",
+    "InterpolationConsistency",
     "MeanTeacher",
     "SelfTraining",
     "SemiSupervisedMethod",
