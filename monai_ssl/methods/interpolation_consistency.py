@@ -19,11 +19,10 @@ class InterpolationConsistency(AveragedTeacher):
         \qquad x_\lambda = (1 - \lambda)\, u_i + \lambda\, u_j, \quad
         q_\lambda = (1 - \lambda)\, f_{\theta'}(u_i) + \lambda\, f_{\theta'}(u_j)
 
-    with probabilities :math:`f` and :math:`\lambda \sim \mathrm{Beta}(a, a)`, one per pair. The student sees the labeled
-    and the mixed images in one pass, never an unlabeled image as it is; the teacher sees the first images of all pairs
-    in one pass and the second ones in another, without noise. :math:`\theta'` is the average of the student's
-    parameters, :math:`\alpha = \min(1 - 1/(t + 1), \alpha_{max})`; batch statistics are the teacher's own. The student
-    is deployed.
+    with probabilities :math:`f` and :math:`\lambda \sim \mathrm{Beta}(a, a)`, one per pair. The student sees labeled
+    and mixed images in one pass, never an unlabeled image as it is; the teacher sees the first images of all pairs in
+    one pass and the second ones in another, without noise. :math:`\theta'` is the average of the student's parameters,
+    :math:`\alpha = \min(1 - 1/(t + 1), \alpha_{max})`; batch statistics are the teacher's own. The student is deployed.
 
     Of :math:`n` unlabeled images, :math:`i` is mixed with :math:`i + h`, :math:`h = n/2` rounded up; where this is
     beyond the last one, counting goes on at the first: three images make two pairs, (0, 2) and (1, 0), and one image is
