@@ -2,6 +2,7 @@
 
 from .base import Batch, SemiSupervisedMethod, joint_images
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
+from .cross_pseudo_supervision import CrossPseudoSupervision
 from .dual_task_consistency import DualTaskConsistency
 from .entropy_minimization import EntropyMinimization
 from .interpolation_consistency import InterpolationConsistency
@@ -17,6 +18,7 @@ from .weak_to_strong import WeakToStrong
 __all__ = [
     "Batch",
     "CorrelationAwareMutualLearning",
+    "CrossPseudoSupervision",
     "DualTaskConsistency",
     "EntropyMinimization",
     "InterpolationConsistency",

@@ -5,6 +5,7 @@ from monai_ssl.networks.cross_sample import CrossSampleAttention, CrossSampleNet
 from monai_ssl.networks.ema import EMATeacher
 from monai_ssl.networks.encoder_decoder import EncoderDecoder
 from monai_ssl.networks.heads import DualTaskNetwork, DualTaskVNet
+from monai_ssl.networks.initialization import initialize
 from monai_ssl.networks.literature import literature_network
 from monai_ssl.networks.memory_bank import MemoryBank
 from monai_ssl.networks.prototypes import PrototypeMemory
@@ -28,6 +29,7 @@ __all__ = [
     "UNet",
     "VNet",
     "VoxelHeads",
+    "initialize",
     "literature_network",
     "unlabeled_rows",
 ]
