@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypedDict
 
 import torch
@@ -11,6 +11,8 @@ from monai.transforms import Transform
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+
+from monai_ssl.losses import SigmoidRampUp
 
 
 class Batch(TypedDict, total=False):
@@ -209,3 +211,46 @@ def checked_ramp_up(ramp_up: Any) -> Any:
         f"ramp_up must be a function of the step's number, got {ramp_up!r}; on a command line write it in single "
         "quotes, in which the shell leaves the $ alone: '$monai_ssl.losses.SigmoidRampUp(3000, 1.0)'"
     )
+
+
+def check_at_least(low: float, **options: float) -> None:
+    """Refuse numbers below a bound.
+
+    Raises:
+        ValueError: names the option, the bound and the number.
+
+    Example:
+        >>> check_at_least(0, weight=-1)
+        Traceback (most recent call last):
+        ValueError: weight must be >= 0, got -1
+    """
+    for name, value in options.items():
+        if not value >= low:
+            raise ValueError(f"{name} must be >= {low}, got {value}")
+
+
+def staircase(
+    ramp_up: Callable[[int], float] | None, max_iterations: int, weight: float, ramp_levels: int
+) -> Callable[[int], float]:
+    """Weight by iteration of the comparison methods: up to ``weight`` in ``ramp_levels`` equal steps over the run.
+
+    The released codes have 40 steps of 150 iterations in 3D and 200 of them in 2D.
+
+    Args:
+        ramp_up: replaces all that; or None.
+        max_iterations: length of the run, >= 1.
+        weight: after the ramp-up, >= 0.
+        ramp_levels: number of steps, >= 1.
+
+    Raises:
+        ValueError: for a number out of its range.
+        TypeError: when ``ramp_up`` is no function.
+
+    Example:
+        >>> staircase(None, 6000, 0.1, 40)
+        SigmoidRampUp(length=6000, maximum=0.1, granularity=150)
+    """
+    check_at_least(1, max_iterations=max_iterations, ramp_levels=ramp_levels)
+    check_at_least(0, weight=weight)
+    step = max(round(max_iterations / ramp_levels), 1)
+    return checked_ramp_up(ramp_up) or SigmoidRampUp(ramp_levels * step, weight, granularity=step)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from monai_ssl.losses import HalfDiceCELoss, SigmoidRampUp, add_noise
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
-from monai_ssl.networks import EMATeacher
+from monai_ssl.losses import add_noise
+from monai_ssl.methods.averaged_teacher import AveragedTeacher
+from monai_ssl.methods.base import Batch, check_at_least, joint_images
 
 
-class MeanTeacher(SemiSupervisedMethod):
+class MeanTeacher(AveragedTeacher):
     r"""The student's probabilities on unlabeled images are pulled to those of its moving average.
 
     .. math:: L = \tfrac12 \left(L_{CE} + L_{Dice}\right) + w(t)\, \overline{(p - q)^2}, \qquad
@@ -66,10 +66,6 @@ class MeanTeacher(SemiSupervisedMethod):
         ['consistency', 'supervised']
     """
 
-    honors_ignore_label = True
-
-    second_opinion_needs_state = True
-
     def __init__(
         self,
         network: nn.Module,
@@ -82,20 +78,11 @@ class MeanTeacher(SemiSupervisedMethod):
         include_background: bool = True,
         unsupervised_weight: float = 1.0,
     ) -> None:
-        super().__init__(network, unsupervised_weight)
-        for name, value, low in (
-            ("max_iterations", max_iterations, 1),
-            ("weight", weight, 0),
-            ("ramp_levels", ramp_levels, 1),
-            ("delay", delay, 0),
-        ):
-            if not value >= low:
-                raise ValueError(f"{name} must be >= {low}, got {value}")
-        step = max(round(max_iterations / ramp_levels), 1)
-        self.ramp_up = checked_ramp_up(ramp_up) or SigmoidRampUp(ramp_levels * step, weight, granularity=step)
+        super().__init__(
+            network, max_iterations, weight, ramp_levels, ramp_up, decay, include_background, unsupervised_weight
+        )
+        check_at_least(0, delay=delay)
         self.delay = int(delay)
-        self.supervised = HalfDiceCELoss(include_background)
-        self.teacher = EMATeacher(network, decay)
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         taught = None
@@ -118,11 +105,3 @@ class MeanTeacher(SemiSupervisedMethod):
             p, q = logits[rows:].softmax(1), teacher_logits.float().softmax(1)
             terms["consistency"] = self.unsupervised_weight * weight * nn.functional.mse_loss(p, q)
         return terms
-
-    def second_opinion(self, image: Tensor) -> Tensor | None:
-        """Class probabilities of the teacher; None for the matched floor, whose teacher has never seen an image."""
-        return self.teacher(image).float().softmax(1) if self.unsupervised_weight > 0 else None
-
-    def after_step(self) -> None:
-        self.teacher.update(self.network, self.iteration)
-        super().after_step()

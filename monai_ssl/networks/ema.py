@@ -12,14 +12,21 @@ __all__ = ["EMATeacher", "decay_at", "move_toward"]
 BUFFERS = ("own", "copy", "average")
 
 
-def decay_at(step: int, decay: float) -> float:
+def decay_at(step: int, decay: float, copy_steps: int = 0) -> float:
     r""":math:`\alpha = \min(1 - 1/(t + 1), \alpha_{max})` of the update after ``step + 1`` optimizer steps.
+
+    Args:
+        step: counts from 0.
+        decay: :math:`\alpha_{max}`.
+        copy_steps: updates that copy before :math:`t` begins to count.
 
     Example:
         >>> [round(decay_at(t, 0.99), 3) for t in (0, 1, 3, 99, 5000)]
         [0.0, 0.5, 0.75, 0.99, 0.99]
+        >>> [round(decay_at(t, 0.99, copy_steps=40), 3) for t in (0, 39, 40, 41, 5000)]
+        [0.0, 0.0, 0.0, 0.5, 0.99]
     """
-    return min(1.0 - 1.0 / (step + 1), decay)
+    return min(1.0 - 1.0 / (max(step - copy_steps, 0) + 1), decay)
 
 
 @torch.no_grad()
@@ -69,6 +76,7 @@ class EMATeacher(nn.Module):
         buffers: of batch normalization. ``"own"``: the teacher's running statistics come from its own passes, as in the
             released codes of MT, UA-MT and UG-MCL, which average parameters only. For a teacher that is used in
             evaluation mode ``"average"``: averaged like parameters, or ``"copy"``: those of the student.
+        copy_steps: with ``warm_up``, updates >= 0 that copy the student before the average begins (AD-MT: 40 or 50).
 
     Attributes:
         network: the teacher's network, with all its methods (``teacher.network.tasks(x)``); call it without gradients.
@@ -89,18 +97,28 @@ class EMATeacher(nn.Module):
         (False, True)
     """
 
-    def __init__(self, network: nn.Module, decay: float = 0.99, buffers: str = "own", warm_up: bool = True) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        decay: float = 0.99,
+        buffers: str = "own",
+        warm_up: bool = True,
+        copy_steps: int = 0,
+    ) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         if buffers not in BUFFERS:
             raise ValueError(f"buffers must be one of {BUFFERS}, got {buffers!r}")
+        if copy_steps < 0:
+            raise ValueError(f"copy_steps must be >= 0, got {copy_steps}")
         self.network = copy.deepcopy(network).requires_grad_(False)
-        self.decay, self.buffer_policy, self.warm_up = float(decay), buffers, bool(warm_up)
+        self.decay, self.buffer_policy = float(decay), buffers
+        self.warm_up, self.copy_steps = bool(warm_up), int(copy_steps)
 
     def decay_at(self, step: int) -> float:
         """:math:`\\alpha` of the update after ``step + 1`` optimizer steps."""
-        return decay_at(step, self.decay) if self.warm_up else self.decay
+        return decay_at(step, self.decay, self.copy_steps) if self.warm_up else self.decay
 
     def update(self, student: nn.Module, step: int) -> None:
         """Move toward ``student``; ``step`` counts from 0. Call it after the optimizer's step."""
