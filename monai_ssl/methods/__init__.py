@@ -3,6 +3,7 @@
 from .base import Batch, SemiSupervisedMethod, joint_images
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
 from .dual_task_consistency import DualTaskConsistency
+from .mean_teacher import MeanTeacher
 from .self_training import SelfTraining
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
@@ -14,6 +15,7 @@ __all__ = [
     "Batch",
     "CorrelationAwareMutualLearning",
     "DualTaskConsistency",
+    "MeanTeacher",
     "SelfTraining",
     "SemiSupervisedMethod",
     "SmoothnessSeparation",

@@ -6,7 +6,7 @@ from monai.bundle import ConfigParser
 from monai_ssl.bundle.library import available_bundles, bundles_root
 from monai_ssl.data.streams import CaseDataset
 from monai_ssl.methods import SemiSupervisedMethod
-from monai_ssl.methods.mean_teacher import MeanTeacher
+from monai_ssl.methods import MeanTeacher
 
 
 def parsed(name, data, **overrides):
