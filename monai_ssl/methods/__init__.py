@@ -4,6 +4,7 @@ from .base import Batch, SemiSupervisedMethod, joint_images
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
 from .dual_task_consistency import DualTaskConsistency
 from .mean_teacher import MeanTeacher
+from .mutual_consistency import MutualConsistency
 from .self_training import SelfTraining
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
@@ -16,6 +17,7 @@ __all__ = [
     "CorrelationAwareMutualLearning",
     "DualTaskConsistency",
     "MeanTeacher",
+    "MutualConsistency",
     "SelfTraining",
     "SemiSupervisedMethod",
     "SmoothnessSeparation",

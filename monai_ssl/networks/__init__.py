@@ -1,6 +1,6 @@
 """Segmentation networks: image in, logits out, feature maps on the way; heads, teachers and memories."""
 
-from monai_ssl.networks.adapters import FeatureNetwork, TappedNetwork
+from monai_ssl.networks.adapters import FeatureNetwork, MultiHeadNetwork, TappedNetwork
 from monai_ssl.networks.cross_sample import CrossSampleAttention, CrossSampleNetwork
 from monai_ssl.networks.ema import EMATeacher
 from monai_ssl.networks.encoder_decoder import EncoderDecoder
@@ -22,6 +22,7 @@ __all__ = [
     "EncoderDecoder",
     "FeatureNetwork",
     "MemoryBank",
+    "MultiHeadNetwork",
     "PointwiseHead",
     "PrototypeMemory",
     "TappedNetwork",

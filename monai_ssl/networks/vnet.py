@@ -52,6 +52,7 @@ class VNet(EncoderDecoder):
         gates: attention gates on the skip connections, before the addition (TAC, eq. 2). True: with half of the skip's
             channels inside each gate, but 32 in the one at full resolution, as in TAC's code. A sequence gives these
             numbers per scale, fine to coarse. ``decode(..., return_gated=True)`` returns the gated skips.
+        average_decoders: the network answers with the mean probabilities of all decoders; False: with the first one.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -85,6 +86,7 @@ class VNet(EncoderDecoder):
         norm: NormType = "batch",
         decoders: Sequence[str] = ("transpose",),
         gates: bool | Sequence[int] = False,
+        average_decoders: bool = False,
     ) -> None:
         if min(stages, default=0) < 1:
             raise ValueError(f"stages must be positive numbers of units, got {tuple(stages)}")
@@ -131,4 +133,5 @@ class VNet(EncoderDecoder):
             decoders=[[level(mode, scale) for scale in reversed(range(len(stages) - 1))] for mode in decoders],
             bottleneck_dropout=channel_dropout(spatial_dims, dropout),
             decoder_dropouts=[channel_dropout(spatial_dims, dropout) for _ in decoders],
+            average_decoders=average_decoders,
         )
