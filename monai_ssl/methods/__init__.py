@@ -5,6 +5,7 @@ from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, p
 from .dual_task_consistency import DualTaskConsistency
 from .mean_teacher import MeanTeacher
 from .mutual_consistency import MutualConsistency
+from .pyramid_consistency import PyramidConsistency
 from .self_training import SelfTraining
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
@@ -18,6 +19,7 @@ __all__ = [
     "DualTaskConsistency",
     "MeanTeacher",
     "MutualConsistency",
+    "PyramidConsistency",
     "SelfTraining",
     "SemiSupervisedMethod",
     "SmoothnessSeparation",

@@ -8,6 +8,7 @@ from monai_ssl.networks.heads import DualTaskNetwork, DualTaskVNet
 from monai_ssl.networks.literature import literature_network
 from monai_ssl.networks.memory_bank import MemoryBank
 from monai_ssl.networks.prototypes import PrototypeMemory
+from monai_ssl.networks.pyramid import PyramidNetwork, pyramid_network
 from monai_ssl.networks.tensors import unlabeled_rows
 from monai_ssl.networks.unet import UNet
 from monai_ssl.networks.vnet import VNet
@@ -25,10 +26,12 @@ __all__ = [
     "MultiHeadNetwork",
     "PointwiseHead",
     "PrototypeMemory",
+    "PyramidNetwork",
     "TappedNetwork",
     "UNet",
     "VNet",
     "VoxelHeads",
     "literature_network",
+    "pyramid_network",
     "unlabeled_rows",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -13,27 +13,30 @@ class InReleasedOrder(nn.Module):
     Args:
         network: ours.
         prefixes: of the names, in the released order; each name has exactly one of them.
+        unused: a layer of the released network that nothing uses, and ours lacks; its prefix is ``unused.``.
     """
 
-    def __init__(self, network: nn.Module, prefixes: Iterable[str]) -> None:
+    def __init__(self, network: nn.Module, prefixes: Iterable[str], unused: nn.Module | None = None) -> None:
         super().__init__()
-        self.network, self.prefixes = network, list(prefixes)
+        self.network, self.prefixes, self.unused = network, list(prefixes), unused
 
-    def _sorted(self, named: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-        named = list(named)
+    def _sorted(self, read: Callable[[nn.Module], Iterable[tuple[str, Tensor]]]) -> list[tuple[str, Tensor]]:
+        named = list(read(self.network))
+        if self.unused is not None:
+            named += [(f"unused.{name}", tensor) for name, tensor in read(self.unused)]
         found = [(n, t) for prefix in self.prefixes for n, t in named if n.startswith(prefix)]
         assert len(found) == len(named)
         return found
 
     def parameters(self, recurse: bool = True) -> Iterator[Tensor]:
-        return (t for _, t in self._sorted(self.network.named_parameters()))
+        return (t for _, t in self._sorted(nn.Module.named_parameters))
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
-        return (t for _, t in self._sorted(self.network.named_buffers()))
+        return (t for _, t in self._sorted(nn.Module.named_buffers))
 
     def entries(self) -> list[tuple[str, Tensor]]:
         """Names and tensors of the state dict."""
-        return self._sorted(self.network.state_dict().items())
+        return self._sorted(lambda module: module.state_dict().items())
 
     def padded_shapes(self, columns: int) -> list[list[int]]:
         """Of all entries but the batch counters, as ``net_*_shapes`` are stored."""
