@@ -55,7 +55,7 @@ class PyramidConsistency(SemiSupervisedMethod):
         ValueError: for an option out of its range.
         TypeError: when the network has no ``outputs`` method, or ``ramp_up`` is no function.
 
-    Source: Luo, Liao, Chen, Song, Chen, Wang, Zhang, "Efficient Semi-supervised Gross Target Volume of Nasopharyngeal
+    Source: Luo, Liao, Chen et al., "Efficient Semi-supervised Gross Target Volume of Nasopharyngeal
         Carcinoma Segmentation via Uncertainty Rectified Pyramid Consistency", MICCAI 2021; extended in MedIA 2022.
 
     Example:
