@@ -2,6 +2,7 @@
 
 from .base import Batch, SemiSupervisedMethod, joint_images
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
+from .cross_consistency import CrossConsistency
 from .dual_task_consistency import DualTaskConsistency
 from .mean_teacher import MeanTeacher
 from .mutual_consistency import MutualConsistency
@@ -16,6 +17,7 @@ from .weak_to_strong import WeakToStrong
 __all__ = [
     "Batch",
     "CorrelationAwareMutualLearning",
+    "CrossConsistency",
     "DualTaskConsistency",
     "MeanTeacher",
     "MutualConsistency",
