@@ -7,6 +7,7 @@ from .correlation import OmniCorrelationLoss, most_confident
 from .cross_pseudo import CrossPseudoLabelLoss, SharpenedConsistencyLoss, sharpen
 from .dual_task import DualTaskConsistencyLoss, SmoothHeaviside
 from .prototype_separation import PrototypeSeparationLoss
+from .pyramid import PyramidConsistencyLoss
 from .ramp_up import SigmoidRampUp
 from .representation import RepresentationConsistencyLoss, class_representations, masked_sums
 from .supervised import ForegroundDiceLoss, HalfDiceCELoss, supervised_cross_entropy, supervised_mse
@@ -22,6 +23,7 @@ __all__ = [
     "MaskedMSELoss",
     "OmniCorrelationLoss",
     "PrototypeSeparationLoss",
+    "PyramidConsistencyLoss",
     "RepresentationConsistencyLoss",
     "SharpenedConsistencyLoss",
     "SigmoidRampUp",

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor, nn
 
 
-def sharpen(probabilities: Tensor, temperature: float = 0.1) -> Tensor:
+def sharpen(probabilities: Tensor, temperature: float = 0.1, normalized: bool = False) -> Tensor:
     r"""Push probabilities toward 0 and 1, each channel by itself:
     :math:`S(p) = p^{1/T} / \left(p^{1/T} + (1-p)^{1/T}\right)`.
 
-    With more than two classes the channels of a voxel no longer add up to 1.
+    With more than two classes the channels of a voxel no longer add up to 1, unless ``normalized``.
 
     Args:
-        probabilities: any shape, in [0, 1]; taken in float32 whatever the format, since :math:`p^{10}` leaves the range
-            of half precision.
+        probabilities: any shape, ``(B, C, *spatial)`` where ``normalized``, in [0, 1]; taken in float32 whatever the
+            format, since :math:`p^{10}` leaves the range of half precision.
         temperature: T in [0.01, 1]; below, both powers vanish at 0.5.
+        normalized: :math:`p_c^{1/T} / \sum_k p_k^{1/T}` over the classes instead, which is the same for two.
 
     Returns:
         same shape, float32.
@@ -32,6 +33,9 @@ def sharpen(probabilities: Tensor, temperature: float = 0.1) -> Tensor:
     p = probabilities.float()
     if temperature == 1:
         return p
+    if normalized:  # the ratio to the largest one, whose power is 1 whatever T is; a constant factor, thus detached
+        powers = (p / p.detach().amax(1, keepdim=True)).pow(1 / temperature)
+        return powers / powers.sum(1, keepdim=True)
     a, b = p.pow(1 / temperature), (1 - p).pow(1 / temperature)
     return a / (a + b)
 
@@ -45,6 +49,7 @@ class SharpenedConsistencyLoss(nn.Module):
 
     Args:
         temperature: T in [0.01, 1] of :func:`sharpen`.
+        normalized: sharpened probabilities add up to 1 over the classes, see :func:`sharpen`.
         detach_target: gradient only through :math:`p_i`. The released code of MC-Net and CAML does not detach, and the
             path through S then dominates: its slope at 0.5 is 1/T.
 
@@ -63,22 +68,26 @@ class SharpenedConsistencyLoss(nn.Module):
         0.0
     """
 
-    def __init__(self, temperature: float = 0.1, detach_target: bool = False) -> None:
+    def __init__(self, temperature: float = 0.1, detach_target: bool = False, normalized: bool = False) -> None:
         super().__init__()
         if not 0.01 <= temperature <= 1:
             raise ValueError(f"temperature must be in [0.01, 1], got {temperature}")
         self.temperature, self.detach_target = float(temperature), bool(detach_target)
+        self.normalized = bool(normalized)
 
     def forward(self, *probabilities: Tensor) -> Tensor:
         _check_members(probabilities)
         p = [member.float() for member in probabilities]
-        targets = [sharpen(member.detach() if self.detach_target else member, self.temperature) for member in p]
+        targets = [
+            sharpen(member.detach() if self.detach_target else member, self.temperature, self.normalized)
+            for member in p
+        ]
         return torch.stack(
             [nn.functional.mse_loss(p[i], targets[j]) for i in range(len(p)) for j in range(len(p)) if i != j]
         ).sum()
 
     def extra_repr(self) -> str:
-        return f"temperature={self.temperature}, detach_target={self.detach_target}"
+        return f"temperature={self.temperature}, detach_target={self.detach_target}, normalized={self.normalized}"
 
 
 class CrossPseudoLabelLoss(nn.Module):

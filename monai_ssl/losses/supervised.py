@@ -74,6 +74,8 @@ class ForegroundDiceLoss(nn.Module):
         activation: ``"softmax"``, or ``"sigmoid"`` for each channel by itself (TAC).
         reduction: ``"mean"`` or ``"sum"`` over the classes.
         smooth: :math:`\epsilon > 0`; the MC-Net family uses :math:`10^{-8}`.
+        halved: without the factor 2, and with :math:`\epsilon` in the denominator only, as in MC-Net's released 2D code:
+            a perfect prediction costs 0.5, and a class that neither label nor prediction shows costs 1.
 
     Shapes:
         logits ``(B, C, *spatial)`` float, label ``(B, 1, *spatial)`` integer-valued in [0, C), or
@@ -99,6 +101,7 @@ class ForegroundDiceLoss(nn.Module):
         activation: str = "softmax",
         reduction: str = "mean",
         smooth: float = 1e-5,
+        halved: bool = False,
     ) -> None:
         super().__init__()
         if activation not in ("softmax", "sigmoid"):
@@ -109,6 +112,7 @@ class ForegroundDiceLoss(nn.Module):
             raise ValueError(f"smooth must be > 0, got {smooth}")
         self.squared, self.pooled, self.first = squared, pooled, 0 if include_background else 1
         self.activation, self.reduction, self.smooth = activation, reduction, float(smooth)
+        self.halved = bool(halved)
 
     def forward(self, logits: Tensor, label: Tensor) -> Tensor:
         logits = logits.float()
@@ -125,7 +129,10 @@ class ForegroundDiceLoss(nn.Module):
             y = y.masked_fill(ignored, 0.0)
         axes = [0] * self.pooled + list(range(2, p.dim()))
         size = (p * p if self.squared else p).sum(axes) + y.sum(axes)
-        dice = (2.0 * (p * y).sum(axes) + self.smooth) / (size + self.smooth)
+        overlap = (p * y).sum(axes)
+        dice = (overlap if self.halved else 2.0 * overlap + self.smooth) / (size + self.smooth)
+        if self.halved and ignored is not None:  # nothing to learn from costs nothing
+            dice = torch.where(ignored.all(), torch.ones_like(dice), dice)
         if self.reduction == "sum":  # over the classes; Dice per image is still averaged over the images
             return (1.0 - dice).sum(-1).mean()
         return 1.0 - dice.mean()
@@ -133,7 +140,7 @@ class ForegroundDiceLoss(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"squared={self.squared}, pooled={self.pooled}, include_background={self.first == 0}, "
-            f"activation={self.activation}, reduction={self.reduction}, smooth={self.smooth}"
+            f"activation={self.activation}, reduction={self.reduction}, smooth={self.smooth}, halved={self.halved}"
         )
 
 

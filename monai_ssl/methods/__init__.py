@@ -3,12 +3,15 @@
 from .base import Batch, SemiSupervisedMethod, joint_images
 from .bidirectional_copy_paste import BidirectionalCopyPaste
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
-from .deep_adversarial_network import DeepAdversarialNetwork
+from .cross_consistency import CrossConsistency
 from .cross_pseudo_supervision import CrossPseudoSupervision
+from .deep_adversarial_network import DeepAdversarialNetwork
 from .dual_task_consistency import DualTaskConsistency
 from .entropy_minimization import EntropyMinimization
 from .interpolation_consistency import InterpolationConsistency
 from .mean_teacher import MeanTeacher
+from .mutual_consistency import MutualConsistency
+from .pyramid_consistency import PyramidConsistency
 from .self_training import SelfTraining
 from .shape_aware import ShapeAwareSegmentation
 from .smoothness_separation import SmoothnessSeparation
@@ -22,12 +25,15 @@ __all__ = [
     "Batch",
     "BidirectionalCopyPaste",
     "CorrelationAwareMutualLearning",
-    "DeepAdversarialNetwork",
+    "CrossConsistency",
     "CrossPseudoSupervision",
+    "DeepAdversarialNetwork",
     "DualTaskConsistency",
     "EntropyMinimization",
     "InterpolationConsistency",
     "MeanTeacher",
+    "MutualConsistency",
+    "PyramidConsistency",
     "SelfTraining",
     "SemiSupervisedMethod",
     "ShapeAwareSegmentation",

@@ -55,6 +55,78 @@ class FeatureNetwork(nn.Module):
         return self.head(self.features(x))
 
 
+class MultiHeadNetwork(nn.Module):
+    """Several heads on the feature map of any backbone: for methods whose decoders teach each other (MC-Net, CCT).
+
+    Each head has two convolutions with kernel 1 and a leaky ReLU between them. The first head is the deployed one. A
+    :class:`~monai_ssl.networks.VNet` or :class:`~monai_ssl.networks.UNet` with several ``decoders`` offers the same
+    interface, and its decoders differ from the coarsest scale on.
+
+    Args:
+        backbone: module that maps an image ``(B, C_in, *spatial)`` to a feature map ``(B, F, *spatial)``, for example
+            any MONAI network with ``out_channels=F``.
+        out_channels: number of classes, background included.
+        feature_channels: F.
+        heads: how many, >= 1.
+        spatial_dims: 2 or 3. Default: that of the backbone's convolutions.
+
+    Raises:
+        ValueError: when ``heads`` is below 1, or ``spatial_dims`` is neither given nor to be found.
+
+    Example:
+        >>> import torch
+        >>> from monai.networks.nets import BasicUNet
+        >>> from monai_ssl.networks import MultiHeadNetwork
+        >>> backbone = BasicUNet(spatial_dims=2, in_channels=1, out_channels=8, features=(8, 8, 16, 16, 16, 8))
+        >>> network = MultiHeadNetwork(backbone, out_channels=4, feature_channels=8, heads=3)
+        >>> [tuple(z.shape) for z in network.outputs(torch.zeros(2, 1, 32, 32))]
+        [(2, 4, 32, 32), (2, 4, 32, 32), (2, 4, 32, 32)]
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        out_channels: int,
+        feature_channels: int,
+        heads: int = 2,
+        spatial_dims: int | None = None,
+    ) -> None:
+        super().__init__()
+        if heads < 1:
+            raise ValueError(f"heads must be >= 1, got {heads}")
+        self.spatial_dims = spatial_dims_of(backbone) if spatial_dims is None else spatial_dims
+        self.out_channels, self.feature_channels = out_channels, feature_channels
+        convolution = Conv[Conv.CONV, self.spatial_dims]
+        self.backbone = backbone
+        self.decoders = nn.ModuleList(
+            nn.Sequential(convolution(feature_channels, feature_channels, kernel_size=1), nn.LeakyReLU(inplace=True))
+            for _ in range(heads)
+        )
+        self.heads = nn.ModuleList(convolution(feature_channels, out_channels, kernel_size=1) for _ in range(heads))
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The backbone's feature map, as the only scale."""
+        return [self.backbone(x)]
+
+    def decode(self, encoded: Sequence[Tensor], decoder: int = 0) -> list[Tensor]:
+        """Features of one head, as the only level."""
+        return [self.decoders[decoder](encoded[-1])]
+
+    def logits(self, features: Tensor, decoder: int = 0) -> Tensor:
+        """Logits ``(B, out_channels, *spatial)`` float32 of what :meth:`decode` returned, for training."""
+        head: Any = self.heads[decoder]
+        return pointwise_convolution(features, head.weight, head.bias)
+
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """Logits of every head from one pass of the backbone, the deployed one first."""
+        encoded = self.encode(x)
+        return [self.logits(self.decode(encoded, k)[-1], k) for k in range(len(self.decoders))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``(B, out_channels, *spatial)`` of an image ``(B, C_in, *spatial)``."""
+        return self.heads[0](self.decoders[0](self.backbone(x)))
+
+
 class TappedNetwork(nn.Module):
     """Any network with feature maps tapped from modules by name: for methods that read ``taps``, such as TAC.
 

@@ -1,5 +1,6 @@
 """What V-Net and U-Net share: an encoder, one or more decoders on top of it, and a head per decoder."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -24,8 +25,8 @@ class EncoderDecoder(nn.Module):
     """A fully convolutional network with one encoder, one or more decoders and a head per decoder.
 
     The base of :class:`~monai_ssl.networks.VNet` and :class:`~monai_ssl.networks.UNet`, which only differ in the
-    modules that they hand over. The first decoder is the deployed one: ``forward`` runs nothing else. The others are
-    there for methods that train decoders against each other.
+    modules that they hand over. The first decoder is the deployed one: ``forward`` runs nothing else, unless
+    ``average_decoders`` is on. The others are there for methods that train decoders against each other.
 
     A variant that changes the encoder loops over ``self.stages`` and ends with ``self.bottleneck_dropout``, as
     :class:`~monai_ssl.networks.CrossSampleNetwork` does.
@@ -39,6 +40,10 @@ class EncoderDecoder(nn.Module):
         bottleneck_dropout: applied to the coarsest encoder features.
         decoder_dropouts: one per decoder, applied to its full resolution feature map.
         head_kernel_size: kernel size of the heads.
+        average_decoders: ``forward`` returns the logarithm of the mean of all decoders' class probabilities.
+
+    Raises:
+        ValueError: when ``average_decoders`` goes with ``out_channels`` of None.
 
     Attributes:
         feature_channels: channels of the full resolution feature map.
@@ -57,8 +62,12 @@ class EncoderDecoder(nn.Module):
         bottleneck_dropout: nn.Module,
         decoder_dropouts: Sequence[nn.Module],
         head_kernel_size: int = 1,
+        average_decoders: bool = False,
     ) -> None:
         super().__init__()
+        if average_decoders and out_channels is None:
+            raise ValueError("average_decoders needs heads: set out_channels to the number of classes, got None")
+        self.average_decoders = bool(average_decoders)
         self.spatial_dims = spatial_dims
         self.out_channels = out_channels
         self.feature_channels = feature_channels
@@ -143,6 +152,18 @@ class EncoderDecoder(nn.Module):
             return recompute.pointwise_convolution(features, head.weight, head.bias)
         return float32_or_wider(head(features))
 
+    def outputs(self, x: Tensor) -> list[Tensor]:
+        """Logits of every decoder from one pass of the encoder, for training.
+
+        Args:
+            x: image ``(B, C_in, *spatial)``.
+
+        Returns:
+            One tensor ``(B, out_channels, *spatial)`` float32 per decoder, the deployed one first.
+        """
+        encoded = self.encode(x)
+        return [self.logits(self.decode(encoded, k)[-1], k) for k in range(len(self.decoders))]  # type: ignore[arg-type]
+
     def taps(self, x: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Logits of the first decoder and the feature maps on the way, from one pass.
 
@@ -162,12 +183,20 @@ class EncoderDecoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the first decoder (its feature map if the network has no head), in training and evaluation alike.
 
+        With ``average_decoders``: logarithms of the mean probabilities of all decoders, whose softmax is that mean.
+
         Args:
             x: image ``(B, C_in, *spatial)``, every side a multiple of :attr:`divisor`.
 
         Returns:
             ``(B, out_channels, *spatial)``.
         """
+        if self.average_decoders:
+            encoded = self.encode(x)
+            members: list[Tensor] = []
+            for decoder, head in zip(self.decoders, self.heads, strict=True):
+                members.append(head(decoder(encoded)[0][-1]).float().log_softmax(1))
+            return torch.logsumexp(torch.stack(members), 0) - math.log(len(members))
         return self.heads[0](self.features(x))
 
 
@@ -204,10 +233,19 @@ class DecoderLevel(nn.Module):
         block: applied to what was merged.
         gate: module ``(upsampled, skip) -> gated skip``, or None.
         concatenate: merge by concatenation ``[skip, upsampled]``; False: by addition.
+        dropout: applied to what the block returned; None: nothing.
     """
 
-    def __init__(self, up: nn.Module, block: nn.Module, gate: nn.Module | None = None, concatenate: bool = False):
+    def __init__(
+        self,
+        up: nn.Module,
+        block: nn.Module,
+        gate: nn.Module | None = None,
+        concatenate: bool = False,
+        dropout: nn.Module | None = None,
+    ) -> None:
         super().__init__()
+        self.dropout = nn.Identity() if dropout is None else dropout
         self.up = up
         self.gate = gate
         self.block = block
@@ -223,7 +261,7 @@ class DecoderLevel(nn.Module):
             x = skip + x  # out of place: the backward pass of the in-place ReLU before it needs x
         else:
             x = recompute.add(skip, x)
-        return self.block(x), skip
+        return self.dropout(self.block(x)), skip
 
 
 class Gate(AttentionBlock):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from monai_ssl.networks.adapters import TappedNetwork
-from monai_ssl.networks.encoder_decoder import EncoderDecoder
+from monai_ssl.networks.encoder_decoder import UPSAMPLING, EncoderDecoder
 from monai_ssl.networks.heads import DualTaskNetwork
 from monai_ssl.networks.unet import UNet
 from monai_ssl.networks.vnet import VNet
@@ -22,6 +22,9 @@ def literature_network(
     gates: bool = False,
     alternative: bool = False,
     gate_norm: bool = True,
+    decoders: int = 1,
+    mixed_upsampling: bool = False,
+    average_decoders: bool = False,
 ) -> EncoderDecoder:
     """The network that the semi-supervised literature uses: V-Net for volumes, SSL4MIS's U-Net for slices.
 
@@ -36,6 +39,10 @@ def literature_network(
         alternative: the decoder of a second network that shall differ from the first one: V-Net with trilinear
             instead of transposed upsampling, U-Net the other way round (MC-Net, CAML).
         gate_norm: batch normalization inside the gates, as released; False: none, as TAC's Eq. 2 prints them.
+        decoders: number of decoders on one encoder; the first one is deployed.
+        mixed_upsampling: the decoders differ in how they upsample, as those of MC-Net (two) and MC-Net+ (three):
+            V-Net transposed, trilinear, nearest; U-Net bilinear, transposed, nearest. False: all do as the first one.
+        average_decoders: the network answers with the mean probabilities of all decoders; False: with the first one.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -45,13 +52,27 @@ def literature_network(
         9448866
         >>> sum(p.numel() for p in literature_network(2, out_channels=4).parameters())
         1813764
+        >>> sum(p.numel() for p in literature_network(3, decoders=3, mixed_upsampling=True).parameters())  # MC-Net+
+        15246566
     """
+    if decoders < 1 or (mixed_upsampling and decoders > len(UPSAMPLING)):
+        raise ValueError(f"decoders must be >= 1, with mixed_upsampling up to {len(UPSAMPLING)}, got {decoders}")
+    kinds = list(UPSAMPLING)
+    if (spatial_dims == 2) != alternative:
+        kinds[:2] = kinds[1::-1]
+    chosen = kinds[:decoders] if mixed_upsampling else kinds[:1] * decoders
     if spatial_dims == 2:
         options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
-        decoders = ("transpose",) if alternative else ("linear",)
         channels = [base_channels * 2**i for i in range(5)]
         return UNet.literature_2d(
-            in_channels, out_channels, channels=channels, decoders=decoders, gates=gates, gate_norm=gate_norm, **options
+            in_channels,
+            out_channels,
+            channels=channels,
+            decoders=chosen,
+            gates=gates,
+            gate_norm=gate_norm,
+            average_decoders=average_decoders,
+            **options,
         )
     return VNet(
         spatial_dims,
@@ -59,9 +80,10 @@ def literature_network(
         out_channels,
         base_channels,
         dropout=0.5 if dropout is None else dropout,
-        decoders=("linear",) if alternative else ("transpose",),
+        decoders=chosen,
         gates=gates,
         gate_norm=gate_norm,
+        average_decoders=average_decoders,
     )
 
 

@@ -13,6 +13,7 @@ from monai_ssl.networks.encoder_decoder import (
     EncoderDecoder,
     Gate,
     NormType,
+    channel_dropout,
     check_options,
     conv3,
     element_dropout,
@@ -58,6 +59,9 @@ class UNet(EncoderDecoder):
         align_corners: of the "linear" upsampling.
         head_kernel_size: 1 or 3.
         kaiming: draw the weights of the convolutions from He's normal distribution (fan in); False: PyTorch defaults.
+        level_dropout: probability in [0, 1) of a whole channel to be dropped after each decoder level, coarse to fine;
+            empty: none.
+        average_decoders: the network answers with the mean probabilities of all decoders; False: with the first one.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -93,6 +97,8 @@ class UNet(EncoderDecoder):
         head_kernel_size: int = 1,
         kaiming: bool = False,
         gate_norm: bool = True,
+        level_dropout: Sequence[float] = (),
+        average_decoders: bool = False,
     ) -> None:
         check_options(spatial_dims, channels, decoders, gates)
         if head_kernel_size not in (1, 3):
@@ -103,6 +109,9 @@ class UNet(EncoderDecoder):
             block_dropout, end_dropout = list(dropout), 0.0
         else:
             block_dropout, end_dropout = [0.0] * len(channels), float(dropout)
+        if level_dropout and len(level_dropout) != len(channels) - 1:
+            raise ValueError(f"level_dropout must be empty or {len(channels) - 1} numbers, got {tuple(level_dropout)}")
+        after_level = list(level_dropout)[::-1] or [0.0] * (len(channels) - 1)  # fine to coarse
         gate_channels = list(gates) if not isinstance(gates, bool) else [max(c // 2, 1) for c in channels[:-1]]
 
         def block(n_in: int, n_out: int, p: float = 0.0) -> nn.Sequential:
@@ -127,7 +136,8 @@ class UNet(EncoderDecoder):
             gate = None
             if gates:
                 gate = Gate(spatial_dims, f_int=gate_channels[scale], f_g=n_up, f_l=n_out, norm=gate_norm)
-            return DecoderLevel(up, block(n_out + n_up, n_out), gate, concatenate=True)
+            dropout = channel_dropout(spatial_dims, after_level[scale])
+            return DecoderLevel(up, block(n_out + n_up, n_out), gate, concatenate=True, dropout=dropout)
 
         super().__init__(
             spatial_dims,
@@ -149,6 +159,7 @@ class UNet(EncoderDecoder):
             bottleneck_dropout=element_dropout(end_dropout),
             decoder_dropouts=[element_dropout(end_dropout) for _ in decoders],
             head_kernel_size=head_kernel_size,
+            average_decoders=average_decoders,
         )
         if kaiming:
             kaiming_normal(self)

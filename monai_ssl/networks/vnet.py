@@ -53,6 +53,7 @@ class VNet(EncoderDecoder):
             channels inside each gate, but 32 in the one at full resolution, as in TAC's code. A sequence gives these
             numbers per scale, fine to coarse. ``decode(..., return_gated=True)`` returns the gated skips.
         gate_norm: batch normalization inside the gates, as in TAC's code; False: none, as in its Eq. 2.
+        average_decoders: the network answers with the mean probabilities of all decoders; False: with the first one.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -87,6 +88,7 @@ class VNet(EncoderDecoder):
         decoders: Sequence[str] = ("transpose",),
         gates: bool | Sequence[int] = False,
         gate_norm: bool = True,
+        average_decoders: bool = False,
     ) -> None:
         if min(stages, default=0) < 1:
             raise ValueError(f"stages must be positive numbers of units, got {tuple(stages)}")
@@ -133,4 +135,5 @@ class VNet(EncoderDecoder):
             decoders=[[level(mode, scale) for scale in reversed(range(len(stages) - 1))] for mode in decoders],
             bottleneck_dropout=channel_dropout(spatial_dims, dropout),
             decoder_dropouts=[channel_dropout(spatial_dims, dropout) for _ in decoders],
+            average_decoders=average_decoders,
         )
