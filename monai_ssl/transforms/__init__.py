@@ -3,7 +3,7 @@
 from .batched import change_strongly, cutmix
 from .center_crop import CenterCropd, center_window
 from .image_grid import LabelsOnImageGridd, on_image_grid
-from .intensity import NormalizeNonzerod
+from .intensity import NormalizeNonzerod, RandCoilFieldd
 from .known import UntilKnown
 from .literature import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd, rotate_flip
 from .patch import RandPatchd, sample_patch
@@ -16,6 +16,7 @@ __all__ = [
     "LabelsOnImageGridd",
     "LiteraturePadd",
     "NormalizeNonzerod",
+    "RandCoilFieldd",
     "RandLiteratureCropd",
     "RandPatchd",
     "RandRotateFlipd",
