@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from monai_ssl.bundle.ranges import ROOTS, check_numbers, number_problems, parameter_problem
+from monai_ssl.bundle.ranges import CHOICES, ROOTS, check_numbers, number_problems, parameter_problem
 from monai_ssl.errors import DataError, enumerated, one_line
 
 logger = logging.getLogger(__name__)
@@ -167,6 +167,8 @@ def check_overrides(bundle: Path, configs: Sequence[str], overrides: Mapping[str
         block, name = _find(config, key)
         if key == "device":
             check_device(value)
+        if key in CHOICES:
+            _check_choice(key, value)
         if not isinstance(value, bool):
             _check_number(config, block, key, name, value)
         present = block.get(name) if isinstance(block, dict) else None
@@ -211,6 +213,15 @@ def check_device(device: Any) -> None:
             raise DataError(f"--device: no CUDA GPU is to be seen here{built}, got {device!r}; use cpu")
         if int(found[2] or 0) >= count:
             raise DataError(f"--device: the GPUs here are cuda:0 to cuda:{count - 1}, got {device!r}")
+
+
+def _check_choice(key: str, value: Any) -> None:
+    known = CHOICES[key]
+    if value is None or isinstance(value, bool) or value in (*known, "true", "false"):
+        return
+    if isinstance(value, str) and value.startswith(("$", "@")):
+        return
+    raise DataError(f"--{key}: must be {', '.join(known[:-1])} or {known[-1]}, got {value!r}")
 
 
 def _check_number(config: Mapping[str, Any], block: Any, key: str, name: str, value: Any) -> None:

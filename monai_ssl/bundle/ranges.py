@@ -62,6 +62,11 @@ POSITIVE = Range(above=True)
 WEIGHT = Range()
 SHARE = Range(0, 1, below=True)
 
+# words that ids at the top of a config may hold; `amp` and `layout` are also given as booleans
+CHOICES = {
+    "amp": ("auto", "off", "bf16", "fp16"),
+    "layout": ("auto", "contiguous", "channels_last"),
+}
 # ids at the top of a config
 ROOTS = {
     "seed": Range(0, 2**32 - 1, whole=True),

@@ -25,6 +25,7 @@ from monai.transforms import (
     RandRotate90d,
     RandScaleIntensityd,
     RandShiftIntensityd,
+    RandSimulateLowResolutiond,
     RandSpatialCropd,
     Resize,
     SaveImaged,
@@ -47,6 +48,7 @@ from monai_ssl.transforms import (
     LabelsOnImageGridd,
     LiteraturePadd,
     NormalizeNonzerod,
+    RandCoilFieldd,
     RandLiteratureCropd,
     RandPatchd,
     RandRotateFlipd,
@@ -317,7 +319,22 @@ def _augmentation(preset: Preset, keys: list[str]) -> list[Transform]:
             RandShiftIntensityd("image", offsets=0.2, prob=p),
             RandAdjustContrastd("image", prob=p, gamma=(0.7, 1.5)),
         ]
-    return steps
+    linear = "bilinear" if preset.spatial_dims == 2 else "trilinear"
+    further: list[tuple[float, Transform]] = [
+        (a.bias_field_probability, RandCoilFieldd("image", prob=a.bias_field_probability)),
+        (
+            a.inverted_gamma_probability,
+            RandAdjustContrastd(
+                "image", prob=a.inverted_gamma_probability, gamma=(0.7, 1.5), invert_image=True, retain_stats=True
+            ),
+        ),
+        (
+            a.low_resolution_probability,
+            RandSimulateLowResolutiond("image", prob=a.low_resolution_probability, upsample_mode=linear),
+        ),
+    ]
+    # one that is off is left out: it would draw numbers all the same, and change what the others draw
+    return steps + [step for probability, step in further if probability > 0]
 
 
 def strong_transforms(preset: Preset) -> list[Transform]:

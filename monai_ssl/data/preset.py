@@ -74,6 +74,11 @@ class Augmentation(_Strict):
     (the identity never occurs). In 2D, half of the slices get that, a quarter a small rotation, a quarter nothing.
     ``practical``: small affine, flips along ``flip_axes`` with probability 0.5, quarter turns in ``rotate90_axes`` with
     probability 0.5, noise, blur, brightness, contrast. ``none``: crop only.
+
+    Three more of ``practical``, off unless given a probability. ``low_resolution_probability``: down to between half
+    and all of the voxels per axis, and back. ``inverted_gamma_probability``: the gamma curve of the inverted
+    intensities, mean and standard deviation kept. ``bias_field_probability``: a smooth field, as surface coils leave,
+    see :class:`~monai_ssl.transforms.RandCoilFieldd`.
     """
 
     policy: Literal["literature", "practical", "none"] = "practical"
@@ -83,6 +88,9 @@ class Augmentation(_Strict):
     scale: float = Field(default=0.1, ge=0, lt=1)
     affine_probability: float = Field(default=0.5, ge=0, le=1)
     intensity_probability: float = Field(default=0.3, ge=0, le=1)
+    low_resolution_probability: float = Field(default=0.0, ge=0, le=1)
+    inverted_gamma_probability: float = Field(default=0.0, ge=0, le=1)
+    bias_field_probability: float = Field(default=0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _axes(self) -> Augmentation:
@@ -119,12 +127,17 @@ class StrongView(_Strict):
 
 
 class Window(_Strict):
-    """Sliding window at inference: exact ``stride`` in voxels (the literature's way) or ``overlap`` in [0, 1)."""
+    """Sliding window at inference: exact ``stride`` in voxels (the literature's way) or ``overlap`` in [0, 1).
+
+    ``tta``: the mean of mirrored views, along the axes that ``augmentation`` mirrors, unless a command says otherwise;
+    each view costs as much as the image itself.
+    """
 
     stride: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     overlap: float = Field(default=0.25, ge=0, lt=1)
     mode: Literal["constant", "gaussian"] = "gaussian"
     batch_size: int = Field(default=1, ge=1, le=2**16)
+    tta: bool = False
 
 
 class Training(_Strict):
@@ -279,6 +292,11 @@ class Preset(_Strict):
             raise ValueError(
                 f"window.stride must not exceed patch_size {list(self.patch_size)}, or voxels are left out, got "
                 f"{list(stride)}"
+            )
+        if self.window.tta and self.augmentation.policy != "literature" and not self.augmentation.flip_axes:
+            raise ValueError(
+                "window.tta averages over the mirrored views that augmentation.flip_axes names, which is empty; name "
+                "axes there, or set window.tta to false"
             )
         turned = (0, 1) if self.augmentation.policy == "literature" else self.augmentation.rotate90_axes
         if turned is not None and self.patch_size[turned[0]] != self.patch_size[turned[1]]:

@@ -45,7 +45,7 @@ def predict(
     ckpt: str | Path | None = None,
     probabilities: bool = False,
     uncertainty: bool = False,
-    tta: bool = False,
+    tta: bool | None = None,
     measurements: bool = False,
     series_uid: str | None = None,
     seg_type: str = "binary",
@@ -69,7 +69,8 @@ def predict(
         ckpt: other weights.
         probabilities: also write NAME_prob.nii.gz, one channel per class; with `dicom` probabilities.dcm and .nii.gz.
         uncertainty: also write NAME_uncertainty.nii.gz: 0 certain, 1 a guess.
-        tta: average over mirrored views, along the axes that the preset's augmentation allows.
+        tta: average over mirrored views, along the axes that the preset's augmentation allows; default: what the preset
+            says (window.tta).
         measurements: with `dicom`, also write a structured report with the volumes in ml.
         series_uid: with `dicom`, which series of the folder (its SeriesInstanceUID), where it holds several.
         seg_type: with `dicom`, binary (one mask per class, which every viewer shows) or labelmap (smaller, newer).
@@ -115,7 +116,7 @@ def predict(
             asked = {"measurements": measurements, "uncertainty": uncertainty, "overwrite": overwrite,
                      "probabilities": probabilities, "seg_type": seg_type,
                      "series_uid": None if series_uid is None else str(series_uid)}  # fmt: skip
-            return _predict_dicom(folder, settings | ({"tta": True} if tta else {}), dicom, target, asked)
+            return _predict_dicom(folder, settings | ({} if tta is None else {"tta": tta}), dicom, target, asked)
         place = Path(os.path.abspath(Path(str(images)).expanduser()))  # a link keeps its own name
         _check_images(place, target, overrides)
         asked = {"probabilities": probabilities, "uncertainty": uncertainty, "tta": tta, "jobs": jobs,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from monai.data.utils import compute_importance_map, dense_patch_slices
 from monai.inferers import SlidingWindowInferer
-from monai.utils import convert_to_dst_type, convert_to_tensor
+from monai.utils import convert_to_dst_type, convert_to_tensor, ensure_tuple_rep
 from torch import Tensor, nn
 
 from monai_ssl.engines.precision import (
@@ -111,6 +111,20 @@ class WindowInferer(SlidingWindowInferer):
         """
         other = copy.copy(self)
         other.flips = self._checked(flips)
+        return other
+
+    def coarser(self, overlap: float) -> WindowInferer:
+        """The same inferer with windows that overlap by no more than this, for results of which many are needed.
+
+        Args:
+            overlap: share of the window, in [0, 1).
+
+        Example:
+            >>> WindowInferer((16, 16), stride=(4, 12)).coarser(0.5).overlap
+            [0.5, 0.21875]
+        """
+        other = copy.copy(self)
+        other.overlap = [min(found, overlap) for found in ensure_tuple_rep(self.overlap, self.window_dims)]
         return other
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:

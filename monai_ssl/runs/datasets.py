@@ -289,14 +289,14 @@ def prepare(
         if unused := [key for key, value in typed.items() if value is not None]:
             raise UsageError(f"--{unused[0]}: has no meaning for phantom, whose scans are made, not prepared")
         return _make_phantom(Path(output or source).expanduser(), n_labeled, n_validation, n_testing, seed)
-    if output is None:
-        raise UsageError(f"prepare: missing OUTPUT; usage: {PROGRAM} prepare {dataset} SOURCE OUTPUT")
     if dataset not in RECIPES:
         near = difflib.get_close_matches(dataset, [*RECIPES, "phantom"], n=1)
         hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(RECIPES)}, phantom"
         raise DataError(
             f"dataset: {dataset!r} is not a data set that can be prepared, {hint}; your own data: {PROGRAM} split"
         )
+    if output is None:
+        raise UsageError(f"prepare: missing OUTPUT; usage: {PROGRAM} prepare {dataset} SOURCE OUTPUT")
     recipe = build_recipe(RECIPES[dataset], options)
     return run_recipe(
         recipe, source, output, n_labeled, n_validation, n_testing, split, seed, workers, check, download

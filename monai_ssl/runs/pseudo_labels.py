@@ -21,6 +21,7 @@ from monai_ssl.data.pipelines import plausible_flips, saver
 from monai_ssl.data.preset import Preset
 from monai_ssl.data.pseudo_labels import RELIABILITY
 from monai_ssl.data.reading import read_label
+from monai_ssl.engines.inferer import WindowInferer
 from monai_ssl.engines.segment import VolumeSegmenter
 from monai_ssl.errors import DataError
 from monai_ssl.files import cell, text_of_cell, write_text
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 console = logging.getLogger("monai_ssl.console")
 
 RECORD, ROWS = "pseudo_labels.json", "rows.jsonl"
+# of neighboring windows at most: closer ones cost more than the training that they are for, and change little
+OVERLAP = 0.5
 # a class counts as one piece where this share of its voxels hangs together in every labeled scan
 ONE_PIECE = 0.99
 COLUMNS = ("case", "reliability", "kept", "agreement", "confidence", "unsure")
@@ -169,8 +172,12 @@ class _Labeler:
         from monai_ssl.bundle.overrides import literal
 
         settings = {**teacher.settings, "ckpt": literal(teacher.weights)}
+        if preset.window.tta:
+            settings["tta"] = False  # each view is wanted by itself
         self.segmenter: VolumeSegmenter = open_segmenter(teacher.bundle, settings)
         self.network: nn.Module = self.segmenter.network
+        if isinstance(self.segmenter.inferer, WindowInferer):
+            self.segmenter.inferer = self.segmenter.inferer.coarser(OVERLAP)
         flips = plausible_flips(preset) if tta else []
         self.axes: list[tuple[int, ...]] = [(), *flips]
 
@@ -297,6 +304,7 @@ def _record(teachers: Sequence[Teacher], entries: Sequence[Entry], rules: Rules)
         "weights": [content_digest(load(teacher.weights)) for teacher in teachers],
         "cases": case_names(entries),
         "tta": rules.tta,
+        "overlap of windows at most": OVERLAP,
         "sure": rules.sure,
         "drop": rules.drop,
         "largest component of": list(rules.one_piece),

@@ -4,7 +4,7 @@ from .batched import change_strongly, cutmix
 from .center_crop import CenterCropd, center_window
 from .components import largest_component, largest_components
 from .image_grid import LabelsOnImageGridd, on_image_grid
-from .intensity import NormalizeNonzerod
+from .intensity import NormalizeNonzerod, RandCoilFieldd
 from .known import UntilKnown
 from .literature import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd, rotate_flip
 from .patch import RandPatchd, sample_patch
@@ -17,6 +17,7 @@ __all__ = [
     "LabelsOnImageGridd",
     "LiteraturePadd",
     "NormalizeNonzerod",
+    "RandCoilFieldd",
     "RandLiteratureCropd",
     "RandPatchd",
     "RandRotateFlipd",

@@ -570,6 +570,47 @@ def test_patches(augmentation, dims):
     assert torch.equal(item["label"], label)
 
 
+FURTHER = ("low_resolution_probability", "inverted_gamma_probability", "bias_field_probability")
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("key", FURTHER)
+def test_further_intensity_changes(key, dims):
+    from monai.transforms import Compose
+
+    quiet = {"policy": "practical", "affine_probability": 0.0, "intensity_probability": 0.0}
+    item = {"image": torch.randn(2, *[16] * dims, generator=torch.Generator().manual_seed(0)),
+            "label": torch.ones(1, *[16] * dims)}  # fmt: skip
+    without, with_it = (
+        Compose(random_transforms(preset(augmentation={**quiet, key: p}, spatial_dims=dims, patch_size=[16] * dims)))
+        for p in (0.0, 1.0)
+    )
+    assert len(with_it.transforms) == len(without.transforms) + 1  # off, it draws no random number
+    image = torch.as_tensor(with_it.set_random_state(1)(item)["image"])
+    assert image.shape == item["image"].shape
+    assert torch.isfinite(image).all()
+    assert not torch.equal(image, item["image"])
+    assert torch.equal(image, torch.as_tensor(with_it.set_random_state(1)(item)["image"]))
+    if key == "low_resolution_probability":
+        assert image.std() < item["image"].std()
+    elif key == "inverted_gamma_probability":  # order and the first two moments stay
+        assert torch.equal(image[0].flatten().argsort(), item["image"][0].flatten().argsort())
+        torch.testing.assert_close(image.mean(), item["image"].mean(), rtol=0, atol=1e-4)
+    else:  # one factor per place, the same in both channels, counted from each channel's minimum
+        low = item["image"].flatten(1).amin(1).view(2, *[1] * dims)
+        factor = (image - low) / (item["image"] - low)
+        known = (item["image"] - low > 0.1).all(0)
+        torch.testing.assert_close(factor[0][known], factor[1][known], rtol=1e-3, atol=1e-3)
+        assert 0.2 < factor[0][known].min() < 1 < factor[0][known].max() < 4
+
+
+def test_mirrored_views_by_preset():
+    assert load_preset("left_atrium", "practical").window.tta
+    assert not load_preset("left_atrium", "literature").window.tta
+    with pytest.raises(DataError, match=r"window\.tta averages over the mirrored views"):
+        load_preset("hippocampus", window={"tta": True})
+
+
 def test_the_practical_policy_includes_the_original(tmp_path):
     from monai.transforms import Compose
 

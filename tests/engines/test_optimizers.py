@@ -38,6 +38,35 @@ def test_further_arguments_reach_the_optimizer():
     assert build_optimizer(weights(), "adamw", betas=(0.5, 0.6)).param_groups[0]["betas"] == (0.5, 0.6)
 
 
+@pytest.mark.parametrize("algorithm", ["sgd", "adamw"])
+@pytest.mark.parametrize("group", ["tensors", "names", "generators"])
+def test_fused_unless_it_cannot_be(algorithm, group):
+    def listed(parameters):
+        if group == "tensors":
+            return parameters
+        if group == "names":
+            return [(str(i), p) for i, p in enumerate(parameters)]
+        return [{"params": (p for p in parameters[:1]), "lr": 0.3}, {"params": parameters[1]}]
+
+    def stepped(**options):
+        torch.manual_seed(0)
+        parameters = [torch.nn.Parameter(torch.randn(5, 3)) for _ in range(2)]
+        optimizer = build_optimizer(listed(parameters), algorithm, lr=0.1, **options)
+        for _ in range(4):
+            for p in parameters:
+                p.grad = torch.randn(5, 3)
+            optimizer.step()
+        return optimizer, torch.cat([p.detach() for p in parameters])
+
+    fused, found = stepped()
+    plain, expected = stepped(fused=False)
+    assert [o.param_groups[0]["fused"] for o in (fused, plain)] == [True, False]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert build_optimizer(weights(), algorithm, foreach=True).param_groups[0]["fused"] is None
+    whole = [torch.nn.Parameter(torch.zeros(2, dtype=torch.int64), requires_grad=False)]
+    assert not build_optimizer(whole, algorithm).param_groups[0]["fused"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
