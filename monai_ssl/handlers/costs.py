@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any
 
 import torch
-from ignite.engine import Engine, Events
+from ignite.engine import Events
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,8 +43,9 @@ class TrainingCosts:
     ``peak_gpu_memory_bytes``   most that tensors held on its GPU; null on a CPU
     ==========================  ======================================================================================
 
-    The file is written at the end, also where training fails, and once a minute before. The operations are counted on
-    a copy without data (torch's meta device) after the last step. Of several processes the first speaks for itself.
+    The file is written after the first step, then once a minute, and at the end, also where training fails. The
+    operations are counted on a copy without data (torch's meta device). Of several processes the first speaks for
+    itself.
 
     Args:
         output_dir: folder of the run.
@@ -70,10 +71,11 @@ class TrainingCosts:
     def step(self, engine: Any) -> None:
         if engine.state.rank != 0 or not engine.state.output:
             return
-        if not self._costs:
+        new = not self._costs
+        if new:
             self._open(engine)
         self._costs["sessions"][-1]["last"] = engine.state.iteration
-        if monotonic() - self._wrote >= self.every:
+        if new or monotonic() - self._wrote >= self.every:
             self._write(engine)
 
     def _open(self, engine: Any) -> None:
@@ -83,11 +85,14 @@ class TrainingCosts:
         method = engine.plain_method
         moved = {id(p): p for p in engine.parameters if p.requires_grad}  # others are averages, or adversaries
         moved |= {id(p): p for adversary in engine.adversaries.values() for p in adversary.parameters}
+        patch = list(engine.state.output[0]["image"].shape[1:])
+        with untouched_randomness():
+            macs = count_macs(method.network, patch)
         self._costs = {
             "parameters": sum(p.numel() for p in method.network.parameters()),
             "parameters_trained": sum(p.numel() for p in moved.values()),
-            "macs": None,
-            "patch": list(engine.state.output[0]["image"].shape[1:]),
+            "macs": macs,
+            "patch": patch,
             "sessions": [*earlier.get("sessions", []), {"first": first, "last": first, "seconds": 0.0}],
             "seconds": 0.0,
             "peak_memory_bytes": earlier.get("peak_memory_bytes"),
@@ -95,12 +100,9 @@ class TrainingCosts:
         }
 
     def close(self, engine: Any) -> None:
-        if not self._costs:
-            return
-        with untouched_randomness():
-            self._costs["macs"] = count_macs(engine.plain_method.network, self._costs["patch"])
-        self._write(engine)
-        self._costs = {}
+        if self._costs:
+            self._write(engine)
+            self._costs = {}
 
     def _write(self, engine: Any) -> None:
         costs, now = self._costs, monotonic()
