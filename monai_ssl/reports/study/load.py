@@ -35,7 +35,7 @@ ROLE_NAMES: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trained:
     """One training with its scores, and what its folders say of it.
 
@@ -65,7 +65,7 @@ class Trained:
         return frozenset(str(row["case"]) for row in self.rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LoadedRow:
     """A row with its scored trainings, in the order of split and seed.
 
