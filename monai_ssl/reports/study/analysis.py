@@ -190,6 +190,7 @@ class Analysis:
     def __init__(self, study: Study) -> None:
         self.study = study
         self._levels: dict[tuple[str, str, str | None, bool], Level | None] = {}
+        self._classes: dict[str, list[Gain]] = {}
 
     def level(self, row: LoadedRow, metric: str = "dice", label: str | None = None, interval: bool = True) -> Level | None:
         """One metric of a row; None where nothing was scored."""
@@ -229,13 +230,16 @@ class Analysis:
 
     def class_gains(self, label: str) -> list[Gain]:
         """Methods against their matched floors in one class, corrected over the rows that have it."""
+        if label in self._classes:
+            return self._classes[label]
         family = []
         for row in self.study.methods:
             other = self.study.reference(row, "matched_floor")
             if other is not None and label in row.classes and label in other.classes:
                 gain = self.gain(row, other, "dice", label)
                 family += [] if gain is None else [gain]
-        return _corrected(family)
+        self._classes[label] = _corrected(family)
+        return self._classes[label]
 
     def gain(self, row: LoadedRow, other: LoadedRow, metric: str = "dice", label: str | None = None) -> Gain | None:
         """A row against another, not yet corrected; None where they have no training in common."""
