@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -151,18 +152,27 @@ def _resampled_together(
     groups: Sequence[np.ndarray], names: Sequence[Sequence[str]], n_resamples: int, seed: int
 ) -> np.ndarray:
     """As :func:`_resampled_means`, where repetitions with a case in common draw their cases together."""
-    generator = np.random.default_rng(seed)
-    drawn = generator.integers(0, len(groups), (n_resamples, len(groups)))
+    linked = _linked(names)
+    unions = [list(dict.fromkeys(case for number in members for case in names[number])) for members in linked]
+    drawn, counts = _drawn_together(len(groups), tuple(len(union) for union in unions), n_resamples, seed)
     means = np.empty((n_resamples, len(groups), 2))
-    for members in _linked(names):
-        union = list(dict.fromkeys(case for number in members for case in names[number]))
+    for members, union, count in zip(linked, unions, counts, strict=True):
         place = {case: column for column, case in enumerate(union)}
-        counts = generator.multinomial(len(union), np.full(len(union), 1 / len(union)), n_resamples)
         for number in members:
-            own = counts[:, [place[case] for case in names[number]]].astype(np.float64)
+            own = count[:, [place[case] for case in names[number]]].astype(np.float64)
             own[own.sum(axis=1) == 0] = 1  # none of its cases was drawn: it keeps its mean
             means[:, number] = own @ groups[number] / own.sum(axis=1, keepdims=True)
     return means[np.arange(n_resamples)[:, None], drawn].mean(axis=1).round(12)
+
+
+@lru_cache(maxsize=8)  # a page asks for many intervals over the same repetitions and cases
+def _drawn_together(
+    repetitions: int, sizes: tuple[int, ...], n_resamples: int, seed: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Drawn repetitions, shape (n_resamples, repetitions), and of each set how often its cases are drawn."""
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, repetitions, (n_resamples, repetitions))
+    return drawn, [generator.multinomial(size, np.full(size, 1 / size), n_resamples) for size in sizes]
 
 
 def _linked(names: Sequence[Sequence[str]]) -> list[list[int]]:

@@ -117,14 +117,23 @@ def _curves(rows: Sequence[LoadedRow]) -> list[list[LoadedRow]]:
 
 
 def case_figures(analysis: Analysis) -> Iterator[tuple[str, Figure]]:
-    """For every data set and number of labels, the Dice of every case in every row, as dots and a box."""
-    for name, rows in _tables(analysis.study):
-        yield name, _case_figure(analysis, rows)
+    """For every data set, the Dice of every case in every row, as dots and a box: a panel per number of labels."""
+    for group in analysis.study.groups:
+        tables = list(_tables(analysis.study, group))
+        if not tables:
+            continue
+        most = max(len(rows) for _, rows in tables)
+        figure, grid = _grid(len(tables), 9.2 if len(tables) == 1 else 6.4, 1.0 + 0.44 * most)
+        for axes, (name, rows) in zip(grid, tables, strict=True):
+            _draw_cases(axes, analysis, name, rows)
+        yield analysis.study.group_name(group), figure
 
 
-def _tables(study: Study) -> Iterator[tuple[str, list[LoadedRow]]]:
+def _tables(study: Study, only: tuple[str, str, str] | None = None) -> Iterator[tuple[str, list[LoadedRow]]]:
     """Scored rows of a data set with one number of labels, with what serves all of them."""
     for group, rows in study.groups.items():
+        if only not in (None, group):
+            continue
         scored = [row for row in rows if row.trained]
         counts = sorted({row.row.n_labeled for row in scored if row.row.role != "ceiling"})
         if not counts and scored:
@@ -136,10 +145,8 @@ def _tables(study: Study) -> Iterator[tuple[str, list[LoadedRow]]]:
             )
 
 
-def _case_figure(analysis: Analysis, rows: Sequence[LoadedRow]) -> Figure:
-    figure = new_figure(9.2, 1.0 + 0.46 * len(rows))
-    axes = figure.subplots()
-    style_axes(axes, "", "Dice % (mean over trainings)", "")
+def _draw_cases(axes: Axes, analysis: Analysis, name: str, rows: Sequence[LoadedRow]) -> None:
+    style_axes(axes, name, "Dice % (mean over trainings)", "")
     _across(axes)
     lowest = 100.0
     for place, row in enumerate(rows):
@@ -156,10 +163,9 @@ def _case_figure(analysis: Analysis, rows: Sequence[LoadedRow]) -> Figure:
         if level is not None:
             axes.plot(100 * level.mean, place, marker="|", markersize=17, markeredgewidth=2.2, color=row.color, zorder=3)
     axes.axvline(FAILURE_DICE * 100, color="#b44", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.6)
-    axes.set_xlim(max(0.0, min(FAILURE_DICE * 100 - 5, lowest - 3)), 101)
-    axes.set_yticks(range(len(rows)), [wrapped(plain_text(row.title), 34) for row in rows], color=INK)
+    axes.set_xlim(max(-1.0, min(FAILURE_DICE * 100 - 5, lowest - 3)), 101)
+    axes.set_yticks(range(len(rows)), [wrapped(plain_text(row.title), 30) for row in rows], color=INK)
     axes.set_ylim(len(rows) - 0.5, -0.5)
-    return figure
 
 
 def ranks_figure(analysis: Analysis) -> Figure | None:

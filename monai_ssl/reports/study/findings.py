@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from monai_ssl.errors import enumerated
@@ -14,8 +14,10 @@ from monai_ssl.reports.study.results import Role
 
 __all__ = ["facts", "findings", "gain_sentence", "share_text", "used_settings", "warnings"]
 
-# sentences at the head, and differences in one of them; tables have all
+# differences or rows in one sentence, and sentences of a kind; tables have all
 LISTED = 8
+# comparisons that get a sentence of their own; of more, methods do
+TOLD = 4
 # in what rows of two roles may differ without a word: it is what is asked, or follows from it
 BY_ROLE: dict[Role, set[str]] = {
     "matched_floor": set(),
@@ -80,30 +82,54 @@ def gain_sentence(analysis: Analysis, gain: Gain) -> str:
 
 
 def findings(analysis: Analysis) -> list[str]:
-    """The answer, first in one sentence, then for every comparison that matters."""
+    """The answer in one sentence, then for every comparison; of many, for every method."""
     gains = [gain for row in analysis.study.methods if (gain := analysis.gain_of(row)) is not None]
     if not gains:
         return [_without_floors(analysis.study)]
-    sentences = []
-    if len(gains) > 1:
-        n_gain, n_loss = (sum(gain.verdict == kind for gain in gains) for kind in (GAIN, LOSS))
-        few = sum(gain.verdict.startswith("too few") for gain in gains)
-        rest = len(gains) - n_gain - n_loss - few
-        counts = [(n_loss, "a measurable loss"), (rest, "no difference that can be told"), (few, "too few cases to tell")]
-        others = enumerated([f"{number} {text}" for number, text in counts if number])
-        sentences.append(
-            f"In Dice over their matched floors, {n_gain} of {len(gains)} comparisons show a measurable gain"
-            f"{f'; {others}' if others else ''}."
-        )
-    told = sorted(gains, key=lambda gain: (gain.verdict not in (GAIN, LOSS), -abs(gain.difference)))
-    if len(gains) > LISTED:
-        decided = [gain for gain in told if gain.verdict in (GAIN, LOSS)]
-        told = (decided or told)[:LISTED]
-    order = {row.row.name: number for number, row in enumerate(analysis.study.rows)}
-    sentences += [gain_sentence(analysis, gain) for gain in sorted(told, key=lambda gain: order[gain.row.row.name])]
-    if len(told) < len(gains):
-        sentences.append(f"The table below has all {len(gains)} comparisons.")
+    if len(gains) == 1:
+        return [gain_sentence(analysis, gains[0])]
+    sentences = [_answer(analysis.study, gains)]
+    if len(gains) <= TOLD:
+        return sentences + [gain_sentence(analysis, gain) for gain in gains]
+    titles = list(dict.fromkeys(gain.row.title for gain in gains))
+    by_title = [[gain for gain in gains if gain.row.title == title] for title in titles]
+    by_title.sort(key=lambda own: -sum(gain.verdict == GAIN for gain in own) / len(own))
+    sentences += [_method_sentence(own) for own in by_title[:LISTED]]
+    if len(by_title) > LISTED:
+        sentences.append(f"{len(by_title) - LISTED} more methods are in the table.")
     return sentences
+
+
+def _answer(study: Study, gains: Sequence[Gain]) -> str:
+    """How many gains there are, and the largest difference in full."""
+    n_gain, n_loss = (sum(gain.verdict == kind for gain in gains) for kind in (GAIN, LOSS))
+    few = sum(gain.verdict.startswith("too few") for gain in gains)
+    text = f"{n_gain or 'None'} of {len(gains)} comparisons {'show' if n_gain > 1 else 'shows'} a measurable gain in Dice over "
+    text += "the matched floor"
+    more = [f"{number} {what}" for number, what in ((n_loss, "a measurable loss"), (few, "too few cases to tell")) if number]
+    text += f" ({', '.join(more)})" if more else ""
+    best = max(gains, key=lambda gain: (gain.verdict == GAIN, gain.difference))
+    interval = f" {interval_text(best.low, best.high, 1, 100)}" if best.low is not None else ""
+    text += f"; the largest is that of {best.row.title} ({scope(study, best.row)}): " if n_gain else (
+        f"; the largest difference is that of {best.row.title} ({scope(study, best.row)}): ")  # fmt: skip
+    text += f"{points(best.difference)} points{interval}"
+    if best.closed is not None and best.closed.share is not None:
+        text += f", {share_text(best)} of the gap to the ceiling"
+    return f"{text}." if n_gain else f"{text}, {best.verdict}."
+
+
+def _method_sentence(gains: Sequence[Gain]) -> str:
+    """All comparisons of one method."""
+    least, most = min(gain.difference for gain in gains), max(gain.difference for gain in gains)
+    n_gain, n_loss = (sum(gain.verdict == kind for gain in gains) for kind in (GAIN, LOSS))
+    span = points(least) if points(least) == points(most) else f"{points(least)} to {points(most)}"
+    text = f"{gains[0].row.title}: {span} points over its matched floor, a measurable gain in {n_gain} of {len(gains)} comparisons"
+    text += f", a measurable loss in {n_loss}" if n_loss else ""
+    shares = [gain.closed.share for gain in gains if gain.closed is not None and gain.closed.share is not None]
+    if shares:
+        low, high = (number_text(value, 0, 100) for value in (min(shares), max(shares)))
+        text += f"; {low} % of the gap to the ceiling" if low == high else f"; {low} to {high} % of the gap to the ceiling"
+    return f"{text}."
 
 
 def _without_floors(study: Study) -> str:
@@ -186,7 +212,7 @@ def _differences(study: Study) -> list[str]:
             if one.get(key) != two.get(key) and key not in BY_ROLE[role]
         ]
         if parts:
-            text = f"{row.title} and {other.title} differ in {QUESTIONS[role]}: {enumerated(parts)}"
+            text = f"{row.title} and {other.title} differ in {QUESTIONS[role]}: {enumerated(parts, LISTED)}"
             found.setdefault(text, []).append(scope(study, row))
     sentences = [
         f"{text}. The difference of their scores is due to all of it ({'; '.join(dict.fromkeys(places))})."

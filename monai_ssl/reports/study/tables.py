@@ -72,8 +72,7 @@ def results_table(analysis: Analysis, rows: Sequence[LoadedRow]) -> Table:
     """Scores of the rows of one data set, means over the classes."""
     columns = {**OVERLAPS, **distances_shown(rows)}
     names = [name for name, _, _ in columns.values()]
-    header = ["Method", "Role", "Labeled / unlabeled", "Trainings", names[0], "95% interval", "Median", *names[1:],
-              "Failed scans"]  # fmt: skip
+    header = ["Method", "Role", "Labeled / unlabeled", "Trainings", names[0], "Median", "Failed scans", *names[1:]]
     lines = []
     for row in rows:
         levels = {key: analysis.level(row, key) for key in columns}
@@ -82,9 +81,8 @@ def results_table(analysis: Analysis, rows: Sequence[LoadedRow]) -> Table:
         failed, scored = analysis.failed(row)
         lines.append([
             row.title, role_name(row), labels_text(row), str(len(row.trained)), cells[0],
-            DASH if dice is None else interval_text(dice.low, dice.high, 1, 100),
-            DASH if dice is None else number_text(dice.median, 1, 100), *cells[1:],
-            f"{failed} of {scored}" if scored else DASH,
+            DASH if dice is None else number_text(dice.median, 1, 100), f"{failed} of {scored}" if scored else DASH,
+            *cells[1:],
         ])  # fmt: skip
     return Table(header, lines, (0, 1), [row.color for row in rows], _methods(rows))
 
@@ -108,33 +106,38 @@ def classes_table(analysis: Analysis, rows: Sequence[LoadedRow], classes: Sequen
     return Table(header, lines, (0, 1), [row.color for row in rows], _methods(rows))
 
 
-GAINS_HEADER = ["Method", "Data", "Labeled / unlabeled", "Trainings", "Cases", "Dice %", "Matched floor: Dice %",
-                "Gain, points [95% interval]", "Wilcoxon", "Holm", "Better / worse / equal", "Share of the gap",
-                "Reading"]  # fmt: skip
-
-
 def gains_table(analysis: Analysis) -> Table | None:
     """Methods against their matched floors; None where there is nothing to compare."""
-    gains = [(row, analysis.gain_of(row)) for row in analysis.study.methods]
+    gains = [gain for row in analysis.study.methods if (gain := analysis.gain_of(row)) is not None]
+    header = ["Method", "Data", "Labeled / unlabeled", "Reading", "Gain, points [95% interval]",
+              "Dice %: matched floor, method", "Share of the gap", "Wilcoxon (Holm)", "Better / worse / equal",
+              "Trainings, cases"]  # fmt: skip
     lines = [
         [
-            row.title, analysis.study.group_name(row.row.group), labels_text(row), str(gain.n_trainings),
-            str(gain.n_cases), number_text(gain.mean_row, 1, 100), number_text(gain.mean_against, 1, 100),
+            gain.row.title, analysis.study.group_name(gain.row.row.group), labels_text(gain.row), reading(gain),
             f"{number_text(gain.difference, 1, 100, sign=True)} {interval_text(gain.low, gain.high, 1, 100)}",
-            p_value_text(gain.p_value), p_value_text(gain.p_holm), f"{gain.wins} / {gain.losses} / {gain.ties}",
-            share_text(gain), gain.verdict,
+            f"{number_text(gain.mean_against, 1, 100)}, {number_text(gain.mean_row, 1, 100)}", share_text(gain),
+            tests_text(gain), f"{gain.wins} / {gain.losses} / {gain.ties}", f"{gain.n_trainings}, {gain.n_cases}",
         ]
-        for row, gain in gains
-        if gain is not None
+        for gain in gains
     ]  # fmt: skip
-    colors = [row.color for row, gain in gains if gain is not None]
-    return Table(GAINS_HEADER, lines, (0, 1, 12), colors) if lines else None
+    return Table(header, lines, (0, 1, 3), [gain.row.color for gain in gains]) if lines else None
+
+
+def reading(gain: Gain) -> str:
+    """The verdict in the fewest words."""
+    return gain.verdict.removeprefix("a measurable ").removesuffix(" to tell").removesuffix(": interval and test disagree")
+
+
+def tests_text(gain: Gain) -> str:
+    """P-value of the test, in brackets as corrected."""
+    return f"{p_value_text(gain.p_value)} ({p_value_text(gain.p_holm).removeprefix('p = ').removeprefix('p ')})"
 
 
 def further_table(analysis: Analysis) -> Table | None:
     """All other comparisons, and 95HD."""
     header = ["a", "b", "Data", "Labels of a", "Metric", f"Mean a {MINUS} b", "95% interval", f"Median a {MINUS} b",
-              "Wilcoxon", "Holm", "a better / worse / equal", "Reading"]  # fmt: skip
+              "Wilcoxon (Holm)", "a better / worse / equal", "Reading"]  # fmt: skip
     lines = []
     for gain in analysis.gains:
         if (gain.row.row.role, gain.against.row.role, gain.metric) == ("method", "matched_floor", "dice"):
@@ -145,10 +148,10 @@ def further_table(analysis: Analysis) -> Table | None:
             analysis.study.group_name(gain.row.row.group), str(gain.row.row.n_labeled),
             f"{'Dice' if gain.metric == 'dice' else '95HD'}, {unit}",
             number_text(gain.difference, digits, scale, sign=True), interval_text(gain.low, gain.high, digits, scale),
-            number_text(gain.median_difference, digits, scale, sign=True), p_value_text(gain.p_value),
-            p_value_text(gain.p_holm), f"{gain.wins} / {gain.losses} / {gain.ties}", gain.verdict,
+            number_text(gain.median_difference, digits, scale, sign=True), tests_text(gain),
+            f"{gain.wins} / {gain.losses} / {gain.ties}", reading(gain),
         ])  # fmt: skip
-    return Table(header, lines, (0, 1, 2, 4, 11)) if lines else None
+    return Table(header, lines, (0, 1, 2, 4, 10)) if lines else None
 
 
 def class_gains_table(analysis: Analysis, classes: Sequence[str], group: tuple[str, str, str]) -> Table | None:
@@ -169,7 +172,7 @@ def class_gains_table(analysis: Analysis, classes: Sequence[str], group: tuple[s
             gain = found[row.row.name].get(name)
             line += [DASH, DASH] if gain is None else [
                 f"{number_text(gain.difference, 1, 100, sign=True)} {interval_text(gain.low, gain.high, 1, 100)}",
-                gain.verdict,
+                reading(gain),
             ]  # fmt: skip
         lines.append(line)
     text = (0, *range(3, len(header), 2))
@@ -216,24 +219,23 @@ def quoted_table(analysis: Analysis) -> Table | None:
     quoted = analysis.study.quoted
     if not quoted:
         return None
-    header = ["Quoted", "Data", "Labeled / unlabeled", "Dice % (quoted)", "Dice % (here)", "Jaccard % (quoted)",
-              "Jaccard % (here)", "95HD (quoted)", "95HD (here)", "ASD (quoted)", "ASD (here)", "Unit", "Source",
-              "Protocol", "Selection of the weights", "Dice and Jaccard"]  # fmt: skip
+    header = ["Quoted", "Data", "Labeled / unlabeled", "Dice %: quoted, here", "Jaccard %: quoted, here",
+              "95HD: quoted, here", "ASD: quoted, here", "Unit", "Source", "Protocol", "Weights chosen",
+              "Dice and Jaccard"]  # fmt: skip
     lines = []
     for figure in quoted:
         row = beside(analysis.study, figure)
-        here = {}
-        for metric in ("dice", "jaccard", f"hd95_{figure.distance_unit}", f"asd_{figure.distance_unit}"):
+        cells = []
+        for name, scale, digits in (("dice", 100, 1), ("jaccard", 100, 1), ("hd95", 1, 2), ("asd", 1, 2)):
+            metric = name if name in OVERLAPS else f"{name}_{figure.distance_unit}"
             level = None if row is None else analysis.level(row, metric)
-            here[metric.split("_")[0]] = None if level is None else level.mean
+            here = number_text(None if level is None else level.mean, digits, scale)
+            cells.append(f"{number_text(getattr(figure, name), 2)}, {here}")
         lines.append([
-            figure.title, figure.dataset, f"{figure.n_labeled} / {figure.n_unlabeled}", number_text(figure.dice, 2),
-            number_text(here["dice"], 1, 100), number_text(figure.jaccard, 2), number_text(here["jaccard"], 1, 100),
-            number_text(figure.hd95, 2), number_text(here["hd95"], 2), number_text(figure.asd, 2),
-            number_text(here["asd"], 2), figure.distance_unit, figure.source, figure.protocol or DASH, figure.selection,
-            jaccard_check(figure) or DASH,
+            figure.title, figure.dataset, f"{figure.n_labeled} / {figure.n_unlabeled}", *cells, figure.distance_unit,
+            figure.source, figure.protocol or DASH, figure.selection, jaccard_check(figure) or DASH,
         ])  # fmt: skip
-    return Table(header, lines, (0, 1, 11, 12, 13, 14, 15))
+    return Table(header, lines, (0, 1, 7, 8, 9, 10, 11))
 
 
 def beside(study: Study, figure: QuotedFigure) -> LoadedRow | None:
