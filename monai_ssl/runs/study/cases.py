@@ -52,6 +52,11 @@ class Deal:
         known = [dict(found) for entry in self.cases.unlabeled if (found := self.labels.get(_key(entry)))]
         return replace(self.cases, training=[*self.cases.training, *known], unlabeled=[])
 
+    def everything(self) -> Datalist:
+        """Every case, labeled where anybody knows the label: what is checked before the first training."""
+        rest = [entry for entry in self.cases.unlabeled if _key(entry) not in self.labels]
+        return replace(self.all_labels(), unlabeled=rest)
+
 
 def _key(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(os.path.abspath(file) for file in image_files(entry))
@@ -80,12 +85,28 @@ def deals(name: str, data: DataSettings, study: StudySettings, folder: Path) -> 
         most = max(data.labels or study.labels)
         found = [_random(name, scans, study.splits, number, most, folder) for number in range(study.splits.number)]
     elif data.folds:
-        found = [(f"fold{number}", load_datalist(fold, scans)) for number, fold in enumerate(data.folds)]
+        found = [(f"fold{number}", load_datalist(fold, scans)) for number, fold in enumerate(data.folds, 1)]
+    elif index := _index(data.datalist, scans):
+        found = [(f"fold{number}", load_datalist(fold, scans)) for number, fold in enumerate(index, 1)]
     else:
         cases = load_datalist(data.datalist, scans)
         found = [("", cases)] if study.folds is None else folded(cases, study.folds, study.section)
     given = {} if data.all_labels is None else _labeled(load_datalist(data.all_labels, scans))
     return [_deal(split, cases, given or beside, study.section) for split, cases in found]
+
+
+def _index(datalist: str, scans: Path) -> list[Path]:
+    """The datalists that an index of folds names, see `monai-ssl split --folds`; none where it is a datalist."""
+    for path in (scans / datalist, Path(datalist).expanduser()):
+        if path.is_file():
+            try:
+                content = json.loads(path.read_text(encoding="utf-8-sig"))
+            except ValueError:
+                return []  # whoever reads it as a datalist says what is wrong
+            folds = content.get("folds") if isinstance(content, dict) and "training" not in content else None
+            named = [fold.get("datalist") for fold in folds or () if isinstance(fold, dict)]
+            return [path.parent / name for name in named if isinstance(name, str)]
+    return []
 
 
 def _deal(split: str, cases: Datalist, others: Mapping[tuple[str, ...], Entry], section: str) -> Deal:
@@ -151,7 +172,7 @@ def folded(cases: Datalist, number: int, section: str) -> list[tuple[str, Datali
     for fold in range(number):
         out, rest = labeled[fold::number], [e for i, e in enumerate(labeled) if i % number != fold]
         lists = {"validation": [], section: out} if section != "training" else {"validation": out}
-        found.append((f"fold{fold}", replace(cases, training=rest, **lists)))
+        found.append((f"fold{fold + 1}", replace(cases, training=rest, **lists)))
     return found
 
 

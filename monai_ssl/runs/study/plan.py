@@ -204,8 +204,8 @@ class _Planner:
         preset = load_preset(source, flavor)
         found = deals(name, data, self.study, self.folder)
         for deal in found:
-            self.plan.lists.append((preset, deal.all_labels()))
-            self.plan.lists.append((preset, deal.cases))
+            told = self._anyone_wants("ceiling") or self._anyone_wants("oracle")
+            self.plan.lists.append((preset, deal.everything() if told else deal.cases))
         counts = data.labels or self.study.labels or (len(found[0].cases.training),)
         for deal in found:
             if max(counts) > len(deal.cases.training):
@@ -228,7 +228,7 @@ class _Planner:
                     if method.labels is None or n in method.labels:
                         self._method(method_name, method, situations, suffix)
             whole = [_Situation(name, data, flavor, preset, variant, deal, deal.all_labels()) for deal in found]
-            self._ceiling(whole, max(counts), self._suffix(name, flavor, variant, None))
+            self._ceiling(whole, min(counts), self._suffix(name, flavor, variant, None))
 
     def _suffix(self, data: str, flavor: str | None, variant: str, n: int | None) -> str:
         """What tells the rows of one method apart."""
@@ -246,12 +246,12 @@ class _Planner:
             self._row(name, "Supervised, these labels (floor)", "floor", "", situations,
                       MethodSettings(method=SUPERVISED), self.study.seeds, situations)  # fmt: skip
 
-    def _ceiling(self, situations: Sequence[_Situation], most: int, suffix: str) -> None:
+    def _ceiling(self, situations: Sequence[_Situation], fewest: int, suffix: str) -> None:
         if not self._anyone_wants("ceiling"):
             return
-        if all(len(situation.cases.training) <= most for situation in situations):
+        if all(len(situation.cases.training) <= fewest for situation in situations):
             self.plan.remark(
-                f"no ceiling for {situations[0].data}: no label beyond the {most} is known; name a datalist with all "
+                f"no ceiling for {situations[0].data}: no label beyond the {fewest} is known; name a datalist with all "
                 "labels (all_labels) if there is one"
             )
             return
