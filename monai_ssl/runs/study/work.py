@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # seconds between two notes of how long a process has worked
 NOTE = 10.0
-BEST, SECONDS = "best.pt", "study_seconds.txt"
+SECONDS = "study_seconds.txt"
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -110,6 +110,7 @@ def train_and_score(task: Task, study: Path, state: State, cache_gb: float | Non
     if state.scores.get(results.name) == task.scores and (results / "summary.json").is_file():
         return
     from monai_ssl.runs.evaluation import evaluate
+    from monai_ssl.runs.folder import BEST
 
     state.scores.pop(results.name, None)
     state.write(folder)
