@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from monai_ssl.runs.evaluation import evaluate, report
     from monai_ssl.runs.folder import Run
     from monai_ssl.runs.self_training import self_train
+    from monai_ssl.runs.study.compare import compare
     from monai_ssl.runs.train import train
 
 __version__ = "0.1.0"
@@ -33,6 +34,7 @@ __all__ = [
     "DataError",
     "Run",
     "check",
+    "compare",
     "copy_preset",
     "demo",
     "describe",
@@ -51,6 +53,7 @@ _HOMES = {
     "DataError": "monai_ssl.errors",
     "Run": "monai_ssl.runs.folder",
     "check": "monai_ssl.runs.datasets",
+    "compare": "monai_ssl.runs.study.compare",
     "copy_preset": "monai_ssl.runs.datasets",
     "demo": "monai_ssl.runs.demo",
     "describe": "monai_ssl.runs.datasets",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from monai_ssl.runs.evaluation import Evaluation
     from monai_ssl.runs.folder import Run
     from monai_ssl.runs.self_training import SelfTraining
+    from monai_ssl.runs.study.compare import Comparison
 
 Given = Mapping[str, Any]
 
@@ -165,6 +166,16 @@ def _show_predictions(result: Predictions, given: Given) -> None:
     print("\n".join(map(str, result.files)) if result.files else result)
 
 
+def _show_comparison(result: Comparison, given: Given) -> int:
+    for name, why in result.failed.items():
+        print(f"failed: {name}: {why}", file=sys.stderr)
+    if result.page is not None:
+        print(f"report: {result.page}")
+    if result.next:
+        print(f"next: {result.next}")
+    return int(bool(result.failed))
+
+
 def _show_package(folder: Path, given: Given) -> None:
     print(f"bundle: {folder}\nmodel card: {folder / 'docs' / 'README.md'}")
 
@@ -199,6 +210,12 @@ COMMANDS: dict[str, Command] = {
             "monai_ssl.runs.self_training:self_train",
             _show_self_training,
             example="self-train SCANS --dataset my_data.yaml --max_iterations 3000",
+        ),
+        Command(
+            "compare",
+            "monai_ssl.runs.study.compare:compare",
+            _show_comparison,
+            example="compare SCANS --dataset my_data.yaml --methods dtc,self_training --labels 4,8 --seeds 0,1,2",
         ),
         Command("evaluate", "monai_ssl.runs.evaluation:evaluate", _show_evaluation, optional=("RUN",)),
         Command("predict", "monai_ssl.deploy.predict:predict", _show_predictions, optional=("RUN", "IMAGES")),

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         hint = (
             "; run the same command again to resume"
-            if words[:1] in (["train"], ["self-train"], ["demo"], ["prepare"])
+            if words[:1] in (["train"], ["self-train"], ["demo"], ["prepare"], ["compare"])
             else ""
         )
         print(f"\ninterrupted{hint}", file=sys.stderr)

@@ -18,6 +18,8 @@ from tqdm import tqdm
 from monai_ssl.engines.trainer import RunEvents, SemiSupervisedTrainer
 from monai_ssl.files import cell, text_of_cell, write_text
 from monai_ssl.handlers.costs import TrainingCosts
+from monai_ssl.runs.folder import BEST
+from monai_ssl.weights import save
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +118,12 @@ class ValidationLog:
     Args:
         output_dir: folder of the run.
         evaluator: the engine that validates; attach this handler to the TRAINER, whose iteration is written.
+        best: also keep the weights of the validation with the highest key metric so far, the first of equals, as
+            ``best.pt``. A resumed run ends with the same file.
     """
 
-    def __init__(self, output_dir: str | Path, evaluator: Engine) -> None:
-        self.path, self.evaluator = Path(output_dir) / VALIDATION, evaluator
+    def __init__(self, output_dir: str | Path, evaluator: Engine, best: bool = False) -> None:
+        self.path, self.evaluator, self.best = Path(output_dir) / VALIDATION, evaluator, best
 
     def attach(self, engine: Engine) -> None:
         self.evaluator.add_event_handler(Events.COMPLETED, self.write, engine)
@@ -130,10 +134,20 @@ class ValidationLog:
             return
         iteration = trainer.state.iteration
         fields = truncate(self.path, iteration, ["iteration", *metrics])
+        if self.best:  # before the row: a kill in between repeats the validation
+            self._keep(next(iter(metrics)), float(next(iter(metrics.values()))), trainer)
         row = {"iteration": iteration, **{key: repr(float(value)) for key, value in metrics.items()}}
         with open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, fields, restval="").writerow(row)
         logger.info("iteration %d: %s", iteration, ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+
+    def _keep(self, key: str, value: float, trainer: Any) -> None:
+        with open(self.path, newline="", encoding="utf-8") as file:
+            former = [float(row[key]) for row in csv.DictReader(file) if row.get(key)]
+        if all(value > other or math.isnan(other) for other in former) and not (math.isnan(value) and former):
+            network = trainer.plain_method.network
+            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+            save(weights, self.path.with_name(BEST))
 
 
 class Progress:

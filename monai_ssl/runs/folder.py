@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from monai_ssl.data.preset import Preset
     from monai_ssl.runs.record import Record
 
-CHECKPOINT, MODEL = "checkpoint.pt", "model.pt"
+CHECKPOINT, MODEL, BEST = "checkpoint.pt", "model.pt", "best.pt"
 RECORD, PRESET, PRECISION, COSTS = "run.json", "preset.yaml", "precision.json", "costs.json"
 LOGS = ("training.csv", "validation.csv")
 LOCK = ".lock"
 # what makes way when another run takes the folder
-FILES = (CHECKPOINT, MODEL, *LOGS, "tensorboard", "previews", RECORD, PRESET, PRECISION, COSTS)
+FILES = (CHECKPOINT, MODEL, BEST, *LOGS, "tensorboard", "previews", RECORD, PRESET, PRECISION, COSTS)
 # what the next step decides anew, whatever the training was given
 NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt", "init",
                  "pseudo_labels")  # fmt: skip
@@ -346,7 +346,7 @@ class Run:
 
     def sweep(self) -> None:
         """Remove what a kill in the middle of a save left behind."""
-        for name in (CHECKPOINT, MODEL):
+        for name in (CHECKPOINT, MODEL, BEST):
             for leftover in self.folder.glob(f".*-{name}"):
                 leftover.unlink()
 

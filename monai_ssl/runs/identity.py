@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PLACES = ("bundle_root", "dataset", "flavor", "flavour", "dataset_dir", "datalist", "cases", "output_dir",
           "init", "pseudo_labels")  # fmt: skip
 LENGTH = ("max_iterations", "epochs", "epoch_length", "val_interval", "checkpoint_interval", "checkpoint_minutes")
-MACHINE = ("device", "local_rank", "num_workers", "amp", "layout", "resume", "run", "finalize")
+MACHINE = ("device", "local_rank", "num_workers", "amp", "layout", "resume", "keep_best", "run", "finalize")
 TRACKING = ("tracking_uri", "experiment_name", "run_name", "is_not_rank0", "save_execute_config")
 FREE = (*PLACES, *LENGTH, *MACHINE, *TRACKING)
 # the same inside blocks

@@ -31,6 +31,7 @@ def train(
     output: str | Path | None = None,
     init: str | Path | Run | None = None,
     check: bool = True,
+    gpus: int = 1,
     **overrides: Any,
 ) -> Run:
     """Train a method (a bundle) on labeled and unlabeled scans. Repeat the call to resume an interrupted run.
@@ -47,6 +48,7 @@ def train(
         output: folder of the run; default: runs/BUNDLE-PRESET-FOLDER-seedSEED.
         init: warm start: the network begins with the weights of this run (its folder) or file, as far as they fit.
         check: read all scans first and stop at bad data (seconds); False skips it.
+        gpus: that train together, a process each; batch sizes are those of one process.
         **overrides: any id of the bundle's configs/train.yaml: flavor, seed, max_iterations, labeled_batch_size, amp,
             device, method#unsupervised_weight, ...
 
@@ -72,6 +74,10 @@ def train(
         overrides["init"] = str(weights_file(init.folder if isinstance(init, Run) else init))
     _refuse_preset_keys(overrides)
     check_overrides(home, ["train.yaml"], overrides)
+    if gpus != 1:
+        from monai_ssl.runs.together import check_gpus
+
+        check_gpus(gpus, home, overrides.get("device"))
 
     from monai_ssl.data.loading import load_datalist
     from monai_ssl.data.preset import load_preset
@@ -118,7 +124,8 @@ def train(
         if check:
             cases = verified(cases, preset, memory, pool=_reads_the_pool(known), pseudo_labels=pseudo)
         # what is loaded and checked is handed on, so that the configs need not load it again
-        settings |= handed_on(known, preset=preset, cases=cases) | overrides
+        loaded = handed_on(known, preset=preset, cases=cases)
+        settings |= loaded | overrides
         if init is not None:
             settings["init"] = literal(overrides["init"])
         if isinstance(overrides.get("cache_dir"), (str, Path)):
@@ -127,12 +134,24 @@ def train(
         named = source if dataset is not None else None  # a file by its whole path: the command works from anywhere
         places = {"dataset_dir": folder, "datalist": cases.path, "dataset": named, "output": run.folder}
         typed = {key: value for key, value in places.items() if value is not None}
+        if gpus > 1:
+            typed["gpus"] = gpus
         record = Record(bundle=name, overrides=overrides, dataset=preset.name, flavor=preset.flavor,
                         dataset_dir=str(folder), datalist=str(cases.path), max_iterations=_iterations(known, settings),
                         command=training_command(name, typed | overrides), **_environment())  # fmt: skip
         run.announce(record, preset)
         try:
-            run_bundle(home, ["train.yaml"], settings)
+            if gpus > 1:
+                from monai_ssl.runs.together import train_together
+
+                plain = {key: value for key, value in settings.items() if key in overrides or key not in loaded}
+                run.release()  # its first process takes the folder
+                try:
+                    train_together(home, plain, run.folder, gpus)
+                finally:
+                    run.acquire()
+            else:
+                run_bundle(home, ["train.yaml"], settings)
         finally:
             run.settle()
         run.finish(record)
