@@ -91,7 +91,9 @@ def _show_list(result: tuple[list[str], list[str]], given: Given) -> None:
 
 def _show_split(result: Split, given: Given) -> None:
     cases, path = result.datalist, result.path
-    print(f"{path}: {counted(cases.counts())}")
+    for fold in result.folds:
+        print(f"{fold.path}: {counted(fold.counts())}")
+    print(f"{path}: {counted(cases.counts())}" if result.index is None else f"index of the folds: {result.index}")
     print("classes:", ", ".join(f"{value} {name}" for value, name in cases.labels.items()))
     if result.preset is None:
         print(f"no preset is proposed: {result.remark}", file=sys.stderr)
