@@ -38,6 +38,7 @@ class Command:
             and typing errors are answered from the function's signature and docstring.
         show: prints the result and returns the exit status (None: 0); gets the arguments that were typed, too.
         optional: positional arguments that usage shows although they have defaults.
+        several: the first positional argument may be several folders of runs, one after the other.
         example: for ``--help``.
     """
 
@@ -45,6 +46,7 @@ class Command:
     home: str
     show: Callable[[Any, Given], int | None] = _show_nothing
     optional: tuple[str, ...] = ()
+    several: bool = False
     example: str = ""
 
     @property
@@ -65,6 +67,9 @@ class Command:
             name.upper() for name, p in self.parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
         ]
         words = [PROGRAM, self.name, *required, *(f"[{name}]" for name in self.optional)]
+        if self.several:
+            words[2] += " ..." if required else ""
+            words[2] = words[2].replace("]", " ...]")
         return " ".join(words + ["[OPTIONS]"] * (len(self.parameters) > len(required) + len(self.optional)))
 
 
@@ -202,10 +207,12 @@ COMMANDS: dict[str, Command] = {
             _show_self_training,
             example="self-train SCANS --dataset my_data.yaml --max_iterations 3000",
         ),
-        Command("evaluate", "monai_ssl.runs.evaluation:evaluate", _show_evaluation, optional=("RUN",)),
-        Command("predict", "monai_ssl.deploy.predict:predict", _show_predictions, optional=("RUN", "IMAGES")),
+        Command("evaluate", "monai_ssl.runs.evaluation:evaluate", _show_evaluation, optional=("RUN",), several=True),
+        Command(
+            "predict", "monai_ssl.deploy.predict:predict", _show_predictions, optional=("RUN", "IMAGES"), several=True
+        ),
         Command("report", "monai_ssl.runs.evaluation:report", _show("{}")),
-        Command("package", "monai_ssl.deploy.release:package", _show_package),
+        Command("package", "monai_ssl.deploy.release:package", _show_package, several=True),
         Command("bundle", "monai_ssl.bundle.library:copy_bundle", _show("{}")),
         Command(
             "label-app", "monai_ssl.deploy.release:label_app", _show_app,

@@ -4,6 +4,7 @@ from monai_ssl.networks.adapters import FeatureNetwork, TappedNetwork
 from monai_ssl.networks.cross_sample import CrossSampleAttention, CrossSampleNetwork
 from monai_ssl.networks.ema import EMATeacher
 from monai_ssl.networks.encoder_decoder import EncoderDecoder
+from monai_ssl.networks.ensemble import Ensemble
 from monai_ssl.networks.heads import DualTaskNetwork, DualTaskVNet
 from monai_ssl.networks.literature import literature_network
 from monai_ssl.networks.memory_bank import MemoryBank
@@ -20,6 +21,7 @@ __all__ = [
     "DualTaskVNet",
     "EMATeacher",
     "EncoderDecoder",
+    "Ensemble",
     "FeatureNetwork",
     "MemoryBank",
     "PointwiseHead",
