@@ -39,6 +39,7 @@ class Command:
             and typing errors are answered from the function's signature and docstring.
         show: prints the result and returns the exit status (None: 0); gets the arguments that were typed, too.
         optional: positional arguments that usage shows although they have defaults.
+        several: the first positional argument may be several folders of runs, one after the other.
         example: for ``--help``.
     """
 
@@ -46,6 +47,7 @@ class Command:
     home: str
     show: Callable[[Any, Given], int | None] = _show_nothing
     optional: tuple[str, ...] = ()
+    several: bool = False
     example: str = ""
 
     @property
@@ -66,6 +68,9 @@ class Command:
             name.upper() for name, p in self.parameters.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD
         ]
         words = [PROGRAM, self.name, *required, *(f"[{name}]" for name in self.optional)]
+        if self.several:
+            words[2] += " ..." if required else ""
+            words[2] = words[2].replace("]", " ...]")
         return " ".join(words + ["[OPTIONS]"] * (len(self.parameters) > len(required) + len(self.optional)))
 
 
@@ -92,7 +97,9 @@ def _show_list(result: tuple[list[str], list[str]], given: Given) -> None:
 
 def _show_split(result: Split, given: Given) -> None:
     cases, path = result.datalist, result.path
-    print(f"{path}: {counted(cases.counts())}")
+    for fold in result.folds:
+        print(f"{fold.path}: {counted(fold.counts())}")
+    print(f"{path}: {counted(cases.counts())}" if result.index is None else f"index of the folds: {result.index}")
     print("classes:", ", ".join(f"{value} {name}" for value, name in cases.labels.items()))
     if result.preset is None:
         print(f"no preset is proposed: {result.remark}", file=sys.stderr)
@@ -217,10 +224,12 @@ COMMANDS: dict[str, Command] = {
             _show_comparison,
             example="compare SCANS --dataset my_data.yaml --methods dtc,self_training --labels 4,8 --seeds 0,1,2",
         ),
-        Command("evaluate", "monai_ssl.runs.evaluation:evaluate", _show_evaluation, optional=("RUN",)),
-        Command("predict", "monai_ssl.deploy.predict:predict", _show_predictions, optional=("RUN", "IMAGES")),
+        Command("evaluate", "monai_ssl.runs.evaluation:evaluate", _show_evaluation, optional=("RUN",), several=True),
+        Command(
+            "predict", "monai_ssl.deploy.predict:predict", _show_predictions, optional=("RUN", "IMAGES"), several=True
+        ),
         Command("report", "monai_ssl.runs.evaluation:report", _show("{}")),
-        Command("package", "monai_ssl.deploy.release:package", _show_package),
+        Command("package", "monai_ssl.deploy.release:package", _show_package, several=True),
         Command("bundle", "monai_ssl.bundle.library:copy_bundle", _show("{}")),
         Command(
             "label-app", "monai_ssl.deploy.release:label_app", _show_app,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import re
 import types
 import warnings
@@ -17,6 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from monai_ssl.cli.commands import PROGRAM, Command
 from monai_ssl.errors import UsageError
+from monai_ssl.runs.folder import RECORD
 
 # until version 0.1; both are read until the release after the next
 FORMER_OPTIONS = {"flavour": "flavor"}
@@ -61,6 +63,9 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
         if command.name == "prepare":
             given[key] = _today(given[key])
     places = [key for key in named if key not in given]
+    if command.several and (runs := _runs(positions)) and places and places[0] == next(iter(named)):
+        given[places.pop(0)] = runs
+        positions = positions[len(runs) :]
     if len(positions) > len(places):
         excess = positions[len(places)]
         raise UsageError(f"{command.name}: too many arguments, from {excess!r} on; usage: {command.usage}")
@@ -70,6 +75,12 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
     if missing:
         raise UsageError(f"{command.name}: missing {missing[0].upper()}; usage: {command.usage}")
     return {named[key].name if key in named else key: value for key, value in given.items()}
+
+
+def _runs(words: list[str]) -> list[str]:
+    """The first words as far as they name folders of runs, where that are several."""
+    found = list(itertools.takewhile(lambda word: (Path(word).expanduser() / RECORD).is_file(), words))
+    return found if len(found) > 1 else []
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

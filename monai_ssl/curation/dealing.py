@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import os
 import re
-import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -44,11 +44,51 @@ def deal(
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """How many labeled cases (or patients) each list gets."""
+class Sides:
+    """Names on the sides of one split, each in shuffled order; ``rest`` trains, or joins the unlabeled pool."""
 
-    labeled: int
-    validation: int
+    testing: list[str]
+    validation: list[str]
+    rest: list[str]
+
+
+def deal_folds(names: Collection[str], n_testing: int, n_validation: int | None, folds: int, seed: int) -> list[Sides]:
+    """Deal names to testing, which all folds share, and to the validation lists of the folds, which share nothing.
+
+    The order is that of :func:`deal`. In every fold the others follow from behind its validation list on, around the
+    circle: the first few of them, which have labels, differ from fold to fold. The first fold is what :func:`deal`
+    gives for as many validation names.
+
+    Args:
+        names: of patients or cases, in any order.
+        n_testing: how many of them are for testing.
+        n_validation: names per validation list; None deals all names that testing leaves.
+        folds: how many folds.
+        seed: 0 to 2**32 - 1.
+
+    Returns:
+        the sides of every fold.
+
+    Example:
+        >>> for fold in deal_folds("abcdef", n_testing=1, n_validation=None, folds=2, seed=0):
+        ...     print(fold)
+        Sides(testing=['f'], validation=['c', 'b'], rest=['d', 'a', 'e'])
+        Sides(testing=['f'], validation=['d', 'a', 'e'], rest=['c', 'b'])
+    """
+    testing, _, order = deal(names, n_testing, 0, seed)
+    if n_validation is None:
+        starts = [number * len(order) // folds for number in range(folds + 1)]
+    else:
+        starts = [number * n_validation for number in range(folds + 1)]
+    return [Sides(testing, order[start:end], order[end:] + order[:start]) for start, end in itertools.pairwise(starts)]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """How many labeled cases (or patients) each list gets; None: all that the others leave."""
+
+    labeled: int | None
+    validation: int | None
     testing: int
 
 
@@ -83,6 +123,39 @@ def settled_numbers(
         rule = f" ({total} {unit} have labels, {testing} are for testing, {least} for training)"
         validation = count("n_validation", n_validation, 0, total - testing - least, rule)
     return Numbers(total - testing - validation if n_labeled is None else n_labeled, validation, testing)
+
+
+def folds_numbers(
+    total: int, n_labeled: int | None, n_validation: int | None, n_testing: int, folds: int, unit: str = "cases"
+) -> Numbers:
+    """The numbers that were asked for of a cross-validation, checked.
+
+    Args:
+        total: labeled cases there are.
+        n_labeled: labeled training cases of every fold.
+        n_validation: validation cases of every fold; the lists share no case.
+        n_testing: test cases, the same in every fold.
+        folds: how many.
+        unit: what is counted, for messages.
+
+    Raises:
+        DataError: when there are not that many.
+
+    Example:
+        >>> folds_numbers(20, 8, None, 4, 5)
+        Numbers(labeled=8, validation=None, testing=4)
+    """
+    folds = count("folds", folds, 2, total, f" ({total} {unit} have labels)")
+    testing = count("n_testing", n_testing, 0, total - folds, f" ({total} {unit} have labels, one per fold validates)")
+    if n_validation is None:
+        largest = -(-(total - testing) // folds)
+    else:
+        rule = f" ({total} {unit} have labels, {testing} are for testing, and {folds} folds share none)"
+        n_validation = largest = count("n_validation", n_validation, 1, (total - testing) // folds, rule)
+    if n_labeled is not None:
+        rule = f" ({total} {unit} have labels, {testing} are for testing, up to {largest} of a fold for validation)"
+        n_labeled = count("n_labeled", n_labeled, 1, total - testing - largest, rule)
+    return Numbers(n_labeled, n_validation, testing)
 
 
 def count(argument: str, value: Any, least: int, most: int | None = None, rule: str = "") -> int:
@@ -272,34 +345,36 @@ def _decoded(content: bytes) -> str:
         return content.decode("cp1252")
 
 
-def lists_of(groups: Mapping[str, Sequence[Entry]], numbers: Numbers, seed: int) -> dict[str, list[Entry]]:
-    """The four lists of a datalist.
+def with_labels(groups: Mapping[str, Sequence[Entry]]) -> list[str]:
+    """Patients of whom a case has a label."""
+    return [name for name, group in groups.items() if any("label" in entry for entry in group)]
+
+
+def lists_of(
+    groups: Mapping[str, Sequence[Entry]], sides: Sides, n_labeled: int | None
+) -> tuple[dict[str, list[Entry]], list[str]]:
+    """The four lists of a datalist, and the names of cases that are in none.
 
     Args:
         groups: cases by patient, see :func:`by_patient`.
-        numbers: how many patients with labels go where; those beyond become unlabeled.
-        seed: of the shuffle.
-    """
-    labeled = [name for name, group in groups.items() if any("label" in entry for entry in group)]
-    testing, validation, rest = deal(labeled, numbers.testing, numbers.validation, seed)
-    side = dict.fromkeys(testing, "testing") | dict.fromkeys(validation, "validation")
-    side |= dict.fromkeys(rest[: numbers.labeled], "training")
+        sides: where the patients with labels are.
+        n_labeled: how many of ``sides.rest`` train, the first ones; those beyond become unlabeled. None: all.
 
+    Returns:
+        the lists; and unlabeled scans of patients in validation or testing, which would be a leak in the pool.
+    """
+    side = dict.fromkeys(sides.testing, "testing") | dict.fromkeys(sides.validation, "validation")
+    side |= dict.fromkeys(sides.rest[:n_labeled], "training")
+    labeled = (*sides.testing, *sides.validation, *sides.rest)
     lists: dict[str, list[Entry]] = {"training": [], "unlabeled": [], "validation": [], "testing": []}
-    dropped = []
-    for name in (*testing, *validation, *rest, *sorted(set(groups) - set(labeled))):
+    left_out = []
+    for name in (*labeled, *sorted(set(groups) - set(labeled))):
         section = side.get(name, "unlabeled")
         for entry in sorted(groups[name], key=lambda entry: name_order(image_files(entry)[0])):
             if section != "unlabeled" and "label" in entry:
-                lists[section].append(entry)
+                lists[section].append(dict(entry))
             elif section in ("validation", "testing"):
-                # an unlabeled scan of a held-out patient would be trained on
-                dropped.append(case_name(entry))
+                left_out.append(case_name(entry))
             else:
                 lists["unlabeled"].append({"image": entry["image"]})
-    if dropped:
-        warnings.warn(
-            f"{len(dropped)} unlabeled images of patients in validation or testing are left out (using them would "
-            f"be a leak): {enumerated(dropped)}"
-        )
-    return lists
+    return lists, left_out

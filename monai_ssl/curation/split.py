@@ -15,18 +15,23 @@ import numpy as np
 
 from monai_ssl.curation.dealing import (
     Numbers,
+    Sides,
     by_patient,
     count,
+    deal,
+    deal_folds,
+    folds_numbers,
     lists_of,
     settled_numbers,
     visit_names,
     visit_pattern,
     visits,
+    with_labels,
 )
 from monai_ssl.curation.layouts import described, modality_names
 from monai_ssl.curation.pairing import find_folders, images_folder, is_decathlon, pair
 from monai_ssl.data.cases import Entry, image_files
-from monai_ssl.data.loading import load_datalist
+from monai_ssl.data.loading import fold_datalists, load_datalist
 from monai_ssl.data.partial import DRAWN, KEYS
 from monai_ssl.data.reading import read_label
 from monai_ssl.data.rules import map_advice
@@ -58,13 +63,21 @@ class SplitRequest:
     dealt to testing, validation, training and the unlabeled pool, in this order: with the same seed and the same
     ``n_validation`` and ``n_testing``, a larger ``n_labeled`` contains the smaller one.
 
+    With ``folds`` there is a datalist per fold, ``datalist-fold1.json`` and so on, and an index of them,
+    ``datalist-folds.json``. Testing is the same in all of them, every other labeled case validates in exactly one
+    (with ``n_validation``: in one at most), and the labeled cases of a fold are the next ones in the shuffled order, so
+    that they differ from fold to fold as well. Within a fold a larger ``n_labeled`` contains the smaller one.
+
     Attributes:
         source: a folder, searched with its subfolders, or a Decathlon ``dataset.json``.
         labels: folder of the labels, where it is not found by its name.
-        output: the datalist; None writes ``datalist.json`` into the folder (next to the ``dataset.json``).
+        output: the datalist; None writes ``datalist.json`` into the folder (next to the ``dataset.json``). With
+            ``folds`` the name to which ``-fold1`` and so on are added.
         n_labeled: labeled training cases; None takes all that validation and testing leave.
         n_validation: validation cases; None takes a fifth of the labeled ones, as far as ``n_labeled`` leaves some.
         n_testing: test cases.
+        folds: how many datalists of a cross-validation to write, at least 2; None: one datalist. ``n_validation`` then
+            counts the validation cases of every fold; None deals all labeled cases that testing leaves.
         seed: of the shuffle.
         patient_pattern: regular expression that finds the patient in the case's name (its first group, or all of
             it), such as ``patient\\d+``; then the three numbers count *patients*, and no patient is on two sides.
@@ -92,6 +105,7 @@ class SplitRequest:
     n_labeled: int | None = None
     n_validation: int | None = None
     n_testing: int = 0
+    folds: int | None = None
     seed: int = 0
     patient_pattern: str | None = None
     patients: str | Path | None = None
@@ -106,7 +120,7 @@ class SplitRequest:
         """Write the datalist. Paths in it are relative where the file lies below the datalist's folder, else absolute.
 
         Returns:
-            path of the datalist.
+            path of the datalist; with ``folds`` of the index, whose datalists :func:`fold_datalists` gives.
 
         Raises:
             DataError: if the source is of no known form, a folder is missing or without images, names cannot be paired,
@@ -139,8 +153,7 @@ class SplitRequest:
             # the images are in the folder that is named, or in a folder inside it
             labels = _folder("labels", self.labels)
             images = Path(os.path.abspath(images_folder(given)))
-        target = _target(Path(os.path.abspath(given)) / "datalist.json" if self.output is None else self.output,
-                         self.overwrite)  # fmt: skip
+        target = self._target(Path(os.path.abspath(given)))
         entries = pair(images, labels)
         told = described(given) if self.labels is None else None
         for remark in told.remarks if told else ():
@@ -160,7 +173,7 @@ class SplitRequest:
                 "from the folder"
             )
         folder = listed.path.parent
-        target = _target(folder / "datalist.json" if self.output is None else self.output, self.overwrite)
+        target = self._target(folder)
         entries = listed.training + listed.unlabeled
         return _Source(entries, folder, target, listed.labels or None, listed.description or None, listed.channels)
 
@@ -176,42 +189,96 @@ class SplitRequest:
                     f"--patient_pattern '{visit_pattern(names)}'"
                 )
         unit = "cases" if self.patient_pattern is None and self.patients is None else "patients"
-        total = sum(any("label" in entry for entry in group) for group in groups.values())
+        total = len(with_labels(groups))
         if not total:
             text = f"must hold labeled cases, got {len(source.entries)} images and no label"
             raise DataError(f"{source.root}: {text}: add labels")
         seed = count("seed", self.seed, 0, 2**32 - 1)
-        numbers = settled_numbers(total, self.n_labeled, self.n_validation, self.n_testing, unit)
-        lists = lists_of(groups, numbers, seed)
+        if self.folds is None:
+            numbers = settled_numbers(total, self.n_labeled, self.n_validation, self.n_testing, unit)
+            splits = [Sides(*deal(with_labels(groups), numbers.testing, numbers.validation or 0, seed))]
+        else:
+            numbers = folds_numbers(total, self.n_labeled, self.n_validation, self.n_testing, self.folds, unit)
+            splits = deal_folds(with_labels(groups), numbers.testing, numbers.validation, self.folds, seed)
+        dealt = [lists_of(groups, sides, numbers.labeled) for sides in splits]
+        if left_out := list(dict.fromkeys(name for _, names in dealt for name in names)):
+            warnings.warn(
+                f"{len(left_out)} unlabeled images of patients in validation or testing are left out (using them would "
+                f"be a leak): {enumerated(left_out)}"
+            )
 
         if self.slices not in (None, DRAWN):
             raise DataError(
                 f"slices must be {DRAWN!r}, got {self.slices!r}: list others in the entries of the datalist"
             )
-        for entry in (entry for entries in lists.values() for entry in entries if self.slices and "label" in entry):
+        every = [entry for lists, _ in dealt for entries in lists.values() for entry in entries]
+        for entry in (entry for entry in every if self.slices and "label" in entry):
             entry["slices"] = self.slices
 
-        # what the classes are called; only labels that training will read are opened
+        # what the classes are called; only labels that a training will read are opened
         label_names = source.label_names if self.label_names is None else self.label_names
         if label_names is None:
             ignored = source.ignore_label if self.ignore_label is None else self.ignore_label
-            label_names = infer_labels((entry["label"] for entry in lists["training"]), self.label_map, ignored)
+            files = dict.fromkeys(str(entry["label"]) for lists, _ in dealt for entry in lists["training"])
+            label_names = infer_labels(files, self.label_map, ignored)
         labels = _names(label_names)
 
-        description = source.description if self.description is None else self.description
-        content = {
-            "description": self._described(lists, unit) if description is None else description,
-            "labels": {str(value): labels[value] for value in sorted(labels)},
-            "numClasses": len(labels),
-            **({"modality": {str(i): name for i, name in enumerate(source.channels)}} if source.channels else {}),
-            "split": self._record(numbers, unit),
-            **{section: [_relative(entry, source.target.parent) for entry in lists[section]] for section in lists},
-        }
-        _write_json(source.target, content)
-        return source.target
+        record = self._record(numbers, unit)
+        contents = []
+        for number, (lists, _) in enumerate(dealt, 1):
+            fold = {} if self.folds is None else {"fold": number, "folds": self.folds}
+            description = source.description if self.description is None else self.description
+            if description is None:
+                description = self._described(lists, unit, number)
+            contents.append({
+                "description": description,
+                "labels": {str(value): labels[value] for value in sorted(labels)},
+                "numClasses": len(labels),
+                **({"modality": {str(i): name for i, name in enumerate(source.channels)}} if source.channels else {}),
+                "split": record | fold,
+                **{section: [_relative(entry, source.target.parent) for entry in lists[section]] for section in lists},
+            })  # fmt: skip
+        if self.folds is None:
+            _write_json(source.target, contents[0])
+            return source.target
+        return self._write_folds(source.target, contents, record)
 
-    def _described(self, lists: Mapping[str, Sequence[Entry]], unit: str) -> str:
+    def _write_folds(self, target: Path, contents: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> Path:
+        """The datalists, then the index: as long as there is none, the folds are not complete."""
+        index, *files = _fold_files(target, len(contents))
+        if index.is_file():
+            former = fold_datalists(index)
+            index.unlink()
+            for path in set(former) - set(files):  # of a split into more folds
+                path.unlink(missing_ok=True)
+        for path, content in zip(files, contents, strict=True):
+            _write_json(path, content)
+        sections = ("training", "unlabeled", "validation", "testing")
+        folds = [
+            {"fold": number, "datalist": path.name, **{section: len(content[section]) for section in sections}}
+            for number, (path, content) in enumerate(zip(files, contents, strict=True), 1)
+        ]
+        _write_json(index, {"folds": folds, "split": {**record, "folds": len(contents)}})
+        return index
+
+    def _target(self, folder: Path) -> Path:
+        named = folder / "datalist.json" if self.output is None else Path(self.output).expanduser()
+        path = Path(os.path.abspath(named))
+        if path.is_dir() or path.suffix.lower() != ".json":
+            raise DataError(
+                f"output must be a .json file, got {str(self.output)!r}: add a file name such as datalist.json"
+            )
+        if self.folds is not None:
+            count("folds", self.folds, 2)
+        for file in [path] if self.folds is None else _fold_files(path, self.folds):
+            if file.exists() and not self.overwrite:
+                raise DataError(f"output {file} exists already: choose another name, or replace it with {OVERWRITE}")
+        return path
+
+    def _described(self, lists: Mapping[str, Sequence[Entry]], unit: str, fold: int) -> str:
         text = ", ".join(f"{len(lists[section])} {section}" for section in lists) + f"; seed {self.seed}"
+        if self.folds is not None:
+            text += f", fold {fold} of {self.folds}"
         if unit == "cases":
             return text
         return f"{text}, split by patient ({self.patient_pattern or Path(str(self.patients)).name})"
@@ -315,13 +382,11 @@ def _folder(argument: str, value: str | Path) -> Path:
     return path
 
 
-def _target(output: str | Path, overwrite: bool) -> Path:
-    path = Path(os.path.abspath(Path(output).expanduser()))
-    if path.is_dir() or path.suffix.lower() != ".json":
-        raise DataError(f"output must be a .json file, got {str(output)!r}: add a file name such as datalist.json")
-    if path.exists() and not overwrite:
-        raise DataError(f"output {path} exists already: choose another name, or replace it with {OVERWRITE}")
-    return path
+def _fold_files(target: Path, folds: int) -> list[Path]:
+    """The index, and the datalist of every fold."""
+    width = len(str(folds))
+    names = ["folds", *(f"fold{number:0{width}d}" for number in range(1, folds + 1))]
+    return [target.with_name(f"{target.stem}-{name}.json") for name in names]
 
 
 def _names(label_names: Any) -> dict[int, str]:

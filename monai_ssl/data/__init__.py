@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .cases import case_name
     from .datalist import Datalist
     from .images import images_to_segment
-    from .loading import load_datalist
+    from .loading import fold_datalists, load_datalist
     from .monai_io import AtomicNibabelWriter
     from .pipelines import (
         plausible_flips,
@@ -46,6 +46,7 @@ _HOMES = {
     "case_name": "monai_ssl.data.cases",
     "dump_preset": "monai_ssl.data.preset",
     "images_to_segment": "monai_ssl.data.images",
+    "fold_datalists": "monai_ssl.data.loading",
     "load_datalist": "monai_ssl.data.loading",
     "load_preset": "monai_ssl.data.preset",
     "plausible_flips": "monai_ssl.data.pipelines",
@@ -79,6 +80,7 @@ __all__ = [
     "available_presets",
     "case_name",
     "dump_preset",
+    "fold_datalists",
     "images_to_segment",
     "load_datalist",
     "load_preset",

@@ -102,6 +102,27 @@ def load_datalist(
     return result
 
 
+def fold_datalists(index: str | Path) -> list[Path]:
+    """The datalists of a cross-validation, in the order of its folds.
+
+    Args:
+        index: what ``monai-ssl split --folds`` wrote, ``datalist-folds.json``.
+
+    Raises:
+        DataError: when the file is no such index, or names a file outside its folder.
+
+    Example:
+        >>> fold_datalists("scans/datalist-folds.json")  # doctest: +SKIP
+        [PosixPath('scans/datalist-fold1.json'), PosixPath('scans/datalist-fold2.json')]
+    """
+    path = _absolute(Path(index).expanduser())
+    folds = _read_json(path).get("folds") if path.is_file() else None
+    names = [fold.get("datalist") if isinstance(fold, dict) else None for fold in folds or ()]  # type: ignore[union-attr]
+    if not isinstance(folds, list) or not names or not all(isinstance(n, str) and Path(n).name == n for n in names):
+        raise DataError(f"{path}: must be the index of a cross-validation; write one with `monai-ssl split --folds 5`")
+    return [path.parent / str(name) for name in names]
+
+
 def _absolute(path: Path) -> Path:
     # not resolve(): a user's links stay as they wrote them
     return Path(os.path.abspath(path))
@@ -188,6 +209,9 @@ def _find_lists(content: Mapping[str, Any], path: Path) -> dict[str, list[Any]]:
         if cases or (close and isinstance(value, list)):
             advice = f"did you mean {close!r}?" if close else f"the lists are {', '.join(SECTIONS)}"
             raise DataError(f"{path}: unknown list {key[:60]!r}: {advice}")
+    if "training" not in content and isinstance(content.get("folds"), list):
+        names = enumerated([str(fold.get("datalist")) for fold in content["folds"] if isinstance(fold, dict)], 12)
+        raise DataError(f"{path}: is the index of a cross-validation, no datalist: name that of a fold, {names}")
     if "training" not in content:
         raise DataError(
             f"{path}: must hold a list 'training', got the keys {enumerated(sorted(content), 12) or '(none)'}: "

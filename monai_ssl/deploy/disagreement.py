@@ -62,8 +62,7 @@ class Doubt:
 class WatchedInferer:
     """An inferer that compares opinions about an image while it stitches their windows.
 
-    It stands where a :class:`~monai_ssl.engines.VolumeSegmenter` has its inferer: what it hands out is what the segmenter
-    would get without it.
+    It stands where a :class:`~monai_ssl.engines.VolumeSegmenter` has its inferer, and hands out the same.
 
     Args:
         inferer: stitches the windows of every opinion.
@@ -235,7 +234,12 @@ class DisagreementScorer:
 
     def __call__(self, image: str | Path) -> float:
         """Score of one image file: the disagreement, or the uncertainty where there is one opinion only."""
-        doubt = self.look(image).doubt
+        prepared: Tensor = self.segmenter.prepare(image)["image"].as_tensor()
+        network = self.segmenter.network.eval()
+        with torch.no_grad():
+            for _ in self.watched.sweep(prepared[None], network, self.segmenter.device):
+                pass
+        doubt = self.watched.doubt
         return doubt.uncertainty if doubt.disagreement is None else doubt.disagreement
 
     def look(self, image: Any) -> Look:

@@ -66,7 +66,9 @@ from monai_ssl.deploy.annotation.requests import (  # noqa: E402
 )
 from monai_ssl.deploy.disagreement import DisagreementScorer  # noqa: E402
 from monai_ssl.engines import VolumeSegmenter  # noqa: E402
+from monai_ssl.errors import DataError  # noqa: E402
 from monai_ssl.mistakes import users_mistake  # noqa: E402
+from monai_ssl.runs.ensemble import is_ensemble  # noqa: E402
 from monai_ssl.runs.folder import Run  # noqa: E402
 from monai_ssl.runs.pseudo_labels import Rules, Teacher, anatomy, draw  # noqa: E402
 
@@ -146,6 +148,12 @@ class TrainTask(BundleTrainTask):
             raise plain_exception(error) from None
 
     def _train(self, request: dict[str, Any], datastore: Any) -> dict[str, Any]:
+        if is_ensemble(Path(self.bundle_path)):
+            name = Path(self.bundle_path).name
+            raise DataError(
+                f"{name} is an ensemble of networks that were trained before; a training makes one network: train "
+                "another model of this app (`monai-ssl label-app --bundles` takes several)"
+            )
         request = training_request(request, tuple(self.bundle_config.get("displayable_configs") or ()))
         request["run_id"] = "run"
         self._request = request

@@ -14,9 +14,10 @@ import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from torch import Tensor, nn
 
 import monai_ssl
@@ -27,6 +28,9 @@ from monai_ssl.data.cases import image_files
 from monai_ssl.errors import DataError
 from monai_ssl.files import atomic_path, cell, text_of_cell
 from monai_ssl.reports.model_card import model_card, times
+
+if TYPE_CHECKING:
+    from monai_ssl.runs.ensemble import Members
 
 TOLERANCE = 1e-4
 CONFIGS = ("train.yaml", "inference.yaml")
@@ -249,8 +253,59 @@ def package_run(
         DataError: when the folder is not empty, the weights do not fit, or an exported network computes other values.
     """
     from monai_ssl.runs.folder import CHECKPOINT, MODEL
-    from monai_ssl.weights import load, save
+    from monai_ssl.weights import load
 
+    _check_names(output, name)
+    state = load(ckpt)
+    if ckpt.resolve() == (run / MODEL).resolve() and (run / CHECKPOINT).is_file():
+        # an unfinished run asked for more iterations than it made
+        done = load(run / CHECKPOINT).get("iteration")
+        record = {**record, "iteration": record.get("max_iterations") if done is None else done}
+    return _write_package(bundle, run / "preset.yaml", run, record, overrides, state, output, name, onnx)
+
+
+def package_ensemble(members: Members, output: str | Path, name: str | None = None, onnx: bool = False) -> Path:
+    """Write a self-contained bundle of several runs, which segments by the mean of their class probabilities.
+
+    ``configs/inference.yaml`` builds an :class:`~monai_ssl.networks.Ensemble`, and ``models/model.pt`` holds the
+    weights of all members. ``configs/train.yaml`` is that of the first one: a training trains one network.
+
+    Args:
+        members: the runs; scores of theirs, as an ensemble, go into the card where they are in ``members.folder``.
+        output: new folder; its last part is the bundle's name in MONAI Label.
+        name: title in metadata and model card; default: method and data set.
+        onnx: also write ``models/model.onnx``.
+
+    Returns:
+        the folder.
+
+    Raises:
+        DataError: as :func:`package_run`, and for members of your own bundles that are not all of one.
+    """
+    from monai_ssl.bundle.library import find_bundle, is_shipped
+
+    _check_names(output, name)
+    folders = {find_bundle(run.record.bundle) for run in members.runs}
+    if len(folders) > 1 and (own := sorted(str(folder) for folder in folders if not is_shipped(folder))):
+        raise DataError(f"run: a package holds the code of one bundle of your own, got {', '.join(own)} and others")
+    first = members.runs[0]
+    bundle, settings = first.settings(["train.yaml", "inference.yaml"], {})
+    del settings["dataset"]  # the package carries its own
+    facts = members.facts()
+    record = first.record.model_dump() | {"iteration": facts[0]["iteration"], "members": facts}
+    scores = members.folder
+    weights = members.contents()
+    return _write_package(
+        bundle, first.preset, scores, record, settings, members.weights(), output, name, onnx,
+        network_def=members.network_def(), only=weights,
+    )  # fmt: skip
+
+
+def _check_names(output: str | Path, name: str | None) -> None:
+    """
+    Raises:
+        DataError: when the folder is not empty, or a name cannot be one.
+    """
     target = Path(output).expanduser().resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise DataError(f"output: {target} exists and is not an empty folder; give a new one")
@@ -258,20 +313,48 @@ def package_run(
         raise DataError(f"output: the folder's name must be made of letters, digits, - and _, got {target.name!r}")
     if name is not None and name.strip().startswith(("$", "@", "%")):
         raise DataError(f"name: must not begin with $, @ or %, got {name!r}")
-    preset = _with_codes(load_preset(run / "preset.yaml"))
+
+
+def _write_package(
+    bundle: Path,
+    preset_file: Path,
+    scores: Path,
+    record: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    output: str | Path,
+    name: str | None,
+    onnx: bool,
+    network_def: Mapping[str, Any] | None = None,
+    only: Sequence[str] | None = None,
+) -> Path:
+    """The package, whole or not at all.
+
+    Args:
+        bundle: that was trained.
+        preset_file: of the data.
+        scores: folder with ``evaluation-*``.
+        record: of the run; ``members`` where there are several.
+        overrides: ids of the bundle's configs that the training had changed.
+        state: the weights.
+        output, name, onnx: as in :func:`package_run`.
+        network_def: the network that segments, where it is not the one that is trained.
+        only: of ``evaluation-*`` those of these weights.
+    """
+    from monai_ssl.weights import save
+
+    target = Path(output).expanduser().resolve()
+    preset = _with_codes(load_preset(preset_file))
     partial = target.with_name(f".{os.getpid()}-{target.name}")
     partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         head = HEAD.format(command="package", bundle=bundle.name)
         copy_files(bundle, partial, head)
-        state = load(ckpt)
-        if ckpt.resolve() == (run / MODEL).resolve() and (run / CHECKPOINT).is_file():
-            # an unfinished run asked for more iterations than it made
-            done = load(run / CHECKPOINT).get("iteration")
-            record = {**record, "iteration": record.get("max_iterations") if done is None else done}
         save({key: value.detach().cpu().contiguous() for key, value in state.items()}, partial / "models" / "model.pt")
         merge_preset(partial, preset, overrides, head)
-        results = _copy_results(run, partial / "docs" / "results")
+        if network_def is not None:
+            _set_network(partial / "configs", network_def)
+        results = _copy_results(scores, partial / "docs" / "results", only)
         data = _data_statistics(record, preset)
         metadata = _metadata(bundle, preset, record, results, data, name)
         _write_json(partial / "configs" / "metadata.json", metadata)
@@ -288,6 +371,16 @@ def package_run(
     return target
 
 
+def _set_network(configs: Path, network_def: Mapping[str, Any]) -> None:
+    """Make inference and evaluation use another network than the one that ``train.yaml`` trains."""
+    path = configs / "inference.yaml"
+    path.write_text(set_values(path.read_text(encoding="utf-8"), {"network_def": network_def}), encoding="utf-8")
+    path = configs / "evaluate.yaml"
+    block = yaml.safe_dump({"network_def": dict(network_def)}, sort_keys=False, width=110)
+    text = path.read_text(encoding="utf-8")
+    path.write_text(f"{text.rstrip()}\n# not the one that train.yaml trains\n{block}", encoding="utf-8")
+
+
 def _with_codes(preset: Preset) -> Preset:
     """Runs of earlier versions hold no codes: take those of the shipped preset with the same classes."""
     from monai_ssl.data import available_presets
@@ -302,13 +395,21 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _copy_results(run: Path, target: Path) -> dict[str, dict[str, Any]]:
-    """Scores per evaluated list, with numbered cases and without paths; also written to ``target``."""
+def _copy_results(run: Path, target: Path, only: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Scores per evaluated list, with numbered cases and without paths; also written to ``target``.
+
+    Args:
+        run: folder with ``evaluation-*``.
+        target: new folder.
+        only: scores of an ensemble count where its members' weights are these.
+    """
     found: dict[str, dict[str, Any]] = {}
     for folder in sorted(run.glob("evaluation-*")):
         if not (folder / "summary.json").is_file():
             continue
         content = read_json(folder / "summary.json")
+        if only is not None and (content["meta"].get("ensemble") or {}).get("weights") != list(only):
+            continue
         with open(folder / "per_case.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         numbers = {case: f"case-{k:03d}" for k, case in enumerate(dict.fromkeys(row["case"] for row in rows), 1)}
@@ -398,17 +499,22 @@ def _metadata(
     means = {section: block["summary"]["mean"]["dice"]["mean"] for section, block in results.items()}
     scores = {f"mean_dice_{section}": round(mean, 6) for section, mean in means.items() if mean is not None}
     _describe_data(meta, preset)
+    trained = f"trained {record.get('iteration', record.get('max_iterations'))} iterations with {bundle.name}"
+    description, method = f"{preset.description or preset.name}. {meta['description']}", meta["name"]
+    if members := record.get("members"):
+        names = " and ".join(dict.fromkeys(facts["bundle"] for facts in members))
+        trained = f"mean of {len(members)} networks trained with {names}"
+        method = f"{method}, ensemble of {len(members)}"
+        description += f" An ensemble: the mean of the class probabilities of {len(members)} networks ({names})."
     return meta | {
         "version": "1.0.0",
-        "changelog": {
-            "1.0.0": f"trained {record.get('iteration', record.get('max_iterations'))} iterations with {bundle.name}"
-        },
+        "changelog": {"1.0.0": trained},
         "monai_version": str(versions.get("monai") or meta["monai_version"]),
         "pytorch_version": str(versions.get("torch") or meta["pytorch_version"]).partition("+")[0],
         "numpy_version": str(versions.get("numpy") or meta["numpy_version"]),
         "required_packages_version": meta["required_packages_version"] | {"monai_ssl": monai_ssl.__version__},
-        "name": name or f"{preset.description or preset.name} ({meta['name']})",
-        "description": f"{preset.description or preset.name}. {meta['description']}",
+        "name": name or f"{preset.description or preset.name} ({method})",
+        "description": description,
         "data_source": f"{preset.description or preset.name}; not included",
         "image_classes": f"{', '.join(preset.channels)}; axes {preset.orientation or 'as stored'}; spacing {spacing}",
         "label_classes": classes,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ class Predictions:
 
 
 def predict(
-    run: str | Path | Run | None = None,
+    run: str | Path | Run | Sequence[str | Path | Run] | None = None,
     images: str | Path | None = None,
     output: str | Path = "segmentations",
     bundle: str | Path | None = None,
@@ -61,7 +62,8 @@ def predict(
     again, it continues with the images that are missing.
 
     Args:
-        run: folder that `monai-ssl train` or `monai-ssl package` wrote.
+        run: folder that `monai-ssl train` or `monai-ssl package` wrote. Several runs, one after the other, segment as
+            an ensemble: the mean of their class probabilities.
         images: folder of images, or one image.
         output: folder for NAME_seg.nii.gz (of a picture NAME_seg.png); with `dicom` for segmentation.dcm and .nii.gz.
         bundle: a packaged bundle (folder or .zip), instead of RUN.
@@ -88,7 +90,7 @@ def predict(
     Example:
         >>> predict("runs/dtc-left_atrium-seed0", "new_scans", "segmentations", uncertainty=True)  # doctest: +SKIP
     """
-    if bundle is not None and images is None and dicom is None and not isinstance(run, Run):
+    if bundle is not None and images is None and dicom is None and isinstance(run, (str, Path)):
         run, images = None, run  # predict --bundle DIR IMAGES: the first place is not a run's then
     if (run is None) == (bundle is None):
         raise UsageError("predict: give either RUN or --bundle DIR")
@@ -101,17 +103,9 @@ def predict(
     if target.exists() and not target.is_dir():
         raise DataError(f"output: must be a folder, got the file {target}")
 
-    from monai_ssl.bundle import library
     from monai_ssl.bundle.overrides import literal
 
-    place = run.folder if isinstance(run, Run) else Path(str(run if run is not None else bundle)).expanduser()
-    with library.opened(place) as source:
-        if (source / RECORD).is_file() or not (source / "configs" / "inference.yaml").is_file():
-            trained = Run.open(source)
-            folder, settings = trained.settings(["inference.yaml"], overrides)
-            settings["ckpt"] = literal(trained.weights(ckpt))
-        else:
-            folder, settings = source, _package_settings(source, ckpt, overrides)
+    with opened_model(run if run is not None else bundle, ckpt, overrides) as (folder, settings):
         if dicom is not None:
             asked = {"measurements": measurements, "uncertainty": uncertainty, "overwrite": overwrite,
                      "probabilities": probabilities, "seg_type": seg_type,
@@ -131,6 +125,46 @@ def predict(
             folder, settings | {"dataset_dir": literal(place), "output_dir": literal(target)}
         )
     return Predictions(target, written, reused, empty=empty)
+
+
+@contextmanager
+def opened_model(
+    model: Any, ckpt: str | Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folder of a bundle whose ``configs/inference.yaml`` segments, and the settings with which it does.
+
+    Args:
+        model: a run, several runs (an ensemble), or a packaged bundle, folder or .zip.
+        ckpt: other weights.
+        overrides: ids of ``configs/inference.yaml`` -> values.
+
+    Yields:
+        folder and settings; both are valid within the block only.
+
+    Raises:
+        DataError: when there is no such model, it has no weights, or the members of an ensemble do not agree.
+    """
+    from monai_ssl.bundle import library
+    from monai_ssl.bundle.overrides import literal
+    from monai_ssl.runs.ensemble import members_of
+
+    configs, overrides = ["inference.yaml"], overrides or {}
+    members = members_of(model)
+    if members is not None:
+        if ckpt is not None:
+            raise UsageError("predict: --ckpt goes with one run")
+        folder, settings = members.settings(configs, overrides)
+        with members.weights_file() as file:
+            yield folder, settings | {"ckpt": literal(file)}
+        return
+    place = model.folder if isinstance(model, Run) else Path(str(model)).expanduser()
+    with library.opened(place) as source:
+        if (source / RECORD).is_file() or not (source / "configs" / "inference.yaml").is_file():
+            trained = Run.open(source)
+            folder, settings = trained.settings(configs, overrides)
+            yield folder, settings | {"ckpt": literal(trained.weights(ckpt))}
+        else:
+            yield source, _package_settings(source, ckpt, overrides)
 
 
 def _predict_dicom(

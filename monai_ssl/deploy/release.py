@@ -12,7 +12,7 @@ from monai_ssl.runs.train import american_overrides
 
 
 def package(
-    run: str | Path | Run,
+    run: str | Path | Run | Sequence[str | Path | Run],
     output: str | Path,
     name: str | None = None,
     onnx: bool = False,
@@ -21,7 +21,8 @@ def package(
     """Make a self-contained bundle from a trained run: weights, exported networks, configs, model card.
 
     Args:
-        run: folder that `monai-ssl train` wrote; evaluate it first, so that the model card has scores.
+        run: folder that `monai-ssl train` wrote; evaluate it first, so that the model card has scores. Several runs,
+            one after the other, become one bundle that segments by the mean of their class probabilities.
         output: new folder.
         name: title of the model; default: data set and method.
         onnx: also export ONNX.
@@ -36,13 +37,18 @@ def package(
     Example:
         >>> package("runs/dtc-left_atrium-seed0", "left_atrium_segmentation")  # doctest: +SKIP
     """
-    trained = Run.open(run)
+    from monai_ssl.deploy.package import package_ensemble, package_run
+    from monai_ssl.runs.ensemble import members_of
+
+    members = members_of(run)
+    if members is not None:
+        if ckpt is not None:
+            raise UsageError("package: --ckpt goes with one run")
+        return package_ensemble(members, output, name, onnx)
+    trained = Run.open(run)  # type: ignore[arg-type]
     folder, settings = trained.settings(["train.yaml", "inference.yaml"], {})
     del settings["dataset"]  # the package carries its own
     weights = trained.weights(ckpt)
-
-    from monai_ssl.deploy.package import package_run
-
     return package_run(folder, trained.folder, trained.record.model_dump(), settings, weights, output, name, onnx)
 
 

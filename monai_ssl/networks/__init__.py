@@ -5,6 +5,7 @@ from monai_ssl.networks.cross_sample import CrossSampleAttention, CrossSampleNet
 from monai_ssl.networks.discriminator import Discriminator
 from monai_ssl.networks.ema import EMATeacher
 from monai_ssl.networks.encoder_decoder import EncoderDecoder
+from monai_ssl.networks.ensemble import Ensemble
 from monai_ssl.networks.heads import DualTaskNetwork, DualTaskVNet
 from monai_ssl.networks.initialization import initialize
 from monai_ssl.networks.literature import literature_dual_task_network, literature_network
@@ -24,6 +25,7 @@ __all__ = [
     "DualTaskVNet",
     "EMATeacher",
     "EncoderDecoder",
+    "Ensemble",
     "FeatureNetwork",
     "MemoryBank",
     "MultiHeadNetwork",

@@ -37,7 +37,8 @@ def model_card(
         meta: content of the package's ``metadata.json``.
         preset: the data set.
         record: content of the run's ``run.json``; ``iteration``, where it is given, counts the iterations of the
-            packaged weights, which are fewer than ``max_iterations`` in an unfinished run.
+            packaged weights, which are fewer than ``max_iterations`` in an unfinished run; ``members``, where the mean
+            of several networks is packaged, holds bundle, seed and iterations of each.
         results: per evaluated list, a block with ``summary`` (see :func:`~monai_ssl.metrics.summarize`).
         data: ``counts`` of cases per list; ``spacing`` and ``shape`` of the training images as three rows: minimum,
             median, maximum.
@@ -61,6 +62,9 @@ def model_card(
     versions = record.get("versions", {})
     asked = record.get("max_iterations")
     done = record.get("iteration")
+    unfinished = done is not None and done != asked
+    if record.get("members"):
+        unfinished = any(facts["iteration"] != facts["max_iterations"] for facts in record["members"])
     return render_markdown(
         "model_card.md.j2",
         name=meta["name"],
@@ -77,8 +81,9 @@ def model_card(
         bundle=Path(str(record["bundle"])).name,
         iteration=asked if done is None else done,
         max_iterations=asked,
-        unfinished=done is not None and done != asked,
+        unfinished=unfinished,
         seed=record["overrides"].get("seed", 0),
+        members=members_table(record["members"]) if record.get("members") else None,
         patch=times(preset.patch_size),
         versions=f"monai_ssl {versions.get('monai_ssl')}, MONAI {versions.get('monai')}, "
         f"PyTorch {versions.get('torch')}",
@@ -96,6 +101,15 @@ def model_card(
         drawn=", ".join(list(preset.labels.values())[1:]),
         references=list(meta.get("references", [])),
     )
+
+
+def members_table(members: Iterable[Mapping[str, Any]]) -> Table:
+    """The networks of an ensemble."""
+    rows = [
+        [str(number), facts["bundle"], str(facts["seed"]), f"{facts['iteration']} of {facts['max_iterations']}"]
+        for number, facts in enumerate(members, 1)
+    ]
+    return Table(["network", "bundle", "seed", "iterations"], rows, (0, 1))
 
 
 def score_table(summary: Mapping[str, Any]) -> Table:

@@ -40,7 +40,10 @@ WEIGHT = "method#unsupervised_weight"
 # what every complete record states: where it is missing it is unknown, not the default
 STATED = {"bundle", "dataset", "datalist", "flavor", "max_iterations", "test_time_augmentation"}
 # entries of run.json that say where and when, not how a run was trained
-NO_SETTINGS = {"command", "status", "machine", "versions", "overrides", "dataset_dir", "iteration", "resolved"}
+NO_SETTINGS = {
+    "command", "repeat", "status", "machine", "versions", "overrides", "dataset_dir", "iteration", "resolved",
+    "members", "n_labeled",
+}  # fmt: skip
 NO_OVERRIDES = {"num_workers", "device", "resume", "output_dir", "save_interval", "val_interval", "tensorboard"}
 LOGS = ("training.csv", "validation.csv")
 
@@ -74,6 +77,7 @@ class Training:
         iteration: iterations of the scored weights; None where nobody knows.
         max_iterations: iterations that were asked for.
         n_labeled: labeled cases; None where the datalist is gone.
+        members: how many trainings; more than one where the mean of several networks was scored.
         resolved: what the training came to use, defaults included, as far as its checkpoint says; wins over settings.
 
     Example:
@@ -88,6 +92,7 @@ class Training:
     max_iterations: int | None = None
     n_labeled: int | None = None
     resolved: Mapping[str, Any] = field(default_factory=dict)
+    members: int = 1
 
     @classmethod
     def of(cls, record: Mapping[str, Any], iteration: int | None = None) -> Training:
@@ -104,10 +109,14 @@ class Training:
             iteration = record.get("iteration")
         if iteration is None and record.get("status") == "complete":
             iteration = record.get("max_iterations")
-        n_labeled = None
+        members = len(record.get("members") or [None])
+        if members > 1:
+            settings["networks averaged"] = members
+        n_labeled = record.get("n_labeled")
         with contextlib.suppress(DataError, KeyError, OSError):
             n_labeled = load_datalist(record["datalist"], record["dataset_dir"]).counts()["training"]
-        return cls(settings, iteration, record.get("max_iterations"), n_labeled, record.get("resolved") or {})
+        return cls(settings, iteration, record.get("max_iterations"), n_labeled, record.get("resolved") or {},
+                   members)  # fmt: skip
 
     @property
     def bundle(self) -> str:
@@ -122,7 +131,11 @@ class Training:
     @property
     def unsupervised_weight(self) -> float:
         """Factor of the unsupervised terms; 1 where it was not changed."""
-        return float(self.settings.get(WEIGHT, 1.0))
+        value = self.settings.get(WEIGHT, 1.0)
+        try:
+            return float(value)
+        except ValueError:  # several, of an ensemble
+            return 1.0
 
     @property
     def uses_unlabeled(self) -> bool:
@@ -283,6 +296,8 @@ def report_run(results: str | os.PathLike[str], name: str | None = None, role: s
     logs = [(run / log if (run := run_folder(folder, meta)) else None) for log in LOGS]
     role = role or "method"
     bundle = training.bundle if training is not None else run_name(folder, meta)
+    if training is not None and training.members > 1:
+        bundle += f", {training.members} networks"
     return ReportRun(
         name=name or TITLES[role].format(bundle=bundle),
         results=folder,
@@ -296,6 +311,8 @@ def report_run(results: str | os.PathLike[str], name: str | None = None, role: s
 
 def run_folder(results: Path, meta: Mapping[str, Any]) -> Path | None:
     """Folder of the run whose weights were scored: that of the weights, else the one around the results."""
+    if meta.get("ensemble"):
+        return None  # of many
     for folder in (Path(str(meta.get("ckpt", ""))).parent, results.resolve().parent):
         if (folder / "run.json").is_file():
             return folder

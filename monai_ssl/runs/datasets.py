@@ -101,16 +101,20 @@ class Split:
     """What :func:`split` wrote.
 
     Attributes:
-        datalist: the cases of the new datalist; ``datalist.path`` is the file.
+        datalist: the cases of the new datalist, or of the first fold's; ``datalist.path`` is the file.
         preset: YAML of the proposed preset, or of the one that was there already; None where none could be proposed.
         reasons: why each value of the proposal was chosen; empty where an existing preset was kept.
         remark: why there is no proposal; empty otherwise.
+        folds: of a cross-validation, the cases of every fold; empty otherwise.
+        index: of a cross-validation, the file that names its datalists.
     """
 
     datalist: Datalist
     preset: Path | None
     reasons: tuple[str, ...] = ()
     remark: str = ""
+    folds: tuple[Datalist, ...] = ()
+    index: Path | None = None
 
     @property
     def path(self) -> Path:
@@ -120,6 +124,8 @@ class Split:
 
     def __repr__(self) -> str:
         preset = None if self.preset is None else str(self.preset)
+        if self.index is not None:
+            return f"Split({str(self.index)!r}, {len(self.folds)} folds, preset={preset!r})"
         return f"Split({str(self.path)!r}, {counted(self.datalist.counts())}, preset={preset!r})"
 
 
@@ -131,6 +137,7 @@ def split(
     n_labeled: int | None = None,
     n_validation: int | None = None,
     n_testing: int = 0,
+    folds: int | None = None,
     seed: int = 0,
     patient_pattern: str | None = None,
     patients: str | Path | None = None,
@@ -148,12 +155,15 @@ def split(
 
     Args:
         source: folder with images and labels, or a Decathlon dataset.json.
-        output: the datalist to write; default: datalist.json in the folder of the data.
+        output: the datalist to write; default: datalist.json in the folder of the data; `folds` adds -fold1 and so on.
         images: folder of the images, instead of SOURCE.
         labels: folder of the labels, where it is not found by its name.
         n_labeled: labeled training cases; the other labeled cases become unlabeled.
-        n_validation: validation cases; default: a fifth of the labeled ones.
+        n_validation: validation cases; default: a fifth of the labeled ones; with `folds` those of every fold,
+            together all labeled ones.
         n_testing: test cases.
+        folds: cross-validation: write this many datalists, in each of which other cases validate, and the index
+            datalist-folds.json; the test cases are the same in all.
         seed: the same seed gives the same split on every machine.
         patient_pattern: regular expression that finds the patient in a case's name, so that no patient is on two
             sides; the numbers then count patients.
@@ -187,7 +197,7 @@ def split(
     from monai_ssl.curation.layouts import described
     from monai_ssl.curation.propose import propose_preset, write_preset
     from monai_ssl.curation.split import make_split
-    from monai_ssl.data.loading import load_datalist
+    from monai_ssl.data.loading import fold_datalists, load_datalist
 
     if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
         raise UsageError(f"--ignore_label: must be a whole number, got {ignore_label!r}")
@@ -202,6 +212,7 @@ def split(
         n_labeled=n_labeled,
         n_validation=n_validation,
         n_testing=n_testing,
+        folds=folds,
         seed=seed,
         patient_pattern=patient_pattern,
         patients=patients,
@@ -211,18 +222,20 @@ def split(
         slices=slices,
         overwrite=overwrite,
     )
-    cases = load_datalist(path)
+    index = path if folds is not None else None
+    lists = tuple(map(load_datalist, fold_datalists(path))) if folds is not None else ()
+    cases = lists[0] if lists else load_datalist(path)
     proposed = target or path.parent / "preset.yaml"
     if target is None and proposed.exists():
-        return Split(cases, proposed)
+        return Split(cases, proposed, folds=lists, index=index)
     try:
         entries = cases.training + cases.unlabeled
         channels = cases.channels or None
         proposal = propose_preset(entries, cases.labels, channels, _whole(label_map), ignore_label)
     except DataError as error:
-        return Split(cases, None, remark=str(error))
+        return Split(cases, None, remark=str(error), folds=lists, index=index)
     write_preset(proposed, proposal)
-    return Split(cases, proposed, tuple(proposal.reasons))
+    return Split(cases, proposed, tuple(proposal.reasons), folds=lists, index=index)
 
 
 def _whole(label_map: Mapping[Any, Any] | None) -> dict[int, int] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -63,7 +64,7 @@ class Evaluation:
 
 
 def evaluate(
-    run: str | Path | Run | None = None,
+    run: str | Path | Run | Sequence[str | Path | Run] | None = None,
     section: Literal["testing", "validation", "training"] = "testing",
     output: str | Path | None = None,
     dataset_dir: str | Path | None = None,
@@ -74,14 +75,16 @@ def evaluate(
     ckpt: str | Path | None = None,
     **overrides: Any,
 ) -> Evaluation:
-    """Score a trained run, or a folder of segmentations, on the original grid of the labels.
+    """Score a trained run, several as one, or a folder of segmentations, on the original grid of the labels.
 
     Writes per_case.csv, summary.json and report.html; with `against` also interval and paired Wilcoxon test.
 
     Args:
-        run: folder that `monai-ssl train` wrote (or give `predictions`).
+        run: folder that `monai-ssl train` wrote (or give `predictions`). Several, one after the other, are scored as an
+            ensemble: the mean of their class probabilities.
         section: list of the datalist that is scored: testing, validation or training.
-        output: folder for results; default: RUN/evaluation-SECTION.
+        output: folder for results; default: RUN/evaluation-SECTION; of several runs ensemble-NAMES/evaluation-SECTION
+            beside them.
         dataset_dir: folder of the data; default: the training's.
         datalist: default: the training's.
         predictions: score these files (named CASE_seg.nii.gz or like the images) instead of running a network.
@@ -105,35 +108,41 @@ def evaluate(
         raise UsageError(f"section: must be testing, validation or training, got {section!r}")
     if predictions is not None and overrides:
         raise UsageError(f"evaluate: unknown option --{next(iter(overrides))} (with --predictions)")
-    settings: dict[str, Any] = {}
-    run = None if run is None else Run.open(run)
+    from monai_ssl.runs.ensemble import members_of
+
+    members = members_of(run)
+    if members is not None and ckpt is not None:
+        raise UsageError("evaluate: --ckpt goes with one run")
+    run = None if run is None else members.runs[0] if members is not None else Run.open(run)  # type: ignore[arg-type]
     other = None if against is None else scored("against", against)  # before the work, not after it
     if run is not None:
         from monai_ssl.bundle.overrides import handed_on, literal, merged_config
         from monai_ssl.data.loading import load_datalist
 
         configs = ["train.yaml", "evaluate.yaml"]
-        folder, settings = run.settings(configs, overrides)
+        folder, settings = (members or run).settings(configs, overrides)
         data = Path(dataset_dir or run.record.dataset_dir).expanduser().resolve()
         cases = load_datalist(datalist or run.record.datalist, data)
-        cases.require(section)
+        entries = cases.require(section)
+        if members is not None and section != "training":
+            members.refuse_known_cases(entries, section)
         settings = handed_on(merged_config(folder, configs), cases=cases) | settings
-        settings |= {
-            "dataset_dir": literal(data),
-            "datalist": literal(str(cases.path)),
-            "section": section,
-            "ckpt": literal(run.weights(ckpt)),
-        }
+        settings |= {"dataset_dir": literal(data), "datalist": literal(str(cases.path)), "section": section}
 
     from monai_ssl.reports import report_evaluation
-    from monai_ssl.runs.scoring import evaluate_predictions, evaluate_run
+    from monai_ssl.runs.scoring import evaluate_ensemble, evaluate_predictions, evaluate_run
 
     if run is None:
         results = evaluate_predictions(
             predictions, str(dataset or "left_atrium"), dataset_dir, datalist, section, output  # type: ignore[arg-type]
         )  # fmt: skip
     else:
-        results = evaluate_run(folder, run.folder, settings, Path(output) if output else None)
+        target = None if output is None else Path(output)
+        if members is None:
+            results = evaluate_run(folder, run.folder, settings | {"ckpt": literal(run.weights(ckpt))}, target)
+        else:
+            with members.weights_file() as file:
+                results = evaluate_ensemble(folder, members, settings | {"ckpt": literal(file)}, target)
     report_evaluation(results, other)
     return Evaluation(results, other)
 

@@ -18,6 +18,7 @@ from monai_ssl.runs.folder import Run
 
 if TYPE_CHECKING:
     from monai_ssl.data.preset import Preset
+    from monai_ssl.runs.ensemble import Members
 
 
 def evaluate_run(
@@ -29,16 +30,32 @@ def evaluate_run(
     """Run the bundle's evaluation; returns the results folder with ``predictions/`` in it."""
     results = (output or run / f"evaluation-{settings['section']}").expanduser().resolve()
     run_bundle(bundle, ["train.yaml", "evaluate.yaml"], {**settings, "output_dir": literal(results)})
-    read = read_results(results)
-    facts = training_facts(Run(run), read.meta.get("ckpt"))
+    _add_training(results, training_facts(Run(run), read_results(results).meta.get("ckpt")))
+    return results
+
+
+def evaluate_ensemble(bundle: Path, members: Members, settings: Mapping[str, Any], output: Path | None = None) -> Path:
+    """Run the evaluation of the first member's bundle with the network of all; returns the results folder."""
+    results = (output or members.folder / f"evaluation-{settings['section']}").expanduser().resolve()
+    run_bundle(bundle, ["train.yaml", "evaluate.yaml"], {**settings, "output_dir": literal(results)})
+    places = [str(run.folder) for run in members.runs]
+    seeds = list(dict.fromkeys(facts["seed"] for facts in members.facts()))
+    # the weights lay in a file that is gone; what is left of them are the members and their content
+    _add_training(results, members.training(), ckpt=None, seed=seeds[0] if len(seeds) == 1 else seeds,
+                  ensemble={"members": places, "weights": members.contents()})  # fmt: skip
+    return results
+
+
+def _add_training(results: Path, facts: dict[str, Any], **meta: Any) -> None:
+    """Note what the scored weights were trained with, and that they are unfinished where they are."""
     done, total = facts.get("iteration"), facts.get("max_iterations")
     if None in (done, total) or done == total:
-        add_meta(results, training=facts)
-        return results
+        add_meta(results, training=facts, **meta)
+        return
+    read = read_results(results)
     # the table of cases travels alone, into spreadsheets: it says so in every row
     rows = [{**row, "weights": f"unfinished: iteration {done} of {total}"} for row in read.rows]
-    write_results(results, rows, {**read.meta, "training": facts})
-    return results
+    write_results(results, rows, {**read.meta, "training": facts, **meta})
 
 
 def training_facts(run: Run, ckpt: str | Path | None = None) -> dict[str, Any]:

@@ -224,7 +224,7 @@ def _folder(preset: Preset, cases: Datalist, seed: int) -> Path:
     from monai_ssl.runs.train import default_folder
 
     assert cases.dataset_dir is not None
-    return default_folder("self-train", preset, cases.dataset_dir, seed).resolve()
+    return default_folder("self-train", preset, cases.dataset_dir, seed, cases.path).resolve()
 
 
 def _floors_options(overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,8 @@ def train(
         datalist: JSON inside it (or a path); `monai-ssl split` writes one.
         dataset: preset: left_atrium, hippocampus, phantom, ..., or the path of your own YAML; default: what the
             bundle names (left_atrium), or carries in it (a packaged one).
-        output: folder of the run; default: runs/BUNDLE-PRESET-FOLDER-seedSEED.
+        output: folder of the run; default: runs/BUNDLE-PRESET-FOLDER-seedSEED; of a fold's datalist
+            runs/BUNDLE-PRESET-FOLDER-fold1-seedSEED.
         init: warm start: the network begins with the weights of this run (its folder) or file, as far as they fit.
         check: read all scans first and stop at bad data (seconds); False skips it.
         gpus: that train together, a process each; batch sizes are those of one process.
@@ -97,7 +98,7 @@ def train(
     cases = load_datalist(datalist, dataset_dir)
     cases.require("training")
     folder = Path(dataset_dir).expanduser().resolve()
-    run = Run(output or default_folder(home.name, preset, folder, overrides.get("seed", 0)))
+    run = Run(output or default_folder(home.name, preset, folder, overrides.get("seed", 0), cases.path))
     settings: dict[str, Any] = {
         "dataset": literal(source) if isinstance(source, str) else source,
         "dataset_dir": literal(folder),
@@ -243,12 +244,13 @@ def verified(
     return cases
 
 
-def default_folder(bundle: str, preset: Preset, data: Path, seed: Any) -> Path:
-    """``runs/dtc-left_atrium-scans-seed0``: what tells trainings apart, the folder of the data among it."""
+def default_folder(bundle: str, preset: Preset, data: Path, seed: Any, datalist: Path | None = None) -> Path:
+    """``runs/dtc-left_atrium-scans-seed0``: what tells trainings apart, folder and fold of the data among it."""
     from monai_ssl.data.preset import available_presets
 
     names = [name for name in (preset.name, data.name) if name in available_presets() or name == data.name]
-    return Path("runs") / "-".join([bundle, *dict.fromkeys(names), f"seed{seed}"])
+    fold = re.search(r"-(fold\d+)$", "" if datalist is None else datalist.stem)
+    return Path("runs") / "-".join([bundle, *dict.fromkeys(names), *([fold[1]] if fold else []), f"seed{seed}"])
 
 
 def _pseudo_labels(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> Path | None:

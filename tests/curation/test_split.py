@@ -13,7 +13,7 @@ import pytest
 
 from monai_ssl.curation.split import SplitRequest, infer_labels, make_split
 from monai_ssl.data.cases import case_name, image_files
-from monai_ssl.data.loading import load_datalist
+from monai_ssl.data.loading import fold_datalists, load_datalist
 from monai_ssl.errors import DataError
 
 
@@ -517,3 +517,109 @@ def test_acdc_patients(tmp_path):
     found = names(path)
     assert [len(found[section]) for section in found] == [14, 126, 20, 0]
     assert len(patients(found["training"])) == 7
+
+
+# ------------------------------------------------------------------------------------------------------------- folds
+
+
+def fold_names(index: Path) -> list[dict[str, list[str]]]:
+    return [names(path) for path in fold_datalists(index)]
+
+
+class TestFolds:
+    def test_every_labeled_case_validates_once_and_testing_is_shared(self, tmp_path):
+        root = folder(tmp_path, CASES, ["extra"])
+        index = make_split(root, folds=3, n_labeled=4, n_testing=4)
+        assert index == root / "datalist-folds.json"
+        assert [path.name for path in fold_datalists(index)] == [f"datalist-fold{k}.json" for k in (1, 2, 3)]
+        assert not (root / "datalist.json").exists()
+        found = fold_names(index)
+        validated = [case for fold in found for case in fold["validation"]]
+        assert sorted([*validated, *found[0]["testing"]]) == CASES
+        assert {tuple(fold["testing"]) for fold in found} == {tuple(found[0]["testing"])}
+        assert sorted(len(fold["validation"]) for fold in found) == [5, 5, 6]
+        for fold in found:
+            assert len(fold["training"]) == 4
+            assert sorted(case for cases in fold.values() for case in cases) == sorted([*CASES, "extra"])
+        assert len({case for fold in found for case in fold["training"]}) == 12  # other labels in every fold
+
+    def test_the_first_fold_is_the_plain_split(self, tmp_path):
+        root = folder(tmp_path, CASES)
+        index = make_split(root, folds=2, n_labeled=4, n_validation=3, n_testing=2)
+        plain = make_split(root, n_labeled=4, n_validation=3, n_testing=2)
+        assert fold_names(index)[0] == names(plain)
+
+    def test_more_labels_contain_fewer(self, tmp_path):
+        root = folder(tmp_path, CASES)
+        few, more, all_ = (
+            fold_names(make_split(root, output=tmp_path / f"{n}.json", folds=4, n_labeled=n)) for n in (2, 8, None)
+        )
+        for a, b, c in zip(few, more, all_, strict=True):
+            assert set(a["training"]) < set(b["training"]) < set(c["training"])
+            assert a["validation"] == b["validation"] == c["validation"]
+        assert (tmp_path / "2-fold4.json").is_file()
+
+    def test_patients_stay_on_one_side(self, tmp_path):
+        index = make_split(frames(tmp_path), folds=4, patient_pattern=r"patient\d+", n_testing=2)
+        for fold in fold_names(index):
+            sides = [{case.partition("_")[0] for case in cases} for cases in fold.values()]
+            assert all(not a & b for number, a in enumerate(sides) for b in sides[:number])
+        assert json.loads(index.read_text())["split"]["unit"] == "patients"
+
+    def test_numbers_in_the_index_are_those_of_the_datalists(self, tmp_path):
+        index = make_split(folder(tmp_path, CASES), folds=11, n_labeled=3, seed=5)
+        content = json.loads(index.read_text())
+        assert content["folds"][0]["datalist"] == "datalist-fold01.json"
+        for entry, path in zip(content["folds"], fold_datalists(index), strict=True):
+            assert load_datalist(path).counts() == {key: entry[key] for key in load_datalist(path).counts()}
+            split = json.loads(path.read_text())["split"]
+            assert (split["fold"], split["folds"], split["seed"]) == (entry["fold"], 11, 5)
+
+    def test_options_hold_in_every_fold(self, tmp_path):
+        root = folder(tmp_path, CASES)
+        index = make_split(root, folds=2, n_labeled=2, label_names={1: "atrium"}, slices="drawn", description="mine")
+        for path in fold_datalists(index):
+            content = json.loads(path.read_text())
+            assert content["labels"] == {"0": "background", "1": "atrium"}
+            assert content["description"] == "mine"
+            assert {entry["slices"] for entry in content["training"] + content["validation"]} == {"drawn"}
+
+    def test_classes_are_those_of_all_folds(self, tmp_path):
+        root = folder(tmp_path, CASES)
+        save(root / "labels" / f"{CASES[1]}.nii.gz", 0, 1, 2)
+        index = make_split(root, folds=4)
+        assert all(len(load_datalist(path).labels) == 3 for path in fold_datalists(index))
+
+    def test_replaced_as_a_whole(self, tmp_path):
+        root = folder(tmp_path, CASES)
+        index = make_split(root, folds=4)
+        with pytest.raises(DataError, match=r"datalist-folds.json exists already.*--overwrite"):
+            make_split(root, folds=2)
+        make_split(root, folds=2, overwrite=True)
+        assert sorted(path.name for path in root.glob("*.json")) == [
+            "datalist-fold1.json", "datalist-fold2.json", "datalist-folds.json"
+        ]  # fmt: skip
+        assert len(fold_datalists(index)) == 2
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"folds": 1}, "folds must be an integer of at least 2, got 1"),
+            ({"folds": 21}, "folds must be at most 20"),
+            ({"folds": 5, "n_testing": 16}, "n_testing must be at most 15"),
+            ({"folds": 5, "n_labeled": 17}, "n_labeled must be at most 16"),
+            ({"folds": 5, "n_validation": 5}, "n_validation must be at most 4"),
+            ({"folds": 5, "n_validation": 0}, "n_validation must be an integer of at least 1"),
+        ],
+    )
+    def test_errors_name_number_and_rule(self, tmp_path, changes, words):
+        with pytest.raises(DataError, match=words):
+            make_split(folder(tmp_path, CASES), **changes)
+
+    def test_an_index_is_no_datalist_and_a_datalist_no_index(self, tmp_path):
+        index = make_split(folder(tmp_path, CASES), folds=2)
+        with pytest.raises(DataError, match=r"index of a cross-validation.*datalist-fold1.json"):
+            load_datalist(index)
+        for path in (tmp_path / "datalist-fold1.json", tmp_path / "nowhere.json"):
+            with pytest.raises(DataError, match="must be the index"):
+                fold_datalists(path)

@@ -169,6 +169,8 @@ def test_thedefault_folder_tells_data_sets_apart(tmp_path, tiny_phantom, monkeyp
     assert str(default_folder("dtc", own, Path("/a/heart"), 3)) == "runs/dtc-heart-seed3"
     assert str(default_folder("dtc", load_preset("phantom"), Path("/a/heart"), 0)) == "runs/dtc-phantom-heart-seed0"
     assert str(default_folder("dtc", load_preset("phantom"), Path("/a/phantom"), 0)) == "runs/dtc-phantom-seed0"
+    fold = default_folder("dtc", own, Path("/a/liver"), 0, Path("/lists/datalist-fold02.json"))
+    assert str(fold) == "runs/dtc-liver-fold02-seed0"
 
 
 def test_adefault_folder_is_not_taken_from_other_data(first, tiny_phantom, tmp_path, monkeypatch):
