@@ -10,6 +10,8 @@ from monai_ssl.networks.heads import DualTaskNetwork
 from monai_ssl.networks.unet import UNet
 from monai_ssl.networks.vnet import VNet
 
+PLANS = ("v_net", "u_net", "u_net_3d")
+
 __all__ = ["TappedNetwork", "literature_dual_task_network", "literature_network"]
 
 
@@ -22,6 +24,7 @@ def literature_network(
     gates: bool = False,
     alternative: bool = False,
     gate_norm: bool = True,
+    plan: str | None = None,
 ) -> EncoderDecoder:
     """The network that the semi-supervised literature uses: V-Net for volumes, SSL4MIS's U-Net for slices.
 
@@ -30,12 +33,14 @@ def literature_network(
         in_channels: channels of the image.
         out_channels: channels of the logits.
         base_channels: channels at full resolution; they double at each of the four coarser scales.
-        dropout: None: as published (V-Net 0.5, U-Net 0.05 to 0.5 by scale). A number: at the coarsest scale and at
-            the end.
+        dropout: None: as published (V-Net 0.5, U-Net 0.05 to 0.5 by scale, 3D U-Net 0.3). A number: at the coarsest
+            scale and at the end.
         gates: attention gates on the skip connections (TAC).
         alternative: the decoder of a second network that shall differ from the first one: V-Net with trilinear
             instead of transposed upsampling, U-Net the other way round (MC-Net, CAML).
         gate_norm: batch normalization inside the gates, as released; False: none, as TAC's Eq. 2 prints them.
+        plan: ``"v_net"``, ``"u_net"`` or ``"u_net_3d"`` (:meth:`~monai_ssl.networks.UNet.literature_3d`, with which
+            SSL4MIS, URPC and UG-MCL's code train volumes); None: by the number of dimensions.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -46,23 +51,47 @@ def literature_network(
         >>> sum(p.numel() for p in literature_network(2, out_channels=4).parameters())
         1813764
     """
-    if spatial_dims == 2:
-        options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
-        decoders = ("transpose",) if alternative else ("linear",)
-        channels = [base_channels * 2**i for i in range(5)]
-        return UNet.literature_2d(
-            in_channels, out_channels, channels=channels, decoders=decoders, gates=gates, gate_norm=gate_norm, **options
+    plan = plan_of(spatial_dims, plan)
+    if plan == "v_net":
+        return VNet(
+            spatial_dims,
+            in_channels,
+            out_channels,
+            base_channels,
+            dropout=0.5 if dropout is None else dropout,
+            decoders=("linear",) if alternative else ("transpose",),
+            gates=gates,
+            gate_norm=gate_norm,
         )
-    return VNet(
-        spatial_dims,
+    options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+    build = UNet.literature_2d if plan == "u_net" else UNet.literature_3d
+    return build(
         in_channels,
         out_channels,
-        base_channels,
-        dropout=0.5 if dropout is None else dropout,
-        decoders=("linear",) if alternative else ("transpose",),
+        spatial_dims=spatial_dims,
+        channels=[base_channels * 2**i for i in range(5)],
+        decoders=("transpose",) if alternative else ("linear",),
         gates=gates,
         gate_norm=gate_norm,
+        **options,
     )
+
+
+def plan_of(spatial_dims: int, plan: str | None = None) -> str:
+    """The name of a plan, by default the literature's for a number of dimensions.
+
+    Raises:
+        ValueError: for an unknown name.
+
+    Example:
+        >>> plan_of(2), plan_of(3), plan_of(3, "u_net_3d")
+        ('u_net', 'v_net', 'u_net_3d')
+    """
+    if plan is None:
+        return "u_net" if spatial_dims == 2 else "v_net"
+    if plan not in PLANS:
+        raise ValueError(f"plan must be one of {PLANS} or None, got {plan!r}")
+    return plan
 
 
 def literature_dual_task_network(
@@ -75,6 +104,7 @@ def literature_dual_task_network(
     binary: str = "sigmoid",
     gate_norm: bool = True,
     deployed: str = "segmentation",
+    plan: str | None = None,
 ) -> DualTaskNetwork:
     """:func:`literature_network` with a second head for the signed distance: the network of DTC and UG-MCL.
 
@@ -91,6 +121,7 @@ def literature_dual_task_network(
         binary: how two classes are coded, as :class:`~monai_ssl.networks.DualTaskNetwork` takes it.
         gate_norm: as :func:`literature_network` takes it.
         deployed: which head, as :class:`~monai_ssl.networks.DualTaskNetwork` takes it.
+        plan: as :func:`literature_network` takes it.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -101,6 +132,8 @@ def literature_dual_task_network(
         >>> sum(p.numel() for p in literature_dual_task_network(2, n_classes=4).parameters())
         1814199
     """
-    backbone = literature_network(spatial_dims, in_channels, None, base_channels, dropout, gates, gate_norm=gate_norm)
-    kernel_size = 3 if spatial_dims == 2 else 1
+    backbone = literature_network(
+        spatial_dims, in_channels, None, base_channels, dropout, gates, gate_norm=gate_norm, plan=plan
+    )
+    kernel_size = 3 if plan_of(spatial_dims, plan) == "u_net" else 1
     return DualTaskNetwork(backbone, n_classes, binary=binary, head_kernel_size=kernel_size, deployed=deployed)
