@@ -18,8 +18,8 @@ WORDS = {"true": "True", "false": "False", "null": "None"}
 def say_mistakes_in_a_line() -> None:
     """Where ``python -m monai.bundle`` is the program, a user's mistake ends it in one line, not in three tracebacks.
 
-    The first such mistake is looked for here, see :func:`refuse_words_of_yaml`. Anywhere else nothing changes: who calls
-    a bundle from Python gets the exception.
+    The first such mistake is looked for here, see :func:`refuse_words_of_yaml`. Anywhere else nothing changes: who
+    calls a bundle from Python gets the exception.
     """
     if not _is_monai_bundle():
         return

@@ -28,7 +28,11 @@ def bundle(*words, **environment):
     ("config", "words", "message"),
     [
         ("train.yaml", ["--dataset_dir", "none"], "error: training: there is no labeled case; check dataset_dir"),
-        ("train.yaml", ["--resume", "false"], "error: --resume: MONAI's command reads Python's words; write False, not"),
+        (
+            "train.yaml",
+            ["--resume", "false"],
+            "error: --resume: MONAI's command reads Python's words; write False, not",
+        ),
         ("inference.yaml", ["--ckpt", "none.pt"], "error: ckpt: none.pt does not exist"),
     ],
 )
@@ -55,7 +59,9 @@ def test_words_of_yaml_are_refused(words, message):
 
 
 def test_other_words_pass():
-    refuse_words_of_yaml(["run", "--resume", "False", "--amp", "off", "--dataset=false_alarms.yaml", "--x", "null_model"])
+    refuse_words_of_yaml(
+        ["run", "--resume", "False", "--amp", "off", "--dataset=false_alarms.yaml", "--x", "null_model"]
+    )
     refuse_words_of_yaml(["run", "true", "--method#ramp_up", "$None", "--flag"])
 
 
