@@ -263,7 +263,8 @@ def cells(text: str) -> Iterator[tuple[str, str]]:
 
 def results(folder: Path) -> None:
     """A table of contents over the committed results."""
-    pages = sorted(folder.glob("*/README.md"))
+    papers = [path for path in (folder / "papers.md",) if path.is_file()]
+    pages = papers + sorted(folder.glob("*/README.md"))
     speed = sorted((folder / "benchmarks").glob("*.md"))
     more = sorted(path for path in folder.glob("*/*.md")
                   if path.name not in ("README.md", "FINDINGS.md") and path.parent.name != "benchmarks")  # fmt: skip

@@ -192,8 +192,8 @@ class Preset(_Strict):
         center_crop: millimeters per axis of a field of view around the center, the same in training and inference;
             null entries keep the axis. Finds no organ and needs no label: choose it generously. None: whole image.
         patch_size: voxels per axis.
-        slice_sampling: of 2D networks on volumes. ``volume``: a volume, then one of its slices. ``slice``: every slice of
-            all volumes equally often, as in the 2D literature: a long stack counts more.
+        slice_sampling: of 2D networks on volumes. ``volume``: a volume, then one of its slices. ``slice``: every slice
+            of all volumes equally often, as in the 2D literature: a long stack counts more.
         intensity, augmentation, strong_view, window, training: see the classes of these names.
         largest_component: keep the largest component of each class (changes results: see the literature's tables).
         published: a method trains what its paper trained on this data set (``literature`` in its ``bundle.yaml``),

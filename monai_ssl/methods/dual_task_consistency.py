@@ -57,8 +57,8 @@ class DualTaskConsistency(SemiSupervisedMethod):
     ============================  ==============================  ================================
 
     As in the code in both: the minus sign in :math:`T^{-1}` (with negative distances inside, Eq. 2 as printed would be
-    the background); voxel means where Eq. 4 and 6 print sums, a million times larger; a distance that is normalized to 1
-    inside and outside, 0 on the inner boundary voxels (Eq. 1 prints distances to the contour); of the crop, where the
+    the background); voxel means where Eq. 4 and 6 print sums, a million times larger; a distance that is normalized to
+    1 inside and outside, 0 on the inner boundary voxels (Eq. 1 prints distances to the contour); of the crop, where the
     paper computes it once for the image: a map of a crop is not the crop of a map.
 
     Voxels labeled ``IGNORE_LABEL`` take no part in Dice and distance supervision, and are neither inside nor outside in

@@ -79,8 +79,8 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
             :math:`\sigma(-k d)` and the label.
         supervised_weight: factor >= 0 on all three supervised terms.
         beta: :math:`\beta` in [0, 1], share of the segmentation in the intra-task term.
-        intra_reduction: over the channels of the intra-task term, ``"mean"``, or ``"norm"``: their sum, the squared norm
-            of Eq. 4, by which the segmentation counts as often as there are classes.
+        intra_reduction: over the channels of the intra-task term, ``"mean"``, or ``"norm"``: their sum, the squared
+            norm of Eq. 4, by which the segmentation counts as often as there are classes.
         distance_weight: weight >= 0 of the distance supervision (:math:`L_{dis}` of Table I). Default 1.
         intra_weight: weight >= 0 of the intra-task term (:math:`L_{itc}`).
         cross_weight: weight >= 0 of the cross-task term (:math:`L_{ctc}`). Default 1.
@@ -94,8 +94,8 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
         degenerate: distance targets of empty and full patches, see :class:`monai_ssl.transforms.SignedDistanceMap`.
         unsupervised_weight: factor on both consistency terms; 0 is the matched floor.
 
-    The released code (BraTS) is not the method of the paper. The default is the paper, with the constants of the sources
-    that it cites and of the code:
+    The released code (BraTS) is not the method of the paper. The default is the paper, with the constants of the
+    sources that it cites and of the code:
 
     ============================  ===========================  ============================  =======================
     option                        None                         ``"paper"``                   ``"released"``

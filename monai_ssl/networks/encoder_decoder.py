@@ -318,7 +318,7 @@ def check_options(
         raise ValueError(f"channels must be positive at two scales or more, got {tuple(channels)}")
     if isinstance(decoders, str) or not decoders or any(mode not in UPSAMPLING for mode in decoders):
         raise ValueError(f"decoders must be a non-empty sequence of {UPSAMPLING}, got {decoders!r}")
-    if not isinstance(gates, bool) and len(gates) != len(channels) - 1:
+    if isinstance(gates, str) or (not isinstance(gates, bool) and len(gates) != len(channels) - 1):
         raise ValueError(f"gates must be a bool or {len(channels) - 1} numbers of channels, got {gates!r}")
 
 

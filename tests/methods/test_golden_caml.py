@@ -178,7 +178,7 @@ def test_golden_caml_cross_supervision(golden, detach, key):
     loss = SharpenedConsistencyLoss(0.1, detach_target=detach)(p, q)
     check(loss, golden["cps_loss_c"])
     loss.backward()
-    check(p.grad, golden[f"cps_grad_p_{key}"], rtol=1e-4)
+    check(p.grad, golden[f"cps_grad_p_{key}"])
 
 
 def test_golden_caml_dice(golden):
@@ -196,16 +196,16 @@ def correlation_inputs(golden):
 def test_golden_caml_correlation(golden):
     fv, fa, mem0, mem1, rows = correlation_inputs(golden)
     loss, prototypes = OmniCorrelationLoss(), torch.cat([mem0, mem1])
-    check(loss.correlation(fv[rows], prototypes), golden["corr_v"], rtol=1e-4)
-    check(loss.correlation(fa[rows], prototypes), golden["corr_a"], rtol=1e-4)
-    check(loss.correlation(fv[rows], mem1), golden["corr_v_mem0_none"], rtol=1e-4)
+    check(loss.correlation(fv[rows], prototypes), golden["corr_v"], atol=1e-6)
+    check(loss.correlation(fa[rows], prototypes), golden["corr_a"], atol=1e-6)
+    check(loss.correlation(fv[rows], mem1), golden["corr_v_mem0_none"], atol=1e-6)
     value = loss(fv[rows], fa[rows], prototypes)
     check(value, golden["corr_loss_o"])
     value.backward()
-    check(fv.grad, golden["corr_grad_fv"], rtol=1e-4, atol=1e-6)
-    check(fa.grad, golden["corr_grad_fa"], rtol=1e-4, atol=1e-6)
+    check(fv.grad, golden["corr_grad_fv"], atol=1e-6)
+    check(fa.grad, golden["corr_grad_fa"], atol=1e-6)
     alone = most_confident(tensor(golden, "corr_prob"), torch.zeros_like(tensor(golden, "corr_label")), 2, 16)
-    check(loss.correlation(fv[alone], prototypes), golden["corr_v_only_class0_present"], rtol=1e-4)
+    check(loss.correlation(fv[alone], prototypes), golden["corr_v_only_class0_present"], atol=1e-6)
     # without prototypes the released code has no matrix, and its loss is 0
     assert not golden["corr_available_all_none"]
     assert loss(fv[rows], fa[rows], prototypes[:0]) == 0
@@ -214,8 +214,8 @@ def test_golden_caml_correlation(golden):
 def test_golden_caml_correlation_cosine(golden):
     fv, fa, mem0, mem1, rows = correlation_inputs(golden)
     loss, prototypes = OmniCorrelationLoss("cosine"), torch.cat([mem0, mem1])
-    check(loss.correlation(fv[rows], prototypes), golden["corr_v_cosine"], rtol=1e-4)
-    check(loss.correlation(fa[rows], prototypes), golden["corr_a_cosine"], rtol=1e-4)
+    check(loss.correlation(fv[rows], prototypes), golden["corr_v_cosine"], atol=1e-6)
+    check(loss.correlation(fa[rows], prototypes), golden["corr_a_cosine"], atol=1e-6)
     check(loss(fv[rows], fa[rows], prototypes), golden["corr_loss_o_cosine"])
 
 
@@ -316,7 +316,7 @@ def test_golden_caml_step_losses(golden, step):
     check(2 * terms["dice"], golden["step_loss_s"])
     check(terms["cross_supervision"] / ramp, golden["step_loss_c"])
     check(terms["correlation"] / (0.05 * ramp), golden["step_loss_o"], rtol=1e-3)
-    check(sum(terms.values()), golden["step_total"], rtol=1e-4)
+    check(sum(terms.values()), golden["step_total"], rtol=1e-4)  # it holds the saturated term
     assert len(seen["counted"]) == golden["step_n_consistent"]
     assert [len(seen["rows"]), 2 * 64] == golden["step_corr_shape"].tolist()
 
@@ -330,7 +330,7 @@ def test_golden_caml_step_bank(golden, step):
     stored = torch.cat([method.bank.features(3, c) for c in range(2)])
     expected = tensor(golden, "step_slot3_first16")
     distance, which = nearest(expected, stored)
-    assert (distance < 1e-4 * expected.norm(dim=1)).all()
+    assert (distance < 1e-4 * expected.norm(dim=1)).all()  # features of a whole network, as for networks
     assert len(which.unique()) == 16
     # what the released code drew is in our bank, class by class, and what we draw is of the same size
     for c in range(2):

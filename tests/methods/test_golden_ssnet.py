@@ -353,7 +353,8 @@ def test_golden_ssnet_whole_step(golden, monkeypatch, layout):
     check(terms["separation"] / (0.1 * weight), golden["step_cl_l"] + golden["step_cl_u"], rtol=1e-4)
     check(sum(terms.values()), golden["step_total"], rtol=1e-4)
     assert correct == [golden["step_n_correct_fg"]]
-    check(method.memory[1], golden["step_memory_c1"], rtol=1e-3, atol=1e-4)
+    # 1e-4 as for networks; in float64 entries near 0 of these vectors of length 5 are 1.4e-5 from the released ones
+    check(method.memory[1], golden["step_memory_c1"], rtol=1e-4, atol=2e-5)
     assert golden["step_memory_c0_is_none"]
     assert len(method.memory[0]) == 0
 

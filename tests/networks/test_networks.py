@@ -423,6 +423,8 @@ def test_literature_network(spatial_dims, kind, alternative):
     assert shapes[0] != shapes[1]
     dropout = [m.p for m in literature_network(spatial_dims, dropout=0.2).modules() if "Dropout" in type(m).__name__]
     assert set(dropout) == {0.2}
+    with pytest.raises(ValueError, match=r"plan must be one of .*'u_net_3d'\) or None, got 'unet'"):
+        literature_network(spatial_dims, plan="unet")
     gated = literature_network(spatial_dims, gates=True)
     assert sum("psi" in name and name.endswith("conv.weight") for name in gated.state_dict()) == 4
 

@@ -258,6 +258,11 @@ def test_golden_tac_gated_vnet():
         (lambda: DualTaskVNet(gates=True), 9472414),
         (lambda: UNet.literature_2d(gates=True), 1836376),
         (lambda: literature_dual_task_network(3, gates=True), 9472414),
+        (lambda: literature_network(3, plan="u_net_3d"), 5884050),
+        (lambda: literature_network(2, out_channels=4, plan="u_net"), 1813764),
+        (lambda: literature_network(2, out_channels=None, plan="v_net"), 3271298 - 34),
+        # one more channel for the distance, 17 parameters
+        (lambda: literature_dual_task_network(3, plan="u_net_3d", binary="softmax"), 5884050 + 17),
         # the trunk of the U-Net, and 16 * 9 + 1 per channel of both heads
         (lambda: literature_dual_task_network(2, n_classes=4), 1813764 + 3 * 145),
         (lambda: literature_dual_task_network(2, n_classes=4, gates=True), 1836376 + 3 * 145),

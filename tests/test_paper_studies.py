@@ -1,0 +1,125 @@
+"""The studies of the five papers: files that say what exists, numbers that can be, a page that lists all of them."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from monai_ssl.bundle.library import available_bundles, find_bundle
+from monai_ssl.bundle.overrides import check_overrides
+from monai_ssl.data import load_preset
+from monai_ssl.errors import DataError
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks" / "studies" / "papers"
+STUDIES = sorted(FOLDER.glob("*.yaml"))
+QUOTED = sorted((FOLDER / "quoted").glob("*.yaml"))
+TABLES = {
+    "dtc": ["table1", "table2", "table3", "figure4"],
+    "ugmcl": ["table1", "table2", "table3", "table4", "figure3"],
+    "ssnet": ["table1", "table2", "table3"],
+    "tac": [*(f"table{i}" for i in range(1, 9)), "figure7", "figure8"],
+    "caml": ["table1", "table2"],
+}
+# methods of the comparison tables
+COMPARED = {"mean_teacher", "ua_mt", "entropy_minimization", "ict", "urpc", "mc_net", "cct", "tcse", "dan", "sassnet"}
+FLOOR, CEILING = "Supervised, these labels (floor)", "Supervised, all labels (ceiling)"
+
+
+def read(path):
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def preset_of(data, flavor):
+    name = data["dataset"]
+    return load_preset(FOLDER / name if name.endswith(".yaml") else name, flavor)
+
+
+def test_every_table_has_a_study():
+    assert {path.stem for path in STUDIES} == {
+        f"{paper}_{table}" for paper, tables in TABLES.items() for table in tables
+    }
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+class TestStudy:
+    def test_data_are_published(self, path):
+        study = read(path)
+        assert study["section"] == "testing"
+        for flavor in study["flavors"]:
+            (preset,) = (preset_of(data, flavor) for data in study["data"].values())
+            assert preset.published
+            assert preset.training.amp == "off"
+            assert [preset.name] == list(study["data"])  # quoted figures find their rows by it
+
+    def test_methods_and_options_exist(self, path):
+        study = read(path)
+        for row, given in study["methods"].items():
+            name = given.get("method", row)
+            assert name in {*available_bundles(), *COMPARED}
+            if name in available_bundles():
+                check_overrides(find_bundle(name), ["train.yaml"], given.get("options", {}))
+        homes = [find_bundle(name) for name in available_bundles()]
+        for key, value in study.get("options", {}).items():
+            assert any(_fits(home, key, value) for home in homes), key
+
+    def test_titles_are_those_of_the_quoted_lines(self, path):
+        study = read(path)
+        if "quoted" not in study:
+            return
+        titles = {given["title"] for given in study["methods"].values()}
+        references = {"floor": FLOOR, "ceiling": CEILING}
+        titles |= {references[name] for name in study["references"]}
+        figures = read(FOLDER / study["quoted"])["figures"]
+        quoted = {figure["title"] for figure in figures}
+        assert quoted - titles <= {"DUWM"}  # has no code
+        counts = {figure["n_labeled"] for figure in figures if figure.get("role") != "ceiling"}
+        assert counts == set(study["labels"])
+
+    def test_study_engine_reads_it(self, path, monkeypatch):
+        settings = pytest.importorskip("monai_ssl.runs.study.settings")
+        monkeypatch.setenv("MONAI_SSL_DATA", "data")
+        study = settings.checked(settings.read_study(path), path.name)
+        assert list(study.methods) == list(read(path)["methods"])
+
+    def test_page_shows_it(self, path):
+        page = (ROOT / "docs" / "results" / "papers.md").read_text(encoding="utf-8")
+        section = page.split(f"monai-ssl compare benchmarks/studies/papers/{path.name}\n```")[1].split("\n###")[0]
+        study = read(path)
+        for given in study["methods"].values():
+            assert f"| {given['title']} " in section
+        for figure in read(FOLDER / study["quoted"])["figures"] if "quoted" in study else ():
+            lines = [line for line in section.splitlines() if line.startswith(f"| {figure['title']}")]
+            count = f"| {figure['n_labeled']} + {figure['n_unlabeled']} |"
+            assert any(count in line and f"{figure['dice']:.2f}" in line for line in lines), figure
+        splits, seeds = study.get("splits", {}).get("number", 1), len(study.get("seeds", [0]))
+        rows = len(study["labels"]) * (len(study["methods"]) + ("floor" in study["references"]))
+        assert f"\n{splits * seeds * (rows + ('ceiling' in study['references']))} trainings." in section
+
+
+def _fits(home, key, value):
+    try:
+        check_overrides(home, ["train.yaml"], {key: value})
+    except DataError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("path", QUOTED, ids=lambda path: path.stem)
+def test_quoted_numbers_can_be(path):
+    impossible = {("dtc_table3", FLOOR), ("dtc_table3", CEILING)}  # as printed; the page says so
+    for figure in read(path)["figures"]:
+        dice, jaccard = figure["dice"] / 100, figure.get("jaccard")
+        assert 0 < dice < 1
+        assert figure["source"]
+        if jaccard is not None:
+            # the mean of D / (2 - D), which is convex, is at least that of the mean
+            convex = jaccard / 100 >= dice / (2 - dice) - 0.001
+            assert convex != ((path.stem, figure["title"]) in impossible), figure
+            assert jaccard / 100 < dice
+            assert figure["hd95"] > figure["asd"] > 0
+
+
+def test_largest_component_is_all_that_the_preset_of_ss_net_changes():
+    ours = load_preset(FOLDER / "presets" / "left_atrium_largest.yaml")
+    assert ours == load_preset("left_atrium", "literature", largest_component=True)
