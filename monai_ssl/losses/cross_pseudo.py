@@ -100,12 +100,18 @@ class CrossPseudoLabelLoss(nn.Module):
     """
 
     def forward(self, *logits: Tensor) -> Tensor:
+        return torch.stack(self._pairs(logits)).sum()
+
+    def each(self, *logits: Tensor) -> list[Tensor]:
+        """What each member learns of the others, in the order of the members; the sum of these is the loss."""
+        return list(torch.stack(self._pairs(logits)).unflatten(0, (len(logits), -1)).sum(1))
+
+    @staticmethod
+    def _pairs(logits: Sequence[Tensor]) -> list[Tensor]:
         _check_members(logits)
         z = [member.float() for member in logits]
         labels = [member.detach().argmax(1) for member in z]
-        return torch.stack(
-            [nn.functional.cross_entropy(z[i], labels[j]) for i in range(len(z)) for j in range(len(z)) if i != j]
-        ).sum()
+        return [nn.functional.cross_entropy(z[i], labels[j]) for i in range(len(z)) for j in range(len(z)) if i != j]
 
 
 def _check_members(members: Sequence[Tensor]) -> None:

@@ -65,18 +65,26 @@ def monte_carlo_probabilities(
     return total.div_(passes)
 
 
-def predictive_entropy(probabilities: Tensor) -> Tensor:
+def predictive_entropy(probabilities: Tensor, relative: bool = False) -> Tensor:
     r"""Entropy :math:`-\sum_c \bar p_c \ln(\bar p_c + 10^{-6})` of class probabilities, in nats.
 
-    Shapes:
-        ``(B, C, *spatial)`` -> ``(B, 1, *spatial)`` float32, at most :math:`\ln C`.
+    A probability of exactly 1 gives :math:`-10^{-6}`.
+
+    Args:
+        probabilities: ``(B, C, *spatial)``.
+        relative: divided by :math:`\ln C`, its largest value.
+
+    Returns:
+        ``(B, 1, *spatial)`` float32, at most :math:`\ln C`, or 1.
 
     Example:
-        >>> round(predictive_entropy(torch.full((1, 4, 1), 0.25)).item(), 4)  # ln 4
-        1.3863
+        >>> p = torch.full((1, 4, 1), 0.25)
+        >>> round(predictive_entropy(p).item(), 4), round(predictive_entropy(p, relative=True).item(), 4)  # ln 4
+        (1.3863, 1.0)
     """
     p = probabilities.float()
-    return -(p * (p + 1e-6).log()).sum(1, keepdim=True)
+    entropy = -(p * (p + 1e-6).log()).sum(1, keepdim=True)
+    return entropy / math.log(p.shape[1]) if relative else entropy
 
 
 class UncertaintyThreshold:

@@ -120,4 +120,23 @@ def cutmix(
         position = torch.arange(n, device=device)
         within = (position >= start[:, axis : axis + 1]) & (position < (start + side)[:, axis : axis + 1])
         inside = inside & within.reshape(rows, 1, *[n if a == axis else 1 for a in range(len(spatial))])
-    return [torch.where(inside, t.roll(1, 0), t) for t in tensors]
+    return paste(tensors, inside, torch.arange(rows, device=device).roll(1))
+
+
+def paste(tensors: Sequence[Tensor], inside: Tensor, partner: Tensor) -> list[Tensor]:
+    """Replace what is inside a mask by what another row has there, in all tensors alike.
+
+    Args:
+        tensors: each ``(B, channels, *spatial)``, equal but for the channels.
+        inside: ``(B, 1, *spatial)`` bool.
+        partner: ``(B,)`` int64, of each row the row that it gets its inside from.
+
+    Returns:
+        new tensors of the same dtypes.
+
+    Example:
+        >>> rows, inside = torch.arange(3.0).reshape(3, 1, 1), torch.tensor([[[True]], [[False]], [[True]]])
+        >>> paste([rows], inside, torch.tensor([2, 1, 0]))[0].flatten().tolist()
+        [2.0, 1.0, 0.0]
+    """
+    return [torch.where(inside, t[partner], t) for t in tensors]

@@ -34,6 +34,10 @@ WRONG = {
 METHODS = {
     "mean_teacher": {"decay": (-0.1, 1, 1.01, math.nan), "weight": (-1, math.nan, math.inf), "ramp_levels": (0, 1.5),
                      "delay": (-1, math.nan)},
+    "ua_mt": {"decay": (1,), "passes": (0, 1.5), "passes_per_call": (0,), "entropy_classes": (0, 1, 2.5)},
+    "entropy_minimization": {"weight": (-1, math.inf), "ramp_levels": (0, 1.5)},
+    "ict": {"alpha": (0, -1, math.nan, math.inf), "weight": (-1,)},
+    "cps": {"weight": (-1, math.nan), "ramp_levels": (0,)},
     "ug_mcl": {"decay": (1, math.nan), "passes": (0, -1, 1.5), "passes_per_call": (0,), "beta": (-0.1, 1.1, math.nan),
                "slope": (0, -1, math.nan, math.inf)},
     "caml": {"temperature": (0, -1, math.nan, math.inf), "sharpening_temperature": (0, 2, math.nan),
