@@ -269,9 +269,10 @@ def run_worker(method: str, name: str, size: str, threads: str, on: str) -> None
         return
     amp, layout = OPTIONS[name]
     config = bundle(method, patch, device)
+    config.update(getattr(plain_loop(method), "OPTIONS", {}))
     trainer(
         config,
-        InTurn(image, label, config.get_parsed_content("method").loader_transforms(), device),
+        InTurn(image, label, config.get_parsed_content("method"), device),
         amp,
         device,
         layout,
@@ -311,13 +312,15 @@ class InTurn:
     streams = {"labeled": (None, 2), "unlabeled": (None, 2)}  # noqa: RUF012
     n_labeled, n_unlabeled = N_LABELED_CASES, 2
 
-    def __init__(self, image: torch.Tensor, label: torch.Tensor, transforms: list[Any], device: torch.device) -> None:
+    def __init__(self, image: torch.Tensor, label: torch.Tensor, method: Any, device: torch.device) -> None:
         self.device = device
         rows: list[dict[str, Any]] = [{"image": image[i], "label": label[i, None]} for i in range(2)]
-        for transform in transforms:
+        for transform in method.loader_transforms():
             rows = [transform(row) for row in rows]
         self.labeled = {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
         self.unlabeled = {"image": image[2:], "name": ["c", "d"]}
+        if method.strong_view:
+            self.unlabeled["strong"] = image[2:].clone()
         if device.type == "cuda":  # as the loader of a bundle hands them over
             self.labeled = {key: value.pin_memory() for key, value in self.labeled.items()}
             self.unlabeled["image"] = self.unlabeled["image"].pin_memory()

@@ -87,7 +87,8 @@ ROOTS = {
 }
 
 COUNTS = ("ramp_levels", "ramp_step", "power_iterations", "passes", "passes_per_call", "prototypes", "heads",
-          "embedding_channels", "rows_per_class", "prototypes_per_class", "bank_capacity", "sw_batch_size")  # fmt: skip
+          "embedding_channels", "rows_per_class", "prototypes_per_class", "bank_capacity", "sw_batch_size", "longest_period",
+          "map_channels", "image_channels", "cells", "pool_window")  # fmt: skip
 # parameters of this package's classes and of PyTorch's optimizers, wherever they stand in a config
 PARAMETERS = {
     "lr": Range(0, 1e6, above=True),
@@ -110,6 +111,13 @@ PARAMETERS = {
     "delay": Range(0, MOST_ITERATIONS, whole=True),
     "strength": WEIGHT,
     "entropy_classes": Range(2, MOST_ROWS, whole=True),
+    "discriminator_learning_rate": Range(0, 1e6, above=True),
+    "concentration": POSITIVE,
+    "box": Range(0, 1, above=True, below=True),
+    "connectivity": Range(1, 3, whole=True),
+    "pretrain": Range(0, MOST_ITERATIONS),
+    "copy_steps": Range(0, MOST_ITERATIONS, whole=True),
+    **dict.fromkeys(("pseudo_weight", "distance_weight"), WEIGHT),
     **dict.fromkeys(("threshold", "cutmix_probability", "burn_in", "ramp"), Range(0, 1)),
     **dict.fromkeys(COUNTS, COUNT),
     **{name: rule for name, rule in ROOTS.items() if name != "seed"},

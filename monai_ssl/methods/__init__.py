@@ -1,5 +1,6 @@
 """Methods: one file each. A method turns a labeled and an unlabeled batch into named loss terms."""
 
+from .alternate_diverse_teaching import AlternateDiverseTeaching
 from .base import Batch, SemiSupervisedMethod, joint_images
 from .bidirectional_copy_paste import BidirectionalCopyPaste
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
@@ -22,6 +23,7 @@ from .uncertainty_guided_mutual_consistency import UncertaintyGuidedMutualConsis
 from .weak_to_strong import WeakToStrong
 
 __all__ = [
+    "AlternateDiverseTeaching",
     "Batch",
     "BidirectionalCopyPaste",
     "CorrelationAwareMutualLearning",

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.networks.modes import evaluating
 
 NAME = "discriminator"
 
@@ -69,15 +68,3 @@ class AdversarialMethod(SemiSupervisedMethod):
         labeled_or_not = torch.zeros(len(image), dtype=torch.long, device=image.device)
         labeled_or_not[: len(labeled["image"])] = 1
         return {"cross_entropy": nn.functional.cross_entropy(verdict, labeled_or_not)}
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[nn.Module]:
-    """The module in evaluation mode inside the block; afterwards each of its parts in the mode it was in."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield module
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,8 +57,10 @@ class BidirectionalCopyPaste(SemiSupervisedMethod):
     second stage begins; nothing else changes.
 
     **Pairs.** Of the rows of a batch the first half is :math:`a` (:math:`u`), the second half :math:`b` (:math:`v`): batches
-    of 2 n labeled and 2 n unlabeled images make n mixed images per direction. Of an odd number the middle one is in both
-    halves, and a single image is its own partner; where one kind of images has fewer pairs, they are used again in turn.
+    of 2 n labeled and 2 n unlabeled images make n mixed images per direction, and each direction has a pass of its own.
+    Of an odd number the middle one is in both halves, and a single image is its own partner; where one kind of images
+    has fewer pairs, they are used again in turn. With one pair (n = 1) both directions share one pass, and two labeled
+    images of the first stage are pasted both ways: batch statistics of one image would be worth little.
 
     Args:
         network: image ``(B, C_in, *spatial)`` -> logits ``(B, n_classes, *spatial)``.
@@ -183,8 +186,10 @@ class BidirectionalCopyPaste(SemiSupervisedMethod):
             labeled: see :class:`Batch`.
             inside: what :meth:`draw_box` returned.
         """
-        first, second = halves(labeled["image"]), halves(labeled["label"])
-        image, label = (torch.where(inside, half[1], half[0]) for half in (first, second))
+        of_image, of_label = (
+            (rows, rows.flip(0)) if len(rows) == 2 else halves(rows) for rows in (labeled["image"], labeled["label"])
+        )
+        image, label = (torch.where(inside, second, first) for first, second in (of_image, of_label))
         logits = self.network(image).float()
         if self.pretrain_loss == "whole":
             return self.loss(logits, label)
@@ -199,17 +204,18 @@ class BidirectionalCopyPaste(SemiSupervisedMethod):
         """
         pairs = max(-(-len(batch["image"]) // 2) for batch in (labeled, unlabeled))
         images = {LABELED: halves(labeled["image"], pairs), UNLABELED: halves(unlabeled["image"], pairs)}
-        labels = {LABELED: halves(labeled["label"], pairs)}
+        labels: dict[bool, Sequence[Tensor]] = {LABELED: halves(labeled["label"], pairs)}
         if self.teaches:  # first: no graph is in memory yet
-            labels[UNLABELED] = tuple(self.pseudo_labels(image) for image in images[UNLABELED])
+            labels[UNLABELED] = passes(self.pseudo_labels, images[UNLABELED])
+        mixed = [
+            torch.where(inside, *(images[kind][half] for kind, half in (of_inside, of_outside)))
+            for of_outside, of_inside in self.pairing
+        ]
         sums: dict[bool, list[Tensor]] = {LABELED: [], UNLABELED: []}
-        for of_outside, of_inside in self.pairing:
-            sources = {of_outside: ~inside, of_inside: inside}
-            mixed = torch.where(inside, *(images[kind][half] for kind, half in (of_inside, of_outside)))
-            logits = self.network(mixed).float()
-            for (kind, half), region in sources.items():
+        for logits, (of_outside, of_inside) in zip(passes(self.network, mixed), self.pairing, strict=True):
+            for (kind, half), region in ((of_outside, ~inside), (of_inside, inside)):
                 if kind in labels:
-                    sums[kind].append(self.loss(logits, labels[kind][half], region))
+                    sums[kind].append(self.loss(logits.float(), labels[kind][half], region))
         terms = {"supervised": sum(sums[LABELED], torch.zeros_like(sums[LABELED][0]))}
         if self.teaches:
             weight = self.unsupervised_weight * self.pseudo_weight
@@ -264,6 +270,13 @@ class BidirectionalCopyPaste(SemiSupervisedMethod):
         elif self.iteration + 1 == self.pretrain:
             move_toward(self.teacher.network, self.network, 0.0, buffers="copy")
         super().after_step()
+
+
+def passes(network: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> list[Tensor]:
+    """What ``network`` gives for each of the batches, one after the other; together where they are single images."""
+    if len(images[0]) > 1:
+        return [network(image) for image in images]
+    return list(network(torch.cat(list(images))).split(1))
 
 
 def halves(rows: Tensor, pairs: int | None = None) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ UNCLAIMED: dict[str, str] = {
     "um1_fp_*": "UniMatch V1's branch of dropped features; ours has V2's complementary dropout in its place",
     "um1_batch_of_weak_pass": "UniMatch V1 labels in the training pass of labeled and pool images; ours has a teacher",
     "um1_modes_*": "UniMatch V1 labels in the training pass of labeled and pool images; ours has a teacher",
+    "disc_dap_nparams_ndf64": "a discriminator of patches, which DTC's table counts and no method here has",
     "step_um1_*": "whole steps of UniMatch V1, with that branch and those labels",
 }
 

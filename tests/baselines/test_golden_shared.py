@@ -10,7 +10,7 @@ from monai_ssl.engines import lr_schedule
 from monai_ssl.losses import ForegroundDiceLoss, HalfDiceCELoss, SigmoidRampUp, UncertaintyThreshold
 from monai_ssl.methods import WeakToStrong
 from monai_ssl.methods.base import staircase
-from monai_ssl.networks import EMATeacher
+from monai_ssl.networks import DualTaskVNet, EMATeacher
 
 # name -> prefix, sides of the images, classes
 INPUTS = {"in3": ((8, 8, 4), 2), "in34": ((8, 8, 4), 4), "in2": ((16, 16), 4), "in22": ((16, 16), 2)}
@@ -236,3 +236,9 @@ def test_golden_dice_with_ignored_voxels(golden, name):
                 np.testing.assert_allclose(found, golden[f"sup_{name}_dice_ignore_grad"], rtol=1e-4, atol=1e-7)
             if key == "all_ignored":
                 assert not found.any()
+
+
+@pytest.mark.claims("nparams_sassnet_vnet_sdf_1")
+def test_golden_size_of_a_network_of_two_heads(golden):
+    network = DualTaskVNet(3)  # one logit, one distance map
+    assert sum(p.numel() for p in network.parameters()) == golden.number("nparams_sassnet_vnet_sdf_1")

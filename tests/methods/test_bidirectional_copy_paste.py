@@ -121,6 +121,27 @@ class TestBidirectionalCopyPaste(MethodTester):
         assert all(torch.equal(a, b) for a, b in zip(shown[0.0], shown[1.0], strict=True))
         assert len(shown[0.0]) == 2
 
+    @pytest.mark.parametrize(("pretrain", "rows", "expected"), [
+        (9, 1, [1]), (9, 2, [2]), (9, 3, [2]), (9, 4, [2]), (0, 1, [2]), (0, 2, [2]), (0, 3, [2, 2]), (0, 4, [2, 2]),
+    ])  # fmt: skip
+    def test_no_pass_of_a_single_mixed_image_where_there_are_two(self, pretrain, rows, expected):
+        method, sizes = self.build(pretrain=pretrain), []
+        for network in (method.network, method.teacher.network):
+            network.register_forward_hook(lambda m, x, y: sizes.append(len(y)))
+        method(*batches(n_labeled=rows, n_unlabeled=rows))
+        assert sizes == (expected if pretrain else 2 * expected)  # the teacher first
+
+    def test_both_ways_of_two_labeled_images(self):
+        method, shown = self.build(pretrain=9), []
+        method.network.register_forward_hook(lambda m, x, y: shown.append(x[0]))
+        torch.manual_seed(0)
+        labeled, _ = batches()
+        box = method.draw_box(labeled["image"])
+        torch.manual_seed(0)
+        method(labeled)
+        a, b = labeled["image"].split(1)
+        assert torch.equal(shown[0], torch.cat([torch.where(box, b, a), torch.where(box, a, b)]))
+
     def test_pseudo_labels_are_one_piece_each(self):
         method, image = self.build(n_classes=3), batches()[1]["image"]
         method.teacher.network = nn.Conv2d(1, 3, 1, bias=False)  # what it says of noise is noise

@@ -7,8 +7,9 @@ from monai.networks.layers.factories import Conv
 from torch import nn
 
 from monai_ssl.methods import DeepAdversarialNetwork
-from monai_ssl.methods.adversarial import NAME, evaluating
+from monai_ssl.methods.adversarial import NAME
 from monai_ssl.networks import Discriminator, VNet
+from monai_ssl.networks.modes import evaluating
 
 
 class TestDeepAdversarialNetwork(MethodTester):
