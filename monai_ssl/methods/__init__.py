@@ -11,6 +11,7 @@ from .self_training import SelfTraining
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
 from .task_affinity_consistency import TaskAffinityConsistency
+from .transformation_consistency import TransformationConsistency
 from .uncertainty_guided_mutual_consistency import UncertaintyGuidedMutualConsistency
 from .weak_to_strong import WeakToStrong
 
@@ -27,6 +28,7 @@ __all__ = [
     "SmoothnessSeparation",
     "Supervised",
     "TaskAffinityConsistency",
+    "TransformationConsistency",
     "UncertaintyGuidedMutualConsistency",
     "WeakToStrong",
     "joint_images",

@@ -7,6 +7,7 @@ from .intensity import NormalizeNonzerod
 from .known import UntilKnown
 from .literature import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd, rotate_flip
 from .patch import RandPatchd, sample_patch
+from .poses import Poses, random_poses
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd, signed_distance_map
 from .slices import DispatchByDimensiond, RandSliceRotateFlipd, RandSliceSelectd
 
@@ -16,6 +17,7 @@ __all__ = [
     "LabelsOnImageGridd",
     "LiteraturePadd",
     "NormalizeNonzerod",
+    "Poses",
     "RandLiteratureCropd",
     "RandPatchd",
     "RandRotateFlipd",
@@ -28,6 +30,7 @@ __all__ = [
     "change_strongly",
     "cutmix",
     "on_image_grid",
+    "random_poses",
     "rotate_flip",
     "sample_patch",
     "signed_distance_map",
