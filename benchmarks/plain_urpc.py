@@ -5,6 +5,7 @@ Default memory layout, float32. It shares no code with the package.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -33,7 +34,7 @@ class PlainPyramid(nn.Module):
         super().__init__()
         self.encoder = nn.ModuleList(convolutions(a, b) for a, b in zip((1, *CHANNELS), CHANNELS, strict=False))
         self.pool, self.rise = nn.MaxPool3d(2), nn.Upsample(scale_factor=2, mode="trilinear")
-        self.decoder = nn.ModuleList(convolutions(a + b, a) for a, b in zip(CHANNELS, CHANNELS[1:], strict=False))
+        self.decoder = nn.ModuleList(convolutions(a + b, a) for a, b in itertools.pairwise(CHANNELS))
         self.dropout = nn.ModuleList(nn.Dropout3d(p) for p in DROPOUT)
         self.heads = nn.ModuleList(nn.Conv3d(n, 2, 1) for n in CHANNELS[:4])
 

@@ -1,4 +1,4 @@
-"""TCSE: what is its own; ``method_tester.py`` holds what all methods have in common. Nothing released to compare with."""
+"""TCSE: what is its own; ``method_tester.py`` holds what all methods have in common. No released numbers exist."""
 
 import pytest
 import torch
@@ -51,7 +51,9 @@ class TestTransformationConsistency(MethodTester):
     @pytest.mark.parametrize("transformed", ["teacher", "student"])
     def test_scaling_is_undone_by_nobody_and_missed_by_nobody(self, transformed):
         torch.manual_seed(0)
-        method = self.method(pointwise(), flip_axes=(), rotate90_axes=None, scale=0.4, noise=0.0, transformed=transformed)
+        method = self.method(
+            pointwise(), flip_axes=(), rotate90_axes=None, scale=0.4, noise=0.0, transformed=transformed
+        )
         labeled, _ = batches(n_classes=3)
         # smooth in the middle, and another value at the edge, which a smaller image would repeat
         axis = torch.linspace(-1, 1, 32)
@@ -65,7 +67,7 @@ class TestTransformationConsistency(MethodTester):
 
     def test_voxels_from_beyond_the_edge_do_not_count(self):
         method = self.method(pointwise(), flip_axes=(), rotate90_axes=None, scale=0.4)
-        labeled, unlabeled = batches(n_classes=3)
+        labeled, _ = batches(n_classes=3)
         logits = torch.zeros(4, 3, 32, 32)
         taught = torch.zeros(2, 3, 32, 32)
         torch.manual_seed(0)

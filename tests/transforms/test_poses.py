@@ -35,7 +35,9 @@ def test_scaling_moves_what_is_at_a_place_away_from_the_center(sides, scale):
     pose = poses(scale=scale)
     moved, inside = pose(place), pose.inside(place)
     # linear functions are interpolated exactly, but for the half voxel beyond the outermost centers
-    centers = (place / scale).abs().le(torch.tensor(sides).reshape(1, -1, *[1] * len(sides)) / 2 - 0.5).all(1, keepdim=True)
+    centers = (
+        (place / scale).abs().le(torch.tensor(sides).reshape(1, -1, *[1] * len(sides)) / 2 - 0.5).all(1, keepdim=True)
+    )
     torch.testing.assert_close((moved - place / scale) * centers, torch.zeros_like(moved), atol=1e-5, rtol=0)
     assert (centers & ~inside).sum() == 0
     assert bool(inside.all()) == (scale > 1)
@@ -88,5 +90,7 @@ def test_rejects_scales_rows_and_turns():
         random_poses(torch.zeros(1, 1, 4, 4), scale=0.5)
     with pytest.raises(ValueError, match="the batch must have 2 rows, one per transform, got 1"):
         poses(2)(torch.zeros(1, 1, 4, 4))
-    with pytest.raises(ValueError, match=r"sides must be equal along the axes \(0, 1\) of a quarter turn, got \[4, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"sides must be equal along the axes \(0, 1\) of a quarter turn, got \[4, 6\]"
+    ):
         poses(turns=1)(torch.zeros(1, 1, 4, 6))
