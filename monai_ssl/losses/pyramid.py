@@ -12,7 +12,8 @@ from torch import Tensor, nn
 class PyramidConsistencyLoss(nn.Module):
     r"""Each output is pulled to the mean of all, less where it is far from it, and that distance is small itself.
 
-    .. math:: \bar p = \frac1S \sum_s p_s, \qquad D_s = \sum_c \bar p_c \left(\log \bar p_c - \log p_{s,c}\right), \qquad
+    .. math:: \bar p = \frac1S \sum_s p_s, \qquad
+        D_s = \sum_c \bar p_c \left(\log \bar p_c - \log p_{s,c}\right), \qquad
         L = \frac1S \sum_s \left[ \frac{\overline{(\bar p - p_s)^2 e^{-D_s}}}{\overline{e^{-D_s}} + 10^{-8}}
         + \overline{D_s} \right]
 

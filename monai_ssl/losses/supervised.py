@@ -74,8 +74,8 @@ class ForegroundDiceLoss(nn.Module):
         activation: ``"softmax"``, or ``"sigmoid"`` for each channel by itself (TAC).
         reduction: ``"mean"`` or ``"sum"`` over the classes.
         smooth: :math:`\epsilon > 0`; the MC-Net family uses :math:`10^{-8}`.
-        halved: without the factor 2, and with :math:`\epsilon` in the denominator only, as in MC-Net's released 2D code:
-            a perfect prediction costs 0.5, and a class that neither label nor prediction shows costs 1.
+        halved: without the factor 2, and with :math:`\epsilon` in the denominator only, as in MC-Net's released 2D
+            code: a perfect prediction costs 0.5, and a class that neither label nor prediction shows costs 1.
 
     Shapes:
         logits ``(B, C, *spatial)`` float, label ``(B, 1, *spatial)`` integer-valued in [0, C), or

@@ -19,6 +19,7 @@ from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
 from .task_affinity_consistency import TaskAffinityConsistency
 from .uncertainty_aware_mean_teacher import UncertaintyAwareMeanTeacher
+from .transformation_consistency import TransformationConsistency
 from .uncertainty_guided_mutual_consistency import UncertaintyGuidedMutualConsistency
 from .weak_to_strong import WeakToStrong
 
@@ -43,6 +44,7 @@ __all__ = [
     "Supervised",
     "TaskAffinityConsistency",
     "UncertaintyAwareMeanTeacher",
+    "TransformationConsistency",
     "UncertaintyGuidedMutualConsistency",
     "WeakToStrong",
     "joint_images",

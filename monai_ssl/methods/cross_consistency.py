@@ -126,7 +126,8 @@ class CrossConsistency(SemiSupervisedMethod):
                 "monai_ssl.networks.MultiHeadNetwork"
             )
         perturbations = [perturbations] if isinstance(perturbations, str) else list(perturbations)
-        if not perturbations or (unknown := [p for p in perturbations if p not in PERTURBATIONS]):
+        unknown = [p for p in perturbations if p not in PERTURBATIONS]
+        if unknown or not perturbations:
             raise ValueError(f"perturbations must be some of {PERTURBATIONS}, got {unknown or 'none'}")
         if (decoders := len(network.decoders)) != len(perturbations) + 1:  # type: ignore[arg-type]
             raise ValueError(

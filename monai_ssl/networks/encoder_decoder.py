@@ -338,6 +338,29 @@ def element_dropout(p: float) -> nn.Module:
     return nn.Dropout(p) if check_dropout(p) > 0 else nn.Identity()
 
 
+class _AnySize(nn.modules.instancenorm._InstanceNorm):
+    """Instance normalization that answers with 0, up to rounding, where PyTorch's refuses: at a single voxel.
+
+    That is what the coarsest scale of a patch of 16 voxels per axis is, the smallest one that presets allow.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def forward(self, input: Tensor) -> Tensor:
+        own = self.training or not self.track_running_stats
+        return torch.instance_norm(
+            input, self.weight, self.bias, self.running_mean, self.running_var, own, self.momentum, self.eps, True
+        )
+
+
+def normalization(layer: nn.Module) -> nn.Module:
+    """The layer itself, or an instance normalization of the same parameters that takes patches of any size."""
+    if not isinstance(layer, nn.modules.instancenorm._InstanceNorm):
+        return layer
+    return _AnySize(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+
+
 class Unit(nn.Sequential):
     """``conv``, ``norm`` (may be missing), ``act``; in training without keeping what can be computed again."""
 
@@ -359,7 +382,7 @@ def unit(spatial_dims: int, conv: Any, norm: NormType, act: ActType) -> Unit:
     layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv)
     if norm is not None:
         norm = tuple(norm) if isinstance(norm, list) else norm  # a YAML file has no tuples
-        layers["norm"] = get_norm_layer(norm, spatial_dims=spatial_dims, channels=conv.out_channels)
+        layers["norm"] = normalization(get_norm_layer(norm, spatial_dims=spatial_dims, channels=conv.out_channels))
     layers["act"] = get_act_layer(tuple(act) if isinstance(act, list) else act)
     return Unit(layers)
 

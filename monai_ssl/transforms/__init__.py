@@ -8,6 +8,7 @@ from .intensity import NormalizeNonzerod, RandCoilFieldd
 from .known import UntilKnown
 from .literature import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd, rotate_flip
 from .patch import RandPatchd, sample_patch
+from .poses import Poses, random_poses
 from .signed_distance import SignedDistanceMap, SignedDistanceMapd, signed_distance_map
 from .slices import DispatchByDimensiond, RandSliceRotateFlipd, RandSliceSelectd
 
@@ -18,6 +19,7 @@ __all__ = [
     "LiteraturePadd",
     "NormalizeNonzerod",
     "RandCoilFieldd",
+    "Poses",
     "RandLiteratureCropd",
     "RandPatchd",
     "RandRotateFlipd",
@@ -32,6 +34,7 @@ __all__ = [
     "largest_component",
     "largest_components",
     "on_image_grid",
+    "random_poses",
     "rotate_flip",
     "sample_patch",
     "signed_distance_map",

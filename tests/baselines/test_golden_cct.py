@@ -180,8 +180,8 @@ def test_golden_original_adversarial_direction(golden):
         method = CrossConsistency(OneLayer(layer.double()), adversarial_step=step)
         with float64():
             r = method._adversarial([features], 1, uniform)
-        # the original sums over voxels where we take the mean: its gradients are larger by their number, and feel less of
-        # the 1e-8 that is added to a norm before the division by it
+        # the original sums over voxels where we take the mean: its gradients are larger by their number, and feel less
+        # of the 1e-8 that is added to a norm before the division by it
         norm = r.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
         theirs = 1e-8 * norm / (2 - norm) * features[0, 0].numel()
         r = r / norm * 2 * theirs / (theirs + 1e-8)

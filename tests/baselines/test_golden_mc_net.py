@@ -35,7 +35,9 @@ def test_golden_sharpening(golden):
         for temperature in (0.1, 0.5):
             expected = golden[f"mcnet_sharpen_T{temperature}"]
             np.testing.assert_allclose(sharpen(p, temperature).numpy(), expected, rtol=1e-6)
-            np.testing.assert_allclose(sharpen(p.to(torch.float32), temperature).numpy(), expected, rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(
+                sharpen(p.to(torch.float32), temperature).numpy(), expected, rtol=1e-4, atol=1e-7
+            )
 
 
 @pytest.mark.claims("sup_mcnet3_*")

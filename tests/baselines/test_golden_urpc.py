@@ -55,7 +55,10 @@ def test_golden_losses(golden, dims, classes, inputs):
         last = method.consistency.divergences(*unlabeled)[-1]
         for key, z in zip(names, outputs, strict=True):
             stored = tuple(f"loss_{kind}{LOSSES[key]}" for kind in ("ce", "dice"))
-            total, dice = method.supervised(z[:2], labeled["label"]).item(), method.supervised.dice(z[:2], labeled["label"])
+            total, dice = (
+                method.supervised(z[:2], labeled["label"]).item(),
+                method.supervised.dice(z[:2], labeled["label"]),
+            )
             assert 2 * total - dice.item() == pytest.approx(golden.number(f"{name}_{stored[0]}"), rel=1e-6)
             assert dice.item() == pytest.approx(golden.number(f"{name}_{stored[1]}"), rel=1e-6)
     assert consistency.item() == pytest.approx(golden.number(f"{name}_consistency_loss"), rel=1e-6)
@@ -63,9 +66,7 @@ def test_golden_losses(golden, dims, classes, inputs):
     np.testing.assert_allclose(last.detach().numpy(), golden[f"{name}_variance_last"], rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "dims", [pytest.param(d, marks=pytest.mark.claims(f"net_urpc{d}_*")) for d in (3, 2)]
-)
+@pytest.mark.parametrize("dims", [pytest.param(d, marks=pytest.mark.claims(f"net_urpc{d}_*")) for d in (3, 2)])
 @torch.no_grad()
 def test_golden_network(golden, dims, monkeypatch):
     network, released = released_network(dims)
@@ -79,7 +80,9 @@ def test_golden_network(golden, dims, monkeypatch):
     assert torch.equal(network(image.double()), outputs[0])
 
 
-@pytest.mark.claims("nparams_urpc3d_c2_c3_c4", "nparams_unet3d_c2", "nparams_urpc2d_unused_head", "nparams_urpc2d_cct2d_unet2d")
+@pytest.mark.claims(
+    "nparams_urpc3d_c2_c3_c4", "nparams_unet3d_c2", "nparams_urpc2d_unused_head", "nparams_urpc2d_cct2d_unet2d"
+)
 def test_golden_numbers_of_parameters(golden):
     def count(network):
         return sum(p.numel() for p in network.parameters())
@@ -93,9 +96,7 @@ def test_golden_numbers_of_parameters(golden):
     assert count(literature_network(2, 1, 4, decoders=4)) == cct
 
 
-@pytest.mark.parametrize(
-    "dims", [pytest.param(d, marks=pytest.mark.claims(f"step_urpc{d}_*")) for d in (3, 2)]
-)
+@pytest.mark.parametrize("dims", [pytest.param(d, marks=pytest.mark.claims(f"step_urpc{d}_*")) for d in (3, 2)])
 def test_golden_whole_steps(golden, dims, monkeypatch):
     network, released = released_network(dims)
     drawn = seeded_draws(monkeypatch)

@@ -23,7 +23,9 @@ class TestMutualConsistency(MethodTester):
         return MultiHeadNetwork(backbone, n_classes, feature_channels=8, heads=2)
 
     def tiny(self, spatial_dims, sizes, max_iterations, **options):
-        return MutualConsistency(VNet(spatial_dims, **sizes, decoders=("transpose", "linear")), max_iterations, **options)
+        return MutualConsistency(
+            VNet(spatial_dims, **sizes, decoders=("transpose", "linear")), max_iterations, **options
+        )
 
     def method(self, network, **options):
         return MutualConsistency(network, **options)

@@ -118,7 +118,9 @@ class TestPyramidConsistency(MethodTester):
         a, b = network.train().outputs(image), quiet.train().outputs(image)
         assert torch.equal(a[0], b[0])
         assert not any(torch.equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
-        assert all(torch.equal(x, y) for x, y in zip(network.eval().outputs(image), quiet.eval().outputs(image), strict=True))
+        assert all(
+            torch.equal(x, y) for x, y in zip(network.eval().outputs(image), quiet.eval().outputs(image), strict=True)
+        )
 
     def test_second_opinion_is_the_mean_of_the_coarser_outputs(self):
         method, image = self.build().eval(), batches()[1]["image"]
@@ -145,7 +147,7 @@ class TestPyramidConsistency(MethodTester):
         ("options", "message"),
         [
             ({"kernel_size": 2}, "kernel_size must be 1 or 3, got 2"),
-            ({"upsampling": "cubic"}, "upsampling must be \"linear\" or \"nearest\", got 'cubic'"),
+            ({"upsampling": "cubic"}, 'upsampling must be "linear" or "nearest", got \'cubic\''),
             ({"level_channels": []}, "level_channels must name one level at least, got none"),
             ({"level_channels": [8, 16]}, "level_channels must be fewer than the decoder's 2 levels.* got 2"),
             ({"perturbations": ["noise", "noise"]}, "perturbations must be empty or 1, one per level, of .* got"),
@@ -154,7 +156,9 @@ class TestPyramidConsistency(MethodTester):
     )
     def test_pyramid_rejects(self, options, message):
         with pytest.raises(ValueError, match=message):
-            PyramidNetwork(UNet(2, 1, 2, channels=(4, 8, 16)), 2, **{"level_channels": [8], "spatial_dims": 2, **options})
+            PyramidNetwork(
+                UNet(2, 1, 2, channels=(4, 8, 16)), 2, **{"level_channels": [8], "spatial_dims": 2, **options}
+            )
 
     def test_pyramid_network_rejects_a_trunk(self):
         with pytest.raises(ValueError, match=r"trunk must be one of \('unet', 'vnet'\), got 'resnet'"):

@@ -9,8 +9,13 @@ import torch
 from monai.networks import nets
 from torch import nn
 
-from monai_ssl.methods import CorrelationAwareMutualLearning, DualTaskConsistency, SemiSupervisedMethod
-from monai_ssl.networks import DualTaskNetwork, FeatureNetwork
+from monai_ssl.methods import (
+    CorrelationAwareMutualLearning,
+    DualTaskConsistency,
+    MutualConsistency,
+    SemiSupervisedMethod,
+)
+from monai_ssl.networks import DualTaskNetwork, FeatureNetwork, MultiHeadNetwork
 
 CHANNELS = 8
 # SwinUNETR halves five times and wants more than one voxel then
@@ -52,8 +57,12 @@ def caml(backbone: Callable[[], nn.Module]) -> SemiSupervisedMethod:
     return CorrelationAwareMutualLearning(vanilla, auxiliary, rows_per_class=64, prototypes_per_class=8)
 
 
+def mc_net(backbone: Callable[[], nn.Module]) -> SemiSupervisedMethod:
+    return MutualConsistency(MultiHeadNetwork(backbone(), 2, feature_channels=CHANNELS, heads=2))
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("build", [dtc, caml], ids=["dtc", "caml"])
+@pytest.mark.parametrize("build", [dtc, caml, mc_net], ids=["dtc", "caml", "mc_net"])
 def test_two_iterations(build, backbone):
     torch.manual_seed(0)
     if backbone == "SwinUNETR":
