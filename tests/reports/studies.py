@@ -73,8 +73,12 @@ class Maker:
         if curves:
             lines = [f"{i},{0.9 - 0.5 / (1 + i / 50) - 0.01 * seed}" for i in range(50, 301, 50)]
             (run / "validation.csv").write_text("iteration,val_mean_dice\n" + "\n".join(lines) + "\n")
-            steps = [f"{i},{1 / (1 + i / 40)},{0.8 / (1 + i / 40)},{0.2 / (1 + i / 40)},0.01,1.0" for i in range(1, 301)]
-            (run / "training.csv").write_text("iteration,loss,dice,consistency,lr,grad_norm\n" + "\n".join(steps) + "\n")
+            steps = [
+                f"{i},{1 / (1 + i / 40)},{0.8 / (1 + i / 40)},{0.2 / (1 + i / 40)},0.01,1.0" for i in range(1, 301)
+            ]
+            (run / "training.csv").write_text(
+                "iteration,loss,dice,consistency,lr,grad_norm\n" + "\n".join(steps) + "\n"
+            )
         self.runs.append(StudyRun(row.name, seed, split, run, evaluation))
         return self.runs[-1]
 
@@ -83,7 +87,9 @@ class Maker:
         self.runs.append(StudyRun(row.name, seed, split, run, run / "evaluation-testing"))
 
 
-def whole_study(folder, datasets=("left_atrium", "hippocampus"), labels=(4, 8, 16, 32), seeds=(0, 1), methods=("DTC", "CAML")):
+def whole_study(
+    folder, datasets=("left_atrium", "hippocampus"), labels=(4, 8, 16, 32), seeds=(0, 1), methods=("DTC", "CAML")
+):
     """Two data sets (one and two classes), four numbers of labels, floors, matched floors, ceilings."""
     maker = Maker(folder)
     for dataset in datasets:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from monai_ssl.metrics.cases import METRICS, OVERLAP_METRICS
+from monai_ssl.metrics.cases import OVERLAP_METRICS
 from monai_ssl.metrics.gap import GapClosed, gap_closed
 from monai_ssl.metrics.statistics import bootstrap_interval, holm, is_failed
 from monai_ssl.reports.study.load import LoadedRow, Study, over_trainings, paired
@@ -192,7 +192,9 @@ class Analysis:
         self._levels: dict[tuple[str, str, str | None, bool], Level | None] = {}
         self._classes: dict[str, list[Gain]] = {}
 
-    def level(self, row: LoadedRow, metric: str = "dice", label: str | None = None, interval: bool = True) -> Level | None:
+    def level(
+        self, row: LoadedRow, metric: str = "dice", label: str | None = None, interval: bool = True
+    ) -> Level | None:
         """One metric of a row; None where nothing was scored."""
         key = row.row.name, metric, label, interval
         if key not in self._levels:
@@ -275,9 +277,7 @@ class Analysis:
 
     def gain_of(self, row: LoadedRow, role: Role = "matched_floor", metric: str = "dice") -> Gain | None:
         """The corrected comparison of a row with its control."""
-        return next(
-            (g for g in self.gains if g.row is row and g.against.row.role == role and g.metric == metric), None
-        )
+        return next((g for g in self.gains if g.row is row and g.against.row.role == role and g.metric == metric), None)
 
     @cached_property
     def ranks(self) -> list[list[Rank]]:
@@ -404,5 +404,3 @@ def _costs(row: LoadedRow) -> Costs:
         memory=largest("peak_memory_bytes"),
         gpu_memory=largest("peak_gpu_memory_bytes"),
     )
-
-

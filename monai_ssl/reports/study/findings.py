@@ -19,12 +19,13 @@ LISTED = 8
 # comparisons that get a sentence of their own; of more, methods do
 TOLD = 4
 # in what rows of two roles may differ without a word: it is what is asked, or follows from it
+BATCH = {"batch", "labeled_batch_size", "unlabeled_batch_size"}
 BY_ROLE: dict[Role, set[str]] = {
     "matched_floor": set(),
-    "no_pool": {"batch"},
-    "floor": {"batch", "network"},
-    "ceiling": {"batch", "network"},
-    "method": {"batch", "network"},
+    "no_pool": set(),
+    "floor": BATCH | {"network"},
+    "ceiling": BATCH | {"network"},
+    "method": BATCH | {"network"},
 }
 QUESTIONS: dict[Role, str] = {
     "matched_floor": "more than the weight of the unsupervised terms",
@@ -106,7 +107,9 @@ def _answer(study: Study, gains: Sequence[Gain]) -> str:
     few = sum(gain.verdict.startswith("too few") for gain in gains)
     text = f"{n_gain or 'None'} of {len(gains)} comparisons {'show' if n_gain > 1 else 'shows'} a measurable gain in Dice over "
     text += "the matched floor"
-    more = [f"{number} {what}" for number, what in ((n_loss, "a measurable loss"), (few, "too few cases to tell")) if number]
+    more = [
+        f"{number} {what}" for number, what in ((n_loss, "a measurable loss"), (few, "too few cases to tell")) if number
+    ]
     text += f" ({', '.join(more)})" if more else ""
     best = max(gains, key=lambda gain: (gain.verdict == GAIN, gain.difference))
     interval = f" {interval_text(best.low, best.high, 1, 100)}" if best.low is not None else ""
@@ -128,7 +131,9 @@ def _method_sentence(gains: Sequence[Gain]) -> str:
     shares = [gain.closed.share for gain in gains if gain.closed is not None and gain.closed.share is not None]
     if shares:
         low, high = (number_text(value, 0, 100) for value in (min(shares), max(shares)))
-        text += f"; {low} % of the gap to the ceiling" if low == high else f"; {low} to {high} % of the gap to the ceiling"
+        text += (
+            f"; {low} % of the gap to the ceiling" if low == high else f"; {low} to {high} % of the gap to the ceiling"
+        )
     return f"{text}."
 
 
@@ -219,7 +224,9 @@ def _differences(study: Study) -> list[str]:
         for text, places in list(found.items())[:LISTED]
     ]
     if len(found) > LISTED:
-        sentences.append(f"{len(found) - LISTED} more pairs of rows differ in their settings; see the table of settings.")
+        sentences.append(
+            f"{len(found) - LISTED} more pairs of rows differ in their settings; see the table of settings."
+        )
     return sentences
 
 

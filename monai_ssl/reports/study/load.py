@@ -139,6 +139,9 @@ class Study:
         serving = [other for other in same if not other.row.of and other is not row]
         if role != "ceiling":
             serving = [other for other in serving if other.row.n_labeled == row.row.n_labeled]
+        # of several (variants of a study), the one trained most alike
+        settings = row.row.settings
+        serving.sort(key=lambda other: -sum(other.row.settings.get(key) == settings[key] for key in settings))
         return next(iter([*own, *serving]), None)
 
 

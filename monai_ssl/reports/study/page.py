@@ -22,61 +22,66 @@ from monai_ssl.reports.study.results import StudyRow, StudyRun
 __all__ = ["write_page"]
 
 ROLES_TEXT = (
-    "Floor: the supervised network on the labeled scans only. Matched floor: the method's own network, batches and passes "
-    "with the weight of its unsupervised terms at 0; the difference from it is what the unlabeled scans' loss brings, and "
-    "nothing else is. Ceiling: trained with all labels. Share of the gap: gain over the matched floor, divided by the "
-    "distance from matched floor to ceiling; 100 % would make the missing labels superfluous."
+    "Floor: the supervised network on the labeled scans only. Matched floor: the method's own network, batches and "
+    "passes with the weight of its unsupervised terms at 0; the difference from it is what the unlabeled scans' loss "
+    "brings, and nothing else is. Ceiling: trained with all labels. Share of the gap: gain over the matched floor, "
+    "divided by the distance from matched floor to ceiling; 100 % would make the missing labels superfluous."
 )
 SPREAD_NOTE = (
-    "Mean over trainings of the mean over scans ± standard deviation over trainings (in brackets: over scans, each the "
-    "mean of its trainings); with one training or one scan that deviation does not exist. Trainings differ in seed and, in "
-    f"studies with folds or random splits, in their scans. A failed scan has a class with exactly one empty mask, or Dice "
-    f"below {FAILURE_DICE:g}; they are counted over all trainings. A missed structure counts with the image diagonal as "
-    "distance. 95HD is the 95th percentile of both directed surface distance sets pooled, ASD runs from prediction to "
-    "reference; 'voxel' ignores the spacing, as papers do."
+    "Mean over trainings of the mean over scans ± standard deviation over trainings (in brackets: over scans, each "
+    "the mean of its trainings); with one training or one scan that deviation does not exist. Trainings differ in "
+    "seed and, in studies with folds or random splits, in their scans. A failed scan has a class with exactly one "
+    f"empty mask, or Dice below {FAILURE_DICE:g}; they are counted over all trainings. A missed structure counts with "
+    "the image diagonal as distance. 95HD is the 95th percentile of both directed surface distance sets pooled, ASD "
+    "runs from prediction to reference; 'voxel' ignores the spacing, as papers do."
 )
 GAINS_NOTE = (
-    "Only trainings of the same split and seed are compared. Intervals are 95 % of a hierarchical bootstrap: trainings are "
-    "drawn, and scans, each scan for all trainings that share it. With two or three trainings they are rough and rather too "
-    "short. The test is Wilcoxon's signed-rank test over scans, each the mean of its trainings, two-sided; Holm's "
-    "correction covers all rows of this table. A gain or loss is said only where interval and corrected test agree. 'Too "
-    "few cases to tell': not even the same sign in all cases could pass the corrected test."
+    "Only trainings of the same split and seed are compared. Intervals are 95 % of a hierarchical bootstrap: "
+    "trainings are drawn, and scans, each scan for all trainings that share it. With two or three trainings they are "
+    "rough and rather too short. The test is Wilcoxon's signed-rank test over scans, each the mean of its trainings, "
+    "two-sided; Holm's correction covers all rows of this table. A gain or loss is said only where interval and "
+    "corrected test agree. 'Too few cases to tell': not even the same sign in all cases could pass the corrected "
+    "test."
 )
 FURTHER_NOTE = (
-    "a minus b; for 95HD a negative difference is the better one. Holm's correction covers comparisons of the same kind "
-    "(method against floor in Dice, ...), each kind by itself."
+    "a minus b; for 95HD a negative difference is the better one. Holm's correction covers comparisons of the same "
+    "kind (method against floor in Dice, ...), each kind by itself."
 )
 CLASS_NOTE = "Holm's correction covers all rows of one class."
 RANK_NOTE = (
-    "Rank of every method on every scan by its mean Dice over the trainings; 1 is best, equal values share. The interval is "
-    "a BCa bootstrap over scans. 'Against the first' is Wilcoxon's test against the method with the best mean rank, after "
-    "Holm; methods with p of 0.05 or more cannot be told from it. Friedman's test asks whether all rank alike."
+    "Rank of every method on every scan by its mean Dice over the trainings; 1 is best, equal values share. The "
+    "interval is a BCa bootstrap over scans. 'Against the first' is Wilcoxon's test against the method with the best "
+    "mean rank, after Holm; methods with p of 0.05 or more cannot be told from it. Friedman's test asks whether all "
+    "rank alike."
 )
 COST_NOTE = (
-    "Parameters of the network that is deployed, and of everything that optimizers train. GMAC: multiply-accumulates of one "
-    "patch through the deployed network, convolutions and matrix products only, in 10⁹. Hours and seconds include reading, "
-    "validation and checkpoints, on the machines below, which may have done other work. Memory is the largest peak of a "
-    "training's own process; GB are 10⁹ bytes."
+    "Parameters of the network that is deployed, and of everything that optimizers train. GMAC: multiply-accumulates "
+    "of one patch through the deployed network, convolutions and matrix products only, in 10⁹. Hours and seconds "
+    "include reading, validation and checkpoints, on the machines below, which may have done other work. Memory is "
+    "the largest peak of a training's own process; GB are 10⁹ bytes."
 )
 QUOTED_NOTE = (
-    "Quoted figures were not measured here. They come from other data, splits, code and rules for choosing the weights; a "
-    "figure chosen on the test set is too high. For one mask Jaccard = D / (2 − D), which is convex, so a mean "
-    "Jaccard is never below that of the mean Dice."
+    "Quoted figures were not measured here. They come from other data, splits, code and rules for choosing the "
+    "weights; a figure chosen on the test set is too high. For one mask Jaccard = D / (2 − D), which is convex, so a "
+    "mean Jaccard is never below that of the mean Dice."
 )
 LEARNING_NOTE = "Bold: mean over trainings; pale: each training; dashed: controls. Test scans are not seen here."
 LOSS_NOTE = "Running means, one line per training; darker: more labels. Losses of different methods are sums of different terms."
 CASE_NOTE = (
-    "One mark per scan, the upright line is the mean, the box spans the quartiles around the median. Dashed: failure. Hollow "
-    "marks are controls."
+    "One mark per scan, the upright line is the mean, the box spans the quartiles around the median. Dashed: "
+    "failure. Hollow marks are controls."
 )
 GALLERY_NOTE = (
-    "The slice with the largest cross-section of the label, cropped around the outlines. One training of each row, the same "
-    "seed for all where they have it. Letters at the edges name the patient's left (L), right (R), back (P) and front (A)."
+    "The slice with the largest cross-section of the label, cropped around the outlines. One training of each row, "
+    "the same seed for all where they have it. Letters at the edges name the patient's left (L), right (R), back (P) "
+    "and front (A)."
 )
-FRACTION_NOTE = "Bands: 95 % interval (hierarchical bootstrap over trainings and scans). Dashed: controls. Dotted: ceiling."
+FRACTION_NOTE = (
+    "Bands: 95 % interval (hierarchical bootstrap over trainings and scans). Dashed: controls. Dotted: ceiling."
+)
 FILES_NOTE = (
-    "Every number on this page can be computed from results/per_case.csv, which has one line per training, scan and class; "
-    "costs, settings and quoted figures have tables of their own."
+    "Every number on this page can be computed from results/per_case.csv, which has one line per training, scan and "
+    "class; costs, settings and quoted figures have tables of their own."
 )
 FILES = {
     "per_case.csv": "scores of every training, scan and class",
@@ -85,7 +90,7 @@ FILES = {
     "ranks.csv": "mean ranks",
     "costs.csv": "parameters, operations, time, memory",
     "checks.csv": "Dice and Jaccard of every training against each other",
-    "runs.csv": "every training, and whether it was scored",
+    "trainings.csv": "every training, and whether it was scored",
     "settings.csv": "settings of every row",
     "quoted.csv": "quoted figures",
 }

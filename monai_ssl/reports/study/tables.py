@@ -96,7 +96,12 @@ def classes_table(analysis: Analysis, rows: Sequence[LoadedRow], classes: Sequen
     columns = [("dice", *OVERLAPS["dice"])]
     if len(classes) <= CLASSES_WITH_DISTANCE:
         columns.append(("hd95_mm", *DISTANCES["hd95_mm"]))
-    header = ["Method", "Role", "Labeled / unlabeled", *(f"{name}: {text}" for name in classes for _, text, _, _ in columns)]
+    header = [
+        "Method",
+        "Role",
+        "Labeled / unlabeled",
+        *(f"{name}: {text}" for name in classes for _, text, _, _ in columns),
+    ]
     lines = [
         [row.title, role_name(row), labels_text(row),
          *(spread_text(analysis.level(row, key, name, interval=False), digits, scale)
@@ -126,7 +131,9 @@ def gains_table(analysis: Analysis) -> Table | None:
 
 def reading(gain: Gain) -> str:
     """The verdict in the fewest words."""
-    return gain.verdict.removeprefix("a measurable ").removesuffix(" to tell").removesuffix(": interval and test disagree")
+    return (
+        gain.verdict.removeprefix("a measurable ").removesuffix(" to tell").removesuffix(": interval and test disagree")
+    )
 
 
 def tests_text(gain: Gain) -> str:
@@ -307,7 +314,7 @@ def csv_files(analysis: Analysis, folder: Path) -> dict[str, str]:
         "ranks.csv": _ranks(analysis),
         "costs.csv": _costs(analysis),
         "checks.csv": _checks(analysis),
-        "runs.csv": _runs(study, folder),
+        "trainings.csv": _trainings(study, folder),
         "settings.csv": _settings(study),
         **({"quoted.csv": _quoted(study)} if study.quoted else {}),
     }
@@ -381,8 +388,8 @@ def _checks(analysis: Analysis) -> str:
     return csv_text(fields, [asdict(check) for check in analysis.checks])
 
 
-def _runs(study: Study, folder: Path) -> str:
-    """Every run and its state; folders relative to the study's, or their names where they are elsewhere."""
+def _trainings(study: Study, folder: Path) -> str:
+    """Every training and its state; folders relative to the study's, or their names where they are elsewhere."""
     rows = {row.row.name: row for row in study.rows}
     states = [(each.run, "scored") for row in study.rows for each in row.trained] + list(study.missing)
     place = {name: number for number, name in enumerate(rows)}
