@@ -207,7 +207,7 @@ def _latex(title: str, text: dict[str, Any]) -> str:
 
     spread = "mean ± sd over trainings (over cases)"
     for name, table in text["results"]:
-        add(table, f"{name}, {spread}.", f"results-{name}", 2)
+        add(table, f"{name}, {spread}.", f"results-{name}", 1)
     tests = "95 % intervals of a hierarchical bootstrap, Wilcoxon's test over cases with Holm's correction"
     add(text["gains"], f"gain over the matched floor, {tests}.", "gains", 1)
     for name, table, gains in text["classes"]:

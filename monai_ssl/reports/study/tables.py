@@ -72,7 +72,7 @@ def results_table(analysis: Analysis, rows: Sequence[LoadedRow]) -> Table:
     """Scores of the rows of one data set, means over the classes."""
     columns = {**OVERLAPS, **distances_shown(rows)}
     names = [name for name, _, _ in columns.values()]
-    header = ["Method", "Role", "Labeled / unlabeled", "Trainings", names[0], "Median", "Failed scans", *names[1:]]
+    header = ["Method", "Labeled / unlabeled", names[0], "Median", "Failed scans", "Trainings", *names[1:], "Role"]
     lines = []
     for row in rows:
         levels = {key: analysis.level(row, key) for key in columns}
@@ -80,11 +80,10 @@ def results_table(analysis: Analysis, rows: Sequence[LoadedRow]) -> Table:
         cells = [spread_text(levels[key], digits, scale) for key, (_, scale, digits) in columns.items()]
         failed, scored = analysis.failed(row)
         lines.append([
-            row.title, role_name(row), labels_text(row), str(len(row.trained)), cells[0],
-            DASH if dice is None else number_text(dice.median, 1, 100), f"{failed} of {scored}" if scored else DASH,
-            *cells[1:],
+            row.title, labels_text(row), cells[0], DASH if dice is None else number_text(dice.median, 1, 100),
+            f"{failed} of {scored}" if scored else DASH, str(len(row.trained)), *cells[1:], role_name(row),
         ])  # fmt: skip
-    return Table(header, lines, (0, 1), [row.color for row in rows], _methods(rows))
+    return Table(header, lines, (0, len(header) - 1), [row.color for row in rows], _methods(rows))
 
 
 def _methods(rows: Sequence[LoadedRow]) -> list[int]:
