@@ -25,7 +25,7 @@ from monai_ssl.reports.study.findings import findings, warnings
 from monai_ssl.reports.study.latex import latex_text
 from monai_ssl.reports.study.load import load_study
 from monai_ssl.reports.study.quoted import QuotedFigure, jaccard_bounds, jaccard_check, read_quoted
-from monai_ssl.reports.study.results import ROLES
+from monai_ssl.reports.study.rows import ROLES
 
 QUOTED = """figures:
 - {title: DTC, dataset: left_atrium, n_labeled: 8, n_unlabeled: 72, dice: 87.51, jaccard: 78.17, hd95: 8.23, asd: 2.36,
@@ -816,6 +816,8 @@ def test_missing_quoted_file(tmp_path):
         (90.0, 81.8, None, "consistent"),
         (90.0, 81.75, None, "consistent"),  # rounding
         (90.0, 81.0, None, "impossible: this Dice"),
+        (86.03, 73.26, None, "impossible: this Dice needs a Jaccard of at least 75.5"),  # printed, and copied since
+        (89.42, 80.98, None, "consistent"),
         (90.0, 91.0, None, "impossible: Jaccard is above"),
         (80.0, 75.0, 5.0, "odd"),
         (80.0, 67.1, 5.0, "consistent"),

@@ -15,7 +15,7 @@ from monai_ssl.metrics.gap import GapClosed, gap_closed
 from monai_ssl.metrics.statistics import bootstrap_interval, holm, is_failed
 from monai_ssl.reports.study.load import LoadedRow, Study, over_trainings, paired
 from monai_ssl.reports.study.quoted import jaccard_bounds
-from monai_ssl.reports.study.results import Role
+from monai_ssl.reports.study.rows import Role
 
 __all__ = ["LEVEL", "Analysis", "Check", "Costs", "Gain", "Level", "Rank", "verdict"]
 

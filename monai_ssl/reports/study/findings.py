@@ -10,7 +10,7 @@ from monai_ssl.reports.numbers import DASH, interval_text, number_text, p_value_
 from monai_ssl.reports.study.analysis import GAIN, LOSS, Analysis, Gain
 from monai_ssl.reports.study.load import ROLE_NAMES, LoadedRow, Study
 from monai_ssl.reports.study.quoted import jaccard_check
-from monai_ssl.reports.study.results import Role
+from monai_ssl.reports.study.rows import Role
 
 __all__ = ["facts", "findings", "gain_sentence", "share_text", "used_settings", "warnings"]
 

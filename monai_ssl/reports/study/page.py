@@ -17,7 +17,7 @@ from monai_ssl.reports.study.findings import facts, findings, warnings
 from monai_ssl.reports.study.latex import latex_file, latex_table
 from monai_ssl.reports.study.load import load_study
 from monai_ssl.reports.study.quoted import read_quoted
-from monai_ssl.reports.study.results import StudyRow, StudyRun
+from monai_ssl.reports.study.rows import StudyRow, StudyRun
 
 __all__ = ["write_page"]
 
@@ -106,7 +106,7 @@ def write_page(
     command: str,
     quoted: Path | None = None,
 ) -> Path:
-    """See :func:`~monai_ssl.reports.study.results.write_study_report`."""
+    """See :func:`~monai_ssl.reports.study.write_study_report`."""
     folder = Path(folder)
     figures = [] if quoted is None else read_quoted(Path(quoted))
     analysis = Analysis(load_study(rows, runs, figures))
