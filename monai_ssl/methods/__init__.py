@@ -18,8 +18,8 @@ from .shape_aware import ShapeAwareSegmentation
 from .smoothness_separation import SmoothnessSeparation
 from .supervised import Supervised
 from .task_affinity_consistency import TaskAffinityConsistency
-from .uncertainty_aware_mean_teacher import UncertaintyAwareMeanTeacher
 from .transformation_consistency import TransformationConsistency
+from .uncertainty_aware_mean_teacher import UncertaintyAwareMeanTeacher
 from .uncertainty_guided_mutual_consistency import UncertaintyGuidedMutualConsistency
 from .weak_to_strong import WeakToStrong
 
@@ -43,8 +43,8 @@ __all__ = [
     "SmoothnessSeparation",
     "Supervised",
     "TaskAffinityConsistency",
-    "UncertaintyAwareMeanTeacher",
     "TransformationConsistency",
+    "UncertaintyAwareMeanTeacher",
     "UncertaintyGuidedMutualConsistency",
     "WeakToStrong",
     "joint_images",

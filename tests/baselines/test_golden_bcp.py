@@ -7,7 +7,6 @@ from released import check_steps, fill, float64, norms, rs, step_network
 from torch import nn
 
 from monai_ssl.methods import BidirectionalCopyPaste
-from monai_ssl.networks import EMATeacher
 from monai_ssl.transforms import largest_component, largest_components
 
 

@@ -94,7 +94,7 @@ class TestBidirectionalCopyPaste(MethodTester):
             for step in range(4):
                 if step in restarts:
                     state = copy.deepcopy(method.state_dict())
-                    method = self.build(seed=step, pretrain=2)  # noqa: PLW2901
+                    method = self.build(seed=step, pretrain=2)
                     method.load_state_dict(state)
                 torch.manual_seed(step)
                 terms = method.train()(*batches(n_labeled=4, n_unlabeled=4, seed=step))

@@ -66,15 +66,20 @@ class Maker:
                        "machine": meta["machine"]}  # fmt: skip
             (run / "run.json").write_text(json.dumps(content))
         if costs:
+            seconds = 600.0 + seed
             content = {"parameters": 9_440_000, "parameters_trained": 9_441_000, "macs": 40_108_687_360,
-                       "patch": [1, 112, 112, 80], "sessions": [{"first": 1, "last": 300, "seconds": 600.0 + seed}],
-                       "seconds": 600.0 + seed, "peak_memory_bytes": 5 * 10**9, "peak_gpu_memory_bytes": None}  # fmt: skip
+                       "patch": [1, 112, 112, 80], "sessions": [{"first": 1, "last": 300, "seconds": seconds}],
+                       "seconds": seconds, "peak_memory_bytes": 5 * 10**9, "peak_gpu_memory_bytes": None}  # fmt: skip
             (run / "costs.json").write_text(json.dumps(content))
         if curves:
             lines = [f"{i},{0.9 - 0.5 / (1 + i / 50) - 0.01 * seed}" for i in range(50, 301, 50)]
             (run / "validation.csv").write_text("iteration,val_mean_dice\n" + "\n".join(lines) + "\n")
-            steps = [f"{i},{1 / (1 + i / 40)},{0.8 / (1 + i / 40)},{0.2 / (1 + i / 40)},0.01,1.0" for i in range(1, 301)]
-            (run / "training.csv").write_text("iteration,loss,dice,consistency,lr,grad_norm\n" + "\n".join(steps) + "\n")
+            steps = [
+                f"{i},{1 / (1 + i / 40)},{0.8 / (1 + i / 40)},{0.2 / (1 + i / 40)},0.01,1.0" for i in range(1, 301)
+            ]
+            (run / "training.csv").write_text(
+                "iteration,loss,dice,consistency,lr,grad_norm\n" + "\n".join(steps) + "\n"
+            )
         self.runs.append(StudyRun(row.name, seed, split, run, evaluation))
         return self.runs[-1]
 
@@ -83,7 +88,9 @@ class Maker:
         self.runs.append(StudyRun(row.name, seed, split, run, run / "evaluation-testing"))
 
 
-def whole_study(folder, datasets=("left_atrium", "hippocampus"), labels=(4, 8, 16, 32), seeds=(0, 1), methods=("DTC", "CAML")):
+def whole_study(
+    folder, datasets=("left_atrium", "hippocampus"), labels=(4, 8, 16, 32), seeds=(0, 1), methods=("DTC", "CAML")
+):
     """Two data sets (one and two classes), four numbers of labels, floors, matched floors, ceilings."""
     maker = Maker(folder)
     for dataset in datasets:

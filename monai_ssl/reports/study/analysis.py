@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from monai_ssl.metrics.cases import METRICS, OVERLAP_METRICS
+from monai_ssl.metrics.cases import OVERLAP_METRICS
 from monai_ssl.metrics.gap import GapClosed, gap_closed
 from monai_ssl.metrics.statistics import bootstrap_interval, holm, is_failed
 from monai_ssl.reports.study.load import LoadedRow, Study, over_trainings, paired
 from monai_ssl.reports.study.quoted import jaccard_bounds
-from monai_ssl.reports.study.results import Role
+from monai_ssl.reports.study.rows import Role
 
 __all__ = ["LEVEL", "Analysis", "Check", "Costs", "Gain", "Level", "Rank", "verdict"]
 
@@ -192,7 +192,9 @@ class Analysis:
         self._levels: dict[tuple[str, str, str | None, bool], Level | None] = {}
         self._classes: dict[str, list[Gain]] = {}
 
-    def level(self, row: LoadedRow, metric: str = "dice", label: str | None = None, interval: bool = True) -> Level | None:
+    def level(
+        self, row: LoadedRow, metric: str = "dice", label: str | None = None, interval: bool = True
+    ) -> Level | None:
         """One metric of a row; None where nothing was scored."""
         key = row.row.name, metric, label, interval
         if key not in self._levels:
@@ -266,18 +268,36 @@ class Analysis:
         difference = np.round([first[case] - second[case] for case in first], 12)
         better = difference if metric in OVERLAP_METRICS else -difference
         p_value = float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
-        means = [float(np.mean([np.mean(list(values.values())) for values in side])) for side in (own, others)]
+        mean_row, mean_against = (
+            float(np.mean([np.mean(list(values.values())) for values in side])) for side in (own, others)
+        )
         return Gain(
-            row, other, metric, label, len(common), len(first), *means, found.gain, found.gain_low, found.gain_high,
-            float(np.median(difference)), int((better > 0).sum()), int((better < 0).sum()), int((better == 0).sum()),
-            p_value, p_value, 1, closed, borrowed, "",
-        )  # fmt: skip
+            row=row,
+            against=other,
+            metric=metric,
+            label=label,
+            n_trainings=len(common),
+            n_cases=len(first),
+            mean_row=mean_row,
+            mean_against=mean_against,
+            difference=found.gain,
+            low=found.gain_low,
+            high=found.gain_high,
+            median_difference=float(np.median(difference)),
+            wins=int((better > 0).sum()),
+            losses=int((better < 0).sum()),
+            ties=int((better == 0).sum()),
+            p_value=p_value,
+            p_holm=p_value,
+            n_tests=1,
+            closed=closed,
+            borrowed=borrowed,
+            verdict="",
+        )
 
     def gain_of(self, row: LoadedRow, role: Role = "matched_floor", metric: str = "dice") -> Gain | None:
         """The corrected comparison of a row with its control."""
-        return next(
-            (g for g in self.gains if g.row is row and g.against.row.role == role and g.metric == metric), None
-        )
+        return next((g for g in self.gains if g.row is row and g.against.row.role == role and g.metric == metric), None)
 
     @cached_property
     def ranks(self) -> list[list[Rank]]:
@@ -404,5 +424,3 @@ def _costs(row: LoadedRow) -> Costs:
         memory=largest("peak_memory_bytes"),
         gpu_memory=largest("peak_gpu_memory_bytes"),
     )
-
-

@@ -20,7 +20,15 @@ from monai_ssl.reports.study.analysis import GAIN, LOSS, Analysis
 from monai_ssl.reports.study.findings import role_name
 from monai_ssl.reports.study.load import LoadedRow, Study, Trained, over_trainings
 
-__all__ = ["case_figures", "fraction_figure", "gains_figure", "gallery", "learning_figure", "loss_figure", "ranks_figure"]
+__all__ = [
+    "case_figures",
+    "fraction_figure",
+    "gains_figure",
+    "gallery",
+    "learning_figure",
+    "loss_figure",
+    "ranks_figure",
+]
 
 # figures of overlays on a page, and panels beside each other
 PICTURES, COLUMNS = 8, 2
@@ -64,7 +72,9 @@ def gains_figure(analysis: Analysis) -> Figure | None:
             axes.plot([100 * gain.low, 100 * gain.high], [place] * 2, color=gain.row.color, linewidth=2.4)
         axes.plot(100 * gain.difference, place, "o", markersize=7.5, color=gain.row.color,
                   markerfacecolor=gain.row.color if solid else "white", markeredgewidth=1.8)  # fmt: skip
-        names.append(f"{gain.row.title}, {analysis.study.group_name(gain.row.row.group)}, {gain.row.row.n_labeled} labeled")
+        names.append(
+            f"{gain.row.title}, {analysis.study.group_name(gain.row.row.group)}, {gain.row.row.n_labeled} labeled"
+        )
     axes.set_yticks(range(len(gains)), [wrapped(plain_text(name), 54) for name in names], color=INK)
     axes.set_ylim(len(gains) - 0.5, -0.5)
     return figure
@@ -154,14 +164,26 @@ def _draw_cases(axes: Axes, analysis: Analysis, name: str, rows: Sequence[Loaded
         lowest = min(lowest, float(values.min()))
         offset = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(1)
         if len(values) > 3:
+            pale = {"color": "#c3cad2"}
             axes.boxplot(values, positions=[place], widths=0.62, orientation="horizontal", showfliers=False,
-                         boxprops={"color": "#c3cad2"}, whiskerprops={"color": "#c3cad2"}, manage_ticks=False,
-                         capprops={"color": "#c3cad2"}, medianprops={"color": INK, "linewidth": 1.6}, zorder=1)  # fmt: skip
-        axes.scatter(values, place + offset, s=20, color=row.color, alpha=0.8, linewidths=0.8, zorder=2,
-                     marker=MARKERS[row.row.role], facecolors=row.color if row.row.role in FILLED else "none")  # fmt: skip
+                         boxprops=pale, whiskerprops=pale, capprops=pale, manage_ticks=False, zorder=1,
+                         medianprops={"color": INK, "linewidth": 1.6})  # fmt: skip
+        axes.scatter(
+            values,
+            place + offset,
+            s=20,
+            marker=MARKERS[row.row.role],
+            edgecolors=row.color,
+            facecolors=row.color if row.row.role in FILLED else "none",
+            alpha=0.8,
+            linewidths=0.8,
+            zorder=2,
+        )
         level = analysis.level(row)
         if level is not None:
-            axes.plot(100 * level.mean, place, marker="|", markersize=17, markeredgewidth=2.2, color=row.color, zorder=3)
+            axes.plot(
+                100 * level.mean, place, marker="|", markersize=17, markeredgewidth=2.2, color=row.color, zorder=3
+            )
     axes.axvline(FAILURE_DICE * 100, color="#b44", linewidth=0.9, linestyle=(0, (4, 3)), zorder=0.6)
     axes.set_xlim(max(-1.0, min(FAILURE_DICE * 100 - 5, lowest - 3)), 101)
     axes.set_yticks(range(len(rows)), [wrapped(plain_text(row.title), 30) for row in rows], color=INK)

@@ -11,8 +11,8 @@ from monai_ssl.reports.page import Table
 
 __all__ = ["latex_file", "latex_table", "latex_text"]
 
-HEAD = r"""% Tables of a study. In your document: \usepackage[T1]{fontenc}, \usepackage[utf8]{inputenc}, \usepackage{booktabs},
-% \usepackage{graphicx}, then \input this file.
+HEAD = r"""% Tables of a study. In your document: \usepackage[T1]{fontenc}, \usepackage[utf8]{inputenc},
+% \usepackage{booktabs}, \usepackage{graphicx}, then \input this file.
 """
 SPECIALS = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
@@ -39,10 +39,12 @@ def _letter(letter: str) -> str:
     if letter in SPECIALS:
         return SPECIALS[letter]
     code = ord(letter)
-    if 0x20 <= code < 0x7F or unicodedata.category(letter) in ("Lu", "Ll") and code < 0x180 and letter not in "ĸŉſĿŀĦħŦŧ":
+    if 0x20 <= code < 0x7F or (
+        unicodedata.category(letter) in ("Lu", "Ll") and code < 0x180 and letter not in "ĸŉſĿŀĦħŦŧ"
+    ):
         return letter
-    plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode("ascii")
-    return "".join(SPECIALS.get(each, each) for each in plain) or "?"
+    parts = [each for each in unicodedata.normalize("NFKD", letter) if not unicodedata.combining(each)]
+    return "".join(SPECIALS.get(each, each if each.isascii() and each.isprintable() else "?") for each in parts)
 
 
 def latex_table(table: Table, caption: str, label: str, groups: Sequence[int] = ()) -> str:

@@ -15,7 +15,7 @@ from monai_ssl.metrics.results import read_results
 from monai_ssl.metrics.statistics import case_values
 from monai_ssl.reports.run import Training, method_color, training_of
 from monai_ssl.reports.study.quoted import QuotedFigure
-from monai_ssl.reports.study.results import ROLES, Role, StudyRow, StudyRun
+from monai_ssl.reports.study.rows import ROLES, Role, StudyRow, StudyRun
 
 __all__ = ["Key", "LoadedRow", "Study", "Trained", "load_study", "read_json"]
 
@@ -139,6 +139,9 @@ class Study:
         serving = [other for other in same if not other.row.of and other is not row]
         if role != "ceiling":
             serving = [other for other in serving if other.row.n_labeled == row.row.n_labeled]
+        # of several (variants of a study), the one trained most alike
+        settings = row.row.settings
+        serving.sort(key=lambda other: -sum(other.row.settings.get(key) == settings[key] for key in settings))
         return next(iter([*own, *serving]), None)
 
 

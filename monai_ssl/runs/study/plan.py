@@ -128,7 +128,7 @@ def check_options(study: StudySettings) -> None:
             check_overrides(homes[name], ["train.yaml"], own)
         except DataError as error:
             mistakes.append(f"methods.{name}: {error}")
-    bundles = {home: None for home in (find_bundle(SUPERVISED), *homes.values())}
+    bundles = dict.fromkeys((find_bundle(SUPERVISED), *homes.values()))
     for place, options in study.option_places()[: 1 + len(study.variants)]:
         for key, value in options.items():
             if key in ROUNDS and any(method.method == SELF_TRAINING for method in study.methods.values()):
