@@ -3,6 +3,7 @@
 from monai_ssl.handlers.checkpoint import RunCheckpoint
 from monai_ssl.handlers.evaluation import EvaluationResults, Preview
 
+from .costs import TrainingCosts, count_macs
 from .log import TRAINING, VALIDATION, CaseProgress, Progress, TrainingLog, ValidationLog
 from .validation import Validation
 
@@ -14,7 +15,9 @@ __all__ = [
     "Preview",
     "Progress",
     "RunCheckpoint",
+    "TrainingCosts",
     "TrainingLog",
     "Validation",
     "ValidationLog",
+    "count_macs",
 ]

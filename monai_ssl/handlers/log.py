@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from monai_ssl.engines.trainer import RunEvents, SemiSupervisedTrainer
 from monai_ssl.files import cell, text_of_cell, write_text
+from monai_ssl.handlers.costs import TrainingCosts
 from monai_ssl.runs.folder import BEST
 from monai_ssl.weights import save
 
@@ -32,6 +33,8 @@ class TrainingLog:
     has an empty cell there; one that first comes later adds its column then.
 
     A resumed run first drops the rows after its starting point, so the file reads as if nothing had happened.
+
+    Beside it lies ``costs.json``, see :class:`~monai_ssl.handlers.costs.TrainingCosts`.
 
     Args:
         output_dir: folder of the run.
@@ -52,6 +55,7 @@ class TrainingLog:
         engine.add_event_handler(Events.COMPLETED, self.close)
         if isinstance(engine, SemiSupervisedTrainer):  # also where it fails
             engine.add_event_handler(RunEvents.CLOSED, self.close)
+            TrainingCosts(self.path.parent).attach(engine)
 
     def _open(self, fields: list[str], iteration: int) -> None:
         if self._file is not None:

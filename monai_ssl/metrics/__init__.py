@@ -12,6 +12,7 @@ from .statistics import (
     case_values,
     check_same_cases,
     compare,
+    holm,
     is_failed,
     summarize,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "dice_score",
     "environment",
     "gap_closed",
+    "holm",
     "image_diagonal",
     "is_failed",
     "jaccard_score",

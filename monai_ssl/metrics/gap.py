@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -49,6 +50,7 @@ def gap_closed(
     confidence: float = CONFIDENCE,
     n_resamples: int = RESAMPLES,
     seed: int = SEED,
+    shared_cases: bool = False,
 ) -> GapClosed:
     """Share of the gap between floor and ceiling that an arm closes, with a hierarchical bootstrap interval.
 
@@ -69,6 +71,9 @@ def gap_closed(
         confidence: coverage, in (0, 1).
         n_resamples: number of resamples.
         seed: seed of the resampling; the same values and seed give the same interval.
+        shared_cases: whether a case of the same name in two repetitions is the same scan, as with several seeds on one
+            test set. Such a case is then drawn once for all repetitions of a resample: three trainings judged by ten
+            scans are not judged by thirty, and the interval is as wide as ten allow.
 
     Returns:
         Gain, gap and share with their intervals, in the unit of the values; no intervals for a single case in all.
@@ -84,12 +89,15 @@ def gap_closed(
     """
     check_resampling(confidence, n_resamples)
     groups = _paired(arm, floor, ceiling)
-    cases = sum(len(group) for group in groups)
+    cases = len({case for repetition in arm for case in repetition}) if shared_cases else sum(map(len, groups))
     gain, gap = np.mean([group.mean(axis=0) for group in groups], axis=0).round(12).tolist()
     share = gain / gap if gap > 0 else None
     if cases < 2:
-        return GapClosed(1, 1, gain, None, None, gap, None, None, share, None, None, float(gap <= 0))
-    draws = _resampled_means(groups, n_resamples, seed)
+        return GapClosed(len(groups), 1, gain, None, None, gap, None, None, share, None, None, float(gap <= 0))
+    if shared_cases:
+        draws = _resampled_together(groups, [list(repetition) for repetition in arm], n_resamples, seed)
+    else:
+        draws = _resampled_means(groups, n_resamples, seed)
     room = draws[:, 1] > 0
     ratio = np.divide(draws[:, 0], draws[:, 1], where=room, out=np.zeros(len(draws)))
     edges = ((1 - confidence) / 2, (1 + confidence) / 2)
@@ -138,3 +146,45 @@ def _resampled_means(groups: Sequence[np.ndarray], n_resamples: int, seed: int) 
         counts = generator.multinomial(size, np.full(size, 1 / size), int(places.sum()))
         means[places] = counts @ group / size
     return means.mean(axis=1).round(12)
+
+
+def _resampled_together(
+    groups: Sequence[np.ndarray], names: Sequence[Sequence[str]], n_resamples: int, seed: int
+) -> np.ndarray:
+    """As :func:`_resampled_means`, where repetitions with a case in common draw their cases together."""
+    linked = _linked(names)
+    unions = [list(dict.fromkeys(case for number in members for case in names[number])) for members in linked]
+    drawn, counts = _drawn_together(len(groups), tuple(len(union) for union in unions), n_resamples, seed)
+    means = np.empty((n_resamples, len(groups), 2))
+    for members, union, count in zip(linked, unions, counts, strict=True):
+        place = {case: column for column, case in enumerate(union)}
+        for number in members:
+            own = count[:, [place[case] for case in names[number]]].astype(np.float64)
+            own[own.sum(axis=1) == 0] = 1  # none of its cases was drawn: it keeps its mean
+            means[:, number] = own @ groups[number] / own.sum(axis=1, keepdims=True)
+    return means[np.arange(n_resamples)[:, None], drawn].mean(axis=1).round(12)
+
+
+@lru_cache(maxsize=8)  # a page asks for many intervals over the same repetitions and cases
+def _drawn_together(
+    repetitions: int, sizes: tuple[int, ...], n_resamples: int, seed: int
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Drawn repetitions, shape (n_resamples, repetitions), and of each set how often its cases are drawn."""
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(0, repetitions, (n_resamples, repetitions))
+    return drawn, [generator.multinomial(size, np.full(size, 1 / size), n_resamples) for size in sizes]
+
+
+def _linked(names: Sequence[Sequence[str]]) -> list[list[int]]:
+    """Numbers of the repetitions that have cases in common, directly or through others."""
+    found: list[tuple[set[str], list[int]]] = []
+    for number, cases in enumerate(names):
+        own, members = set(cases), [number]
+        apart = []
+        for others, linked in found:
+            if own.isdisjoint(others):
+                apart.append((others, linked))
+            else:
+                own, members = own | others, linked + members
+        found = [*apart, (own, sorted(members))]
+    return sorted(members for _, members in found)

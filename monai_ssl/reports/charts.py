@@ -53,7 +53,7 @@ def read_log(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     return columns
 
 
-def _smooth(values: np.ndarray) -> np.ndarray:
+def smoothed(values: np.ndarray) -> np.ndarray:
     """Running mean over 1/40 of the curve (centered, shorter at the ends)."""
     half = max(0, len(values) // 80)
     total = np.concatenate([[0.0], np.cumsum(values)])
@@ -69,7 +69,7 @@ def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, name: str)
         return
     if x.size > 80:
         axes.plot(x, y, color=color, linewidth=0.6, alpha=0.18)
-        y = _smooth(y)
+        y = smoothed(y)
     axes.plot(x, y, color=color, linewidth=1.8, label=plain_text(name))
 
 

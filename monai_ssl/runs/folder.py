@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from monai_ssl.runs.record import Record
 
 CHECKPOINT, MODEL, BEST = "checkpoint.pt", "model.pt", "best.pt"
-RECORD, PRESET, PRECISION = "run.json", "preset.yaml", "precision.json"
+RECORD, PRESET, PRECISION, COSTS = "run.json", "preset.yaml", "precision.json", "costs.json"
 LOGS = ("training.csv", "validation.csv")
 LOCK = ".lock"
 # what makes way when another run takes the folder
-FILES = (CHECKPOINT, MODEL, BEST, *LOGS, "tensorboard", "previews", RECORD, PRESET, PRECISION)
+FILES = (CHECKPOINT, MODEL, BEST, *LOGS, "tensorboard", "previews", RECORD, PRESET, PRECISION, COSTS)
 # what the next step decides anew, whatever the training was given
 NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt", "init",
                  "pseudo_labels")  # fmt: skip

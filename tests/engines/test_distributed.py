@@ -116,7 +116,7 @@ def test_the_first_process_alone_writes(trained, method):
     assert [int(row["iteration"]) for row in found] == [1, 2, 3, 4, 5]
     assert [float(row["loss"]) for row in found] == first["loss"]
     assert sorted(p.name for p in (folder / "run").iterdir()) == [
-        ".lock", "checkpoint.pt", "model.pt", "precision.json", "training.csv",
+        ".lock", "checkpoint.pt", "costs.json", "model.pt", "precision.json", "training.csv",
     ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from tiny_training import assert_equal, build, content, make_loader, rows, train
 from monai_ssl.bundle.library import find_bundle
 from monai_ssl.data import DataError
 from monai_ssl.handlers import RunCheckpoint
-from monai_ssl.runs.folder import CHECKPOINT, LOCK, MODEL, PRECISION, Run
+from monai_ssl.runs.folder import CHECKPOINT, COSTS, LOCK, MODEL, PRECISION, Run
 
 OPTIONS = {name: {"validate": True, "method": name} for name in names()}
 
@@ -77,7 +77,7 @@ def test_killed_and_resumed(tmp_path, uninterrupted, method, moment, iteration, 
     compare(tmp_path, uninterrupted[method])
     # nothing else is left: no former run, no half-written file
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        LOCK, CHECKPOINT, MODEL, PRECISION, "training.csv", "validation.csv",
+        LOCK, CHECKPOINT, COSTS, MODEL, PRECISION, "training.csv", "validation.csv",
     ]  # fmt: skip
 
 

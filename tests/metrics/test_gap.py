@@ -147,3 +147,43 @@ def test_refuses(change, message):
     given = {key: [{"a": 0.5, "b": 0.75}] for key in ("arm", "floor", "ceiling")} | change
     with pytest.raises(ValueError, match=message):
         gap_closed(**given)
+
+
+def test_shared_cases_are_drawn_once_for_all_repetitions():
+    """Against the exact distribution: repetitions drawn, and one draw of the cases for all of them."""
+    gains = np.array([[-0.1, 0.3, 0.0], [0.2, 0.05, 0.4]])
+    names = ["a", "b", "c"]
+    arm = [dict(zip(names, 0.5 + row, strict=True)) for row in gains]
+    floor = [dict.fromkeys(names, 0.5)] * 2
+    exact = [
+        gains[np.ix_(repetitions, cases)].mean()
+        for repetitions in product((0, 1), repeat=2)
+        for cases in product((0, 1, 2), repeat=3)
+    ]
+    found = gap_closed(arm, floor, arm, confidence=0.8, shared_cases=True)
+    assert (found.n_repetitions, found.n_cases) == (2, 3)
+    assert found.gain == pytest.approx(gains.mean())
+    edges = np.quantile(exact, [0.1, 0.9])
+    assert [found.gain_low, found.gain_high] == pytest.approx(edges, abs=0.02)
+
+
+def test_shared_cases_do_not_judge_twice():
+    """Ten equal trainings on the same cases say no more than one; as if they were others, they would."""
+    generator = np.random.default_rng(0)
+    values = {f"c{number}": float(x) for number, x in enumerate(generator.uniform(0, 1, 8))}
+    zeros = dict.fromkeys(values, 0.0)
+    one = gap_closed([values], [zeros], [values], shared_cases=True)
+    many = gap_closed([values] * 10, [zeros] * 10, [values] * 10, shared_cases=True)
+    apart = gap_closed([values] * 10, [zeros] * 10, [values] * 10)
+    assert many.gain_high - many.gain_low == pytest.approx(one.gain_high - one.gain_low, rel=0.05)
+    assert apart.gain_high - apart.gain_low < 0.5 * (one.gain_high - one.gain_low)
+
+
+def test_shared_cases_of_folds_and_of_splits_that_overlap():
+    """Folds share nothing, random splits a part; a repetition whose cases are not drawn keeps its mean."""
+    arm = [{"a": 0.25}, {"a": 0.25, "b": 0.5, "c": 0.75}, {"x": 0.5, "y": 0.75}]
+    floor = [dict.fromkeys(values, 0.25) for values in arm]
+    found = gap_closed(arm, floor, arm, shared_cases=True)
+    assert found.n_cases == 5
+    assert found.gain == pytest.approx((0 + 0.25 + 0.375) / 3)
+    assert 0 <= found.gain_low < found.gain < found.gain_high <= 0.5

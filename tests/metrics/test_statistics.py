@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from monai_ssl.metrics import METRICS, bootstrap_interval, case_values, compare, is_failed, read_results, summarize
+from monai_ssl.metrics import (
+    METRICS,
+    bootstrap_interval,
+    case_values,
+    compare,
+    holm,
+    is_failed,
+    read_results,
+    summarize,
+)
 
 
 def make_rows(dice, label="x", prefix="c", **columns):
@@ -234,3 +243,33 @@ def test_case_values_ill_arguments():
         case_values(make_rows([0.9]), "f1")
     with pytest.raises(ValueError, match=r"label must be one of \['x'\], got 'y'"):
         case_values(make_rows([0.9]), label="y")
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], []),
+        ([0.04], [0.04]),
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),  # Holm's rule by hand
+        ([0.5, 0.6], [1.0, 1.0]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([0.0, 1.0], [0.0, 1.0]),
+        ([0.001, 0.0004], [0.001, 0.0008]),
+    ],
+)
+def test_holm(given, expected):
+    assert holm(given) == pytest.approx(expected)
+
+
+def test_holm_is_never_kinder_than_no_correction_and_never_harsher_than_bonferroni():
+    values = np.random.default_rng(0).uniform(0, 0.2, 12)
+    corrected = np.array(holm(values.tolist()))
+    assert (corrected >= values).all()
+    assert (corrected <= np.minimum(1, 12 * values)).all()
+    assert (np.diff(corrected[np.argsort(values)]) >= 0).all()
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_holm_refuses_what_is_no_p_value(value):
+    with pytest.raises(ValueError, match=r"p_values must be in \[0, 1\]"):
+        holm([0.5, value])

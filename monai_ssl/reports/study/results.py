@@ -108,13 +108,21 @@ def write_study_report(
         rows: lines of the tables.
         runs: what was trained and scored for them.
         command: what to type to make the study again.
-        quoted: YAML file with figures of papers, see :func:`read_quoted`.
+        quoted: YAML file with figures of papers, see :func:`~monai_ssl.reports.study.quoted.read_quoted`.
 
     Returns:
         Path of ``index.html``.
 
     Raises:
-        ValueError: if names repeat, a run or control names no row, or rows of one data set were scored on other
-            classes.
+        ValueError: if there is no row, names repeat, a run or control names no row, two runs of a row have the same
+            seed and split, or rows of one data set were scored on other classes.
+        DataError: if the file of quoted figures cannot be read.
+
+    Example:
+        >>> write_study_report(Path("study"), "Eight labels", "", rows, runs, "monai-ssl compare s.yaml"
+        ...     )  # doctest: +SKIP
+        PosixPath('study/index.html')
     """
-    raise NotImplementedError
+    from monai_ssl.reports.study.page import write_page
+
+    return write_page(folder, title, description, rows, runs, command, quoted)

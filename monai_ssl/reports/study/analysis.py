@@ -1,0 +1,406 @@
+"""The numbers of a study: levels, paired gains, ranks, checks and costs. No text, no picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from monai_ssl.metrics.cases import OVERLAP_METRICS
+from monai_ssl.metrics.gap import GapClosed, gap_closed
+from monai_ssl.metrics.statistics import bootstrap_interval, holm, is_failed
+from monai_ssl.reports.study.load import LoadedRow, Study, over_trainings, paired
+from monai_ssl.reports.study.quoted import jaccard_bounds
+from monai_ssl.reports.study.results import Role
+
+__all__ = ["LEVEL", "Analysis", "Check", "Costs", "Gain", "Level", "Rank", "verdict"]
+
+LEVEL = 0.05
+"""Below this a p-value, corrected for the number of tests, counts."""
+
+# Jaccard and Dice of one mask are functions of each other: further apart is no rounding
+IDENTITY = 1e-6
+GAIN, LOSS = "a measurable gain", "a measurable loss"
+# metrics of the paired comparisons: what papers print, in millimeters
+COMPARED = ("dice", "hd95_mm")
+# who is compared with whom; each is a family of tests of its own
+FAMILIES: tuple[tuple[Role, Role], ...] = (
+    ("method", "matched_floor"),
+    ("method", "floor"),
+    ("method", "no_pool"),
+    ("matched_floor", "floor"),
+    ("oracle", "method"),
+    ("ensemble", "method"),
+    ("ceiling", "method"),
+)
+
+
+@dataclass(frozen=True)
+class Level:
+    """One metric of one row.
+
+    Attributes:
+        n_trainings, n_cases: that were scored; a case that several trainings share counts once.
+        mean: over trainings of means over cases.
+        sd_trainings: of these means (n - 1); None for one training.
+        sd_cases: over cases of their mean over trainings; None for one case.
+        median, least, most: of the cases' means over trainings.
+        low, high: hierarchical bootstrap interval of the mean; None for one case, or where it was not asked for.
+    """
+
+    n_trainings: int
+    n_cases: int
+    mean: float
+    sd_trainings: float | None
+    sd_cases: float | None
+    median: float
+    least: float
+    most: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A row against another, over the trainings that both have.
+
+    Attributes:
+        row, against: the rows.
+        metric, label: what is compared; ``label`` None is the mean over the classes.
+        n_trainings, n_cases: that both have.
+        mean_row, mean_against: means over just these.
+        difference: row minus other; ``low`` and ``high`` bound it (hierarchical bootstrap).
+        median_difference: over cases, each the mean over trainings; so are wins, losses and ties.
+        wins, losses, ties: cases on which the row is better, worse, equal.
+        p_value: two-sided Wilcoxon signed-rank test over cases; 1 where all are equal.
+        p_holm: corrected for the ``n_tests`` of its family.
+        closed: share of the gap between ``against`` and the ceiling; None without a ceiling, or for distances.
+        borrowed: whether a training of the ceiling stands for one that it lacks.
+        verdict: what may be said of it.
+    """
+
+    row: LoadedRow
+    against: LoadedRow
+    metric: str
+    label: str | None
+    n_trainings: int
+    n_cases: int
+    mean_row: float
+    mean_against: float
+    difference: float
+    low: float | None
+    high: float | None
+    median_difference: float
+    wins: int
+    losses: int
+    ties: int
+    p_value: float
+    p_holm: float
+    n_tests: int
+    closed: GapClosed | None
+    borrowed: bool
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A method among the methods with as many labels of the same data.
+
+    Attributes:
+        row: the method.
+        n_cases: that all of them have.
+        mean: mean rank over the cases, by Dice; 1 is best, ties share.
+        low, high: bootstrap interval over the cases.
+        first: cases on which it is best, ties included.
+        p_holm: Wilcoxon test against the method with the best mean rank, corrected; None for that one.
+        friedman: p-value that all rank alike; None for fewer than three methods.
+    """
+
+    row: LoadedRow
+    n_cases: int
+    mean: float
+    low: float | None
+    high: float | None
+    first: int
+    p_holm: float | None
+    friedman: float | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether Dice and Jaccard of one evaluation belong together.
+
+    Attributes:
+        row, split, seed: the training.
+        dice, jaccard: means over cases and classes.
+        least, most: bounds of the mean Jaccard, see :func:`~monai_ssl.reports.study.quoted.jaccard_bounds`.
+        deviation: largest difference of a mask's Jaccard from D / (2 - D).
+        passed: whether all of this holds.
+    """
+
+    row: str
+    split: str
+    seed: int
+    dice: float
+    jaccard: float
+    least: float
+    most: float
+    deviation: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the trainings of a row cost; None where no record says so.
+
+    Attributes:
+        row: the row.
+        n_trainings: with a record.
+        parameters, parameters_trained: of the deployed network, and of everything that is trained.
+        macs: multiply-accumulates of one patch through the deployed network.
+        patch: shape of that patch.
+        hours: mean per training.
+        seconds_per_iteration: mean over everything that a training does.
+        memory, gpu_memory: largest peaks, in bytes.
+    """
+
+    row: LoadedRow
+    n_trainings: int
+    parameters: int | None
+    parameters_trained: int | None
+    macs: int | None
+    patch: tuple[int, ...] | None
+    hours: float | None
+    seconds_per_iteration: float | None
+    memory: int | None
+    gpu_memory: int | None
+
+
+class Analysis:
+    """All numbers of a study, each computed when it is first asked for.
+
+    Args:
+        study: the rows with their scores.
+    """
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._levels: dict[tuple[str, str, str | None, bool], Level | None] = {}
+        self._classes: dict[str, list[Gain]] = {}
+
+    def level(
+        self, row: LoadedRow, metric: str = "dice", label: str | None = None, interval: bool = True
+    ) -> Level | None:
+        """One metric of a row; None where nothing was scored."""
+        key = row.row.name, metric, label, interval
+        if key not in self._levels:
+            self._levels[key] = _level(row, metric, label, interval) if row.trained else None
+        return self._levels[key]
+
+    def failed(self, row: LoadedRow) -> tuple[int, int]:
+        """Failed segmentations of scans, and all of them: scans times trainings. One failed class is enough."""
+        failed = sum(len({each["case"] for each in done.rows if is_failed(each)}) for done in row.trained)
+        return failed, sum(len(done.cases) for done in row.trained)
+
+    @cached_property
+    def gains(self) -> list[Gain]:
+        """Every comparison of the study, family by family, with corrected p-values."""
+        found = []
+        for first, second in FAMILIES:
+            for metric in COMPARED:
+                family = [
+                    gain
+                    for row in self.study.rows
+                    if row.row.role == first
+                    for other in self._opponents(row, second)
+                    if (gain := self.gain(row, other, metric)) is not None
+                ]
+                found += _corrected(family)
+        return found
+
+    def _opponents(self, row: LoadedRow, role: Role) -> list[LoadedRow]:
+        if role == "method":
+            if row.row.role == "ceiling":  # serves many rows, and is compared with each
+                return [other for other in self.study.methods if self.study.reference(other, "ceiling") is row]
+            return [other for other in self.study.methods if other.row.name == row.row.of]
+        other = self.study.reference(row, role)
+        return [] if other is None else [other]
+
+    def class_gains(self, label: str) -> list[Gain]:
+        """Methods against their matched floors in one class, corrected over the rows that have it."""
+        if label in self._classes:
+            return self._classes[label]
+        family = []
+        for row in self.study.methods:
+            other = self.study.reference(row, "matched_floor")
+            if other is not None and label in row.classes and label in other.classes:
+                gain = self.gain(row, other, "dice", label)
+                family += [] if gain is None else [gain]
+        self._classes[label] = _corrected(family)
+        return self._classes[label]
+
+    def gain(self, row: LoadedRow, other: LoadedRow, metric: str = "dice", label: str | None = None) -> Gain | None:
+        """A row against another, not yet corrected; None where they have no training in common."""
+        borrow = "ceiling" in (row.row.role, other.row.role)
+        if row.row.role == "ceiling":  # it lends its trainings to the other's seeds
+            reverse, borrowed = paired(other, row, metric, label, borrow)
+            common = {key: (second, first) for key, (first, second) in reverse.items()}
+        else:
+            common, borrowed = paired(row, other, metric, label, borrow)
+        if not common:
+            return None
+        own, others = ([values[side] for values in common.values()] for side in (0, 1))
+        found = gap_closed(own, others, own, shared_cases=True)
+        closed = None
+        ceiling = self.study.reference(row, "ceiling")
+        if ceiling is not None and ceiling not in (row, other) and metric in OVERLAP_METRICS:
+            above, lent = paired(row, ceiling, metric, label, borrow=True)
+            shared = [key for key in common if key in above]
+            if shared:
+                trio = ([common[key][0] for key in shared], [common[key][1] for key in shared],
+                        [above[key][1] for key in shared])  # fmt: skip
+                closed, borrowed = gap_closed(*trio, shared_cases=True), borrowed or lent
+        first, second = (over_trainings({key: values[side] for key, values in common.items()}) for side in (0, 1))
+        difference = np.round([first[case] - second[case] for case in first], 12)
+        better = difference if metric in OVERLAP_METRICS else -difference
+        p_value = float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
+        means = [float(np.mean([np.mean(list(values.values())) for values in side])) for side in (own, others)]
+        return Gain(
+            row, other, metric, label, len(common), len(first), *means, found.gain, found.gain_low, found.gain_high,
+            float(np.median(difference)), int((better > 0).sum()), int((better < 0).sum()), int((better == 0).sum()),
+            p_value, p_value, 1, closed, borrowed, "",
+        )  # fmt: skip
+
+    def gain_of(self, row: LoadedRow, role: Role = "matched_floor", metric: str = "dice") -> Gain | None:
+        """The corrected comparison of a row with its control."""
+        return next((g for g in self.gains if g.row is row and g.against.row.role == role and g.metric == metric), None)
+
+    @cached_property
+    def ranks(self) -> list[list[Rank]]:
+        """Methods ranked by Dice, best first, for every data set and number of labels with at least two of them."""
+        tables: dict[tuple[Any, ...], list[LoadedRow]] = {}
+        for row in self.study.methods:
+            if row.trained:
+                tables.setdefault((row.row.group, row.row.n_labeled), []).append(row)
+        return [found for rows in tables.values() if len(rows) > 1 and (found := _ranks(rows))]
+
+    @cached_property
+    def checks(self) -> list[Check]:
+        """The arithmetic of every evaluation."""
+        return [_check(row.row.name, each) for row in self.study.rows for each in row.trained]
+
+    @cached_property
+    def costs(self) -> list[Costs]:
+        """Costs of every row whose trainings recorded some; an ensemble trains nothing."""
+        found = [_costs(row) for row in self.study.rows if row.row.role != "ensemble"]
+        return [costs for costs in found if costs.n_trainings]
+
+
+def _level(row: LoadedRow, metric: str, label: str | None, interval: bool) -> Level:
+    repetitions = row.values(metric, label)
+    means = [float(np.mean(list(values.values()))) for values in repetitions.values()]
+    cases = np.array(list(over_trainings(repetitions).values()))
+    low = high = None
+    if interval:
+        every = list(repetitions.values())
+        found = gap_closed(every, [dict.fromkeys(values, 0.0) for values in every], every, shared_cases=True)
+        low, high = found.gain_low, found.gain_high
+    return Level(
+        n_trainings=len(means),
+        n_cases=len(cases),
+        mean=float(np.mean(means)),
+        sd_trainings=float(np.std(means, ddof=1)) if len(means) > 1 else None,
+        sd_cases=float(cases.std(ddof=1)) if len(cases) > 1 else None,
+        median=float(np.median(cases)),
+        least=float(cases.min()),
+        most=float(cases.max()),
+        low=low,
+        high=high,
+    )
+
+
+def _corrected(family: Sequence[Gain]) -> list[Gain]:
+    """The comparisons with p-values corrected for their number, and what may then be said."""
+    values = holm([gain.p_value for gain in family])
+    found = [replace(gain, p_holm=p, n_tests=len(family)) for gain, p in zip(family, values, strict=True)]
+    return [replace(gain, verdict=verdict(gain)) for gain in found]
+
+
+def verdict(gain: Gain) -> str:
+    """What may be said of a comparison: a gain needs the interval and the corrected test.
+
+    Where even a difference of the same sign in all cases could not reach :data:`LEVEL` after the correction, there are
+    too few cases to tell, whatever the interval.
+    """
+    smallest = min(1.0, 2.0 ** (1 - gain.n_cases) * gain.n_tests)
+    if gain.low is None or gain.high is None or smallest >= LEVEL:
+        return f"too few cases ({gain.n_cases}) to tell"
+    outside, significant = gain.low > 0 or gain.high < 0, gain.p_holm < LEVEL
+    better = (gain.difference > 0) == (gain.metric in OVERLAP_METRICS)
+    if outside and significant:
+        return GAIN if better else LOSS
+    if outside or significant:
+        return "not conclusive: interval and test disagree"
+    return "no measurable difference"
+
+
+def _ranks(rows: Sequence[LoadedRow]) -> list[Rank]:
+    values = [over_trainings(row.values("dice")) for row in rows]
+    cases = sorted(set.intersection(*(set(each) for each in values)))
+    if not cases:
+        return []
+    dice = np.round([[each[case] for case in cases] for each in values], 12)
+    placed = stats.rankdata(-dice, axis=0, method="average")
+    best = int(np.argmin(placed.mean(axis=1)))
+    others = [number for number in range(len(rows)) if number != best]
+    tests = [dice[number] - dice[best] for number in others]
+    corrected = holm([float(stats.wilcoxon(test).pvalue) if test.any() else 1.0 for test in tests])
+    friedman = None
+    if len(rows) > 2 and len(cases) > 1:
+        friedman = 1.0 if (dice == dice[0]).all() else float(stats.friedmanchisquare(*dice).pvalue)
+    p_values: dict[int, float | None] = {best: None, **dict(zip(others, corrected, strict=True))}
+    found = [
+        Rank(row, len(cases), float(own.mean()), *bootstrap_interval(own), int((score == dice.max(axis=0)).sum()),
+             p_values[number], friedman)
+        for number, (row, own, score) in enumerate(zip(rows, placed, dice, strict=True))
+    ]  # fmt: skip
+    return sorted(found, key=lambda rank: rank.mean)
+
+
+def _check(name: str, each: Any) -> Check:
+    dice, jaccard = (np.array([float(row[metric]) for row in each.rows]) for metric in OVERLAP_METRICS)
+    least, most = jaccard_bounds(float(dice.mean()), float(dice.var()))
+    deviation = float(np.abs(jaccard - dice / (2 - dice)).max())
+    mean = float(jaccard.mean())
+    passed = deviation <= IDENTITY and least - IDENTITY <= mean <= most + IDENTITY
+    return Check(name, each.run.split, each.run.seed, float(dice.mean()), mean, least, most, deviation, passed)
+
+
+def _costs(row: LoadedRow) -> Costs:
+    records = [each.costs for each in row.trained if each.costs]
+
+    def largest(key: str) -> Any:
+        return max((record[key] for record in records if record.get(key) is not None), default=None)
+
+    seconds = [float(record["seconds"]) for record in records if record.get("seconds")]
+    steps = [
+        sum(session["last"] - session["first"] + 1 for session in record["sessions"])
+        for record in records
+        if record.get("seconds") and record.get("sessions")
+    ]
+    return Costs(
+        row=row,
+        n_trainings=len(records),
+        parameters=largest("parameters"),
+        parameters_trained=largest("parameters_trained"),
+        macs=largest("macs"),
+        patch=next((tuple(record["patch"]) for record in records if record.get("patch")), None),
+        hours=float(np.mean(seconds)) / 3600 if seconds else None,
+        seconds_per_iteration=sum(seconds) / sum(steps) if seconds and sum(steps) else None,
+        memory=largest("peak_memory_bytes"),
+        gpu_memory=largest("peak_gpu_memory_bytes"),
+    )
