@@ -259,10 +259,14 @@ def test_random_splits_and_an_index_of_folds(scans, tmp_path):
 # ------------------------------------------------------------------------------------------------------- a study
 
 
+def tiny(words):
+    """Options of a tiny training that the words do not give themselves."""
+    return [str(word) for key, value in TINY.items() if f"--{key}" not in words for word in (f"--{key}", value)]
+
+
 def compare(scans, output, *words):
-    tiny = [word for key, value in TINY.items() for word in (f"--{key}", value)]
     given = ["--dataset", "phantom", "--all_labels", "datalist_all_labels.json", "--output", output]
-    return run("compare", scans, *given, *tiny, *words)
+    return run("compare", scans, *given, *tiny(words), *words)
 
 
 def test_a_study_from_beginning_to_end(scans, tmp_path, inline, capsys):
@@ -273,7 +277,7 @@ def test_a_study_from_beginning_to_end(scans, tmp_path, inline, capsys):
             "self_training-no_pool", "self_training-oracle", "ceiling"]  # fmt: skip
     assert inline == [f"{row}-seed0" for row in rows]
     table = rows_of(output / "results" / "per_case.csv")
-    assert list(dict.fromkeys(line["row"] for line in table)) == rows
+    assert {line["row"] for line in table} == set(rows)
     assert {line["case"] for line in table} == {"testing_0000", "testing_0001"}
     one = rows_of(output / "runs" / "dtc-seed0" / "evaluation-testing" / "per_case.csv")
     assert [line["dice"] for line in table if line["row"] == "dtc"] == [line["dice"] for line in one]
@@ -412,9 +416,8 @@ def test_killed_at_a_random_moment_it_ends_the_same(scans, tmp_path, inline):
              "--max_iterations", "12", "--epoch_length", "4", "--checkpoint_interval", "3"]  # fmt: skip
     assert compare(scans, tmp_path / "whole", *words) == 0
     output = tmp_path / "killed"
-    tiny = [str(word) for key, value in TINY.items() if f"--{key}" not in words for word in (f"--{key}", value)]
     command = [sys.executable, "-m", "monai_ssl", "compare", str(scans), "--dataset", "phantom", "--all_labels",
-               "datalist_all_labels.json", "--output", str(output), *tiny, *words, "--jobs", "2"]  # fmt: skip
+               "datalist_all_labels.json", "--output", str(output), *tiny(words), *words, "--jobs", "2"]  # fmt: skip
     rng = random.Random(time.time_ns())
     for _ in range(3):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
