@@ -23,7 +23,6 @@ import fire
 import matplotlib.pyplot as plt
 import numpy as np
 from beds import BEDS
-from protocol import relative
 
 from monai_ssl.errors import enumerated
 from monai_ssl.files import cell, text_of_cell, write_text
@@ -410,6 +409,15 @@ def picture(summary: Mapping[str, Any], titles: Mapping[str, str], path: Path) -
         panel.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def relative(value: object) -> object:
+    """Without the folders of one machine."""
+    if isinstance(value, str) and "/" in value:
+        return " ".join(Path(word).name if word.startswith("/") else word for word in value.split(" "))
+    if isinstance(value, list):
+        return [relative(v) for v in value]
+    return {k: relative(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
 """Where the runs of LA-quarter gain and lose: the dimmest validation scans and the others.
 
-    python benchmarks/dim_scans.py --data DIR/la_quarter [--results docs/results/la_quarter]
+    python benchmarks/dim_scans.py --data DIR/la_quarter [--study studies/la_quarter] [--output docs/results/la_quarter]
 
-Reads the ``per_case.csv`` files that ``protocol.py collect`` wrote. Scans are sorted by the mean of the stored gray
-values inside the atrium; the last column is the rank correlation of that mean with the Dice, means over seeds. Writes
-``dim_scans.md`` and ``.json`` beside them.
+Reads the table of cases that ``monai-ssl compare benchmarks/studies/la_quarter.yaml`` wrote. Scans are sorted by the mean
+of the stored gray values inside the atrium; the last column is the rank correlation of that mean with the Dice, means
+over seeds. Writes ``dim_scans.md`` and ``.json``.
 """
 
 from __future__ import annotations
 
+import csv
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,24 +20,30 @@ import numpy as np
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parent))
-from protocol import jobs
 from step import write
 
 from monai_ssl.data import load_datalist
 from monai_ssl.data.cases import case_names
-from monai_ssl.metrics import case_values, read_results
+from monai_ssl.files import text_of_cell
 
 
-def main(data: str, results: str = "docs/results/la_quarter", dimmest: int = 4) -> None:
+def main(
+    data: str,
+    study: str = "studies/la_quarter",
+    output: str = "docs/results/la_quarter",
+    dimmest: int = 4,
+    datalist: str = "la_dev_8_56_val16.json",
+) -> None:
     """Measure and write.
 
     Args:
         data: folder of the data set.
-        results: folder of the collected results.
+        study: folder of the study.
+        output: folder of the table.
         dimmest: how many scans count as dim.
+        datalist: of the study.
     """
-    content, todo = jobs("la_quarter")
-    entries = load_datalist(content["datalist"], data).require("validation")
+    entries = load_datalist(datalist, data).require("validation")
     gray = {}
     for name, entry in zip(case_names(entries), entries, strict=True):
         image, label = (np.asarray(nib.load(entry[key]).dataobj) for key in ("image", "label"))
@@ -47,12 +54,13 @@ def main(data: str, results: str = "docs/results/la_quarter", dimmest: int = 4) 
         "gray value of the atrium": {name: gray[name] for name in order},
         "runs": {},
     }
-    for name, _ in todo:
-        folder = Path(results) / name
-        if not (folder / "per_case.csv").is_file():
-            continue
-        dice = case_values(read_results(folder).rows, "dice")
-        group, seed = name.rsplit("-seed", 1)
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    titles: dict[str, str] = {}
+    with open(Path(study) / "results" / "per_case.csv", newline="", encoding="utf-8") as file:
+        for line in csv.DictReader(file):  # one class
+            titles[line["row"]] = text_of_cell(line["title"])
+            found.setdefault((line["row"], line["seed"]), {})[text_of_cell(line["case"])] = float(line["dice"])
+    for (group, seed), dice in found.items():
         row = {
             "dim": float(np.mean([dice[n] for n in order[:dimmest]])),
             "others": float(np.mean([dice[n] for n in order[dimmest:]])),
@@ -68,9 +76,8 @@ def main(data: str, results: str = "docs/results/la_quarter", dimmest: int = 4) 
             for k in ("dim", "others")
         ]
         correlation = np.mean([v["rank correlation"] for v in values])
-        title = content["runs"][group].get("title", group)
-        lines.append(f"| {title} | {len(values)} | {' | '.join(cells)} | {correlation:.2f} |")
-    write(Path(results) / "dim_scans", record, lines, "LA-quarter: dim scans and the others")
+        lines.append(f"| {group}: {titles[group]} | {len(values)} | {' | '.join(cells)} | {correlation:.2f} |")
+    write(Path(output) / "dim_scans", record, lines, "LA-quarter: dim scans and the others")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Thin and absent classes, slice by slice: the labels, the distance maps, and what trained runs make of them.
 
-    python benchmarks/thin_and_absent.py --data DIR/acdc --runs runs/acdc --output docs/results/acdc
+    python benchmarks/thin_and_absent.py --data DIR/acdc --runs studies/acdc/runs --output docs/results/acdc
 
-Reads the runs of the protocol ``acdc`` (see ``protocol.py``). A class is *absent* from a slice without a voxel of it;
+Reads the runs of ``monai-ssl compare benchmarks/studies/acdc.yaml``. A class is *absent* from a slice without a voxel of it;
 *thin* where no voxel of it is more than ``THIN`` pixels away from the outside. Labels are counted on labeled training
 slices and on validation slices, all else on the latter. Writes ``thin_and_absent.md``, ``.json`` and ``.png``.
 """
@@ -36,7 +36,7 @@ from monai_ssl.runs.predict import open_segmenter
 from monai_ssl.transforms.signed_distance import signed_distance_map
 
 THIN = 3.0
-GROUPS = ("floor", "matched_floor", "dtc", "ceiling")
+GROUPS = ("floor", "dtc-matched_floor", "dtc", "ceiling")
 KINDS = ("absent", "thin", "thick")
 MEASURES = ("distance head's Dice", "agreement", "consistency term", "mean distance", "mean distance of the label")
 SIDE = 128

@@ -24,16 +24,14 @@ from monai_ssl.runs.study.work import last_run
 
 console = logging.getLogger("monai_ssl.console")
 
-RESULTS, PER_CASE, TABLE = "results", "per_case.csv", "runs.csv"
-WHO = ("row", "title", "role", "of", "dataset", "flavor", "n_labeled", "n_unlabeled", "seed", "split", "section",
-       "weights")  # fmt: skip
+RESULTS, TABLE = "results", "runs.csv"
 RUN = ("row", "role", "method", "seed", "split", "trained_as", "state", "options", "iterations", "precision",
        "parameters", "seconds", "peak_memory_mb", "peak_gpu_memory_mb", "machine", "cpu", "python", "torch", "monai",
        "monai_ssl")  # fmt: skip
 
 
 def collect(study: StudySettings, plan: Plan, folder: Path, command: str) -> Path | None:
-    """Write ``results/per_case.csv``, ``results/runs.csv`` and the report; of runs that are done, in the plan's order.
+    """Write ``results/runs.csv``, and the report with its tables of the runs that are done, in the plan's order.
 
     Args:
         study: what was asked for.
@@ -45,7 +43,6 @@ def collect(study: StudySettings, plan: Plan, folder: Path, command: str) -> Pat
         path of the page; None where nothing is done yet.
     """
     rows = {row.name: row for row in plan.rows}
-    lines: list[dict[str, Any]] = []
     runs: list[StudyRun] = []
     facts: list[dict[str, Any]] = []
     for run in plan.runs:
@@ -55,15 +52,9 @@ def collect(study: StudySettings, plan: Plan, folder: Path, command: str) -> Pat
         if not ready:
             continue
         runs.append(StudyRun(run.row, run.seed, run.split, last_run(task, folder), task.evaluation(folder)))
-        who = dict(zip(WHO, (row.name, row.title, row.role, row.of, row.dataset, row.flavor, row.n_labeled,
-                             row.n_unlabeled, run.seed, run.split, row.section, study.weights), strict=True))  # fmt: skip
-        with (task.evaluation(folder) / "per_case.csv").open(newline="", encoding="utf-8") as stream:
-            lines += [{**who, **record} for record in csv.DictReader(stream)]  # as they are written, cells and digits
     write_text(folder / RESULTS / TABLE, _csv(facts, RUN))
     if not runs:
         return None
-    columns = list(dict.fromkeys(key for line in lines for key in line))
-    write_text(folder / RESULTS / PER_CASE, _csv(lines, columns))
     title = study.title or f"Comparison: {', '.join(study.data)}"
     used = [_as_trained(row, plan, folder) for row in plan.rows if any(run.row == row.name for run in runs)]
     known = {row.name for row in used}
@@ -71,10 +62,7 @@ def collect(study: StudySettings, plan: Plan, folder: Path, command: str) -> Pat
     known = {row.name for row in used}
     runs = [run for run in runs if run.row in known]
     quoted = None if study.quoted is None else Path(study.quoted)
-    try:
-        return write_study_report(folder, title, study.description, used, runs, command, quoted)
-    except NotImplementedError:
-        return None
+    return write_study_report(folder, title, study.description, used, runs, command, quoted)
 
 
 def _as_trained(row: StudyRow, plan: Plan, folder: Path) -> StudyRow:

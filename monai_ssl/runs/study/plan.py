@@ -204,7 +204,7 @@ class _Planner:
         preset = load_preset(source, flavor)
         found = deals(name, data, self.study, self.folder)
         for deal in found:
-            told = self._anyone_wants("ceiling") or self._anyone_wants("oracle")
+            told = self._anyone_wants("ceiling", flavor) or self._anyone_wants("oracle", flavor)
             self.plan.lists.append((preset, deal.everything() if told else deal.cases))
         counts = data.labels or self.study.labels or (len(found[0].cases.training),)
         for deal in found:
@@ -223,9 +223,7 @@ class _Planner:
                 suffix = self._suffix(name, flavor, variant, n if several else None)
                 self._floors(situations, suffix)
                 for method_name, method in self.study.methods.items():
-                    if method.flavors is not None and flavor not in (*method.flavors, *[None] * (not method.flavors)):
-                        continue
-                    if method.labels is None or n in method.labels:
+                    if _applies(method, flavor, n):
                         self._method(method_name, method, situations, suffix)
             whole = [_Situation(name, data, flavor, preset, variant, deal, deal.all_labels()) for deal in found]
             self._ceiling(whole, min(counts), self._suffix(name, flavor, variant, None))
@@ -241,13 +239,13 @@ class _Planner:
         return "".join(f"-{part}" for part in parts if part)
 
     def _floors(self, situations: Sequence[_Situation], suffix: str) -> None:
-        if self._anyone_wants("floor"):
+        if self._anyone_wants("floor", situations[0].flavor, len(situations[0].cases.training)):
             name = f"floor{suffix}"
             self._row(name, "Supervised, these labels (floor)", "floor", "", situations,
                       MethodSettings(method=SUPERVISED), self.study.seeds, situations)  # fmt: skip
 
     def _ceiling(self, situations: Sequence[_Situation], fewest: int, suffix: str) -> None:
-        if not self._anyone_wants("ceiling"):
+        if not self._anyone_wants("ceiling", situations[0].flavor):
             return
         if all(len(situation.cases.training) <= fewest for situation in situations):
             self.plan.remark(
@@ -258,8 +256,9 @@ class _Planner:
         self._row(f"ceiling{suffix}", "Supervised, all labels (ceiling)", "ceiling", "", situations,
                   MethodSettings(method=SUPERVISED), self.study.seeds, situations)  # fmt: skip
 
-    def _anyone_wants(self, reference: str) -> bool:
-        return any(reference in self._references(method) for method in self.study.methods.values())
+    def _anyone_wants(self, reference: str, flavor: str | None, n: int | None = None) -> bool:
+        methods = [method for method in self.study.methods.values() if _applies(method, flavor, n)]
+        return any(reference in self._references(method) for method in methods)
 
     def _references(self, method: MethodSettings) -> Sequence[str]:
         return self.study.references if method.references is None else method.references
@@ -463,6 +462,12 @@ class _Planner:
         if not is_shipped(home):
             found["code"] = {path.name: path.read_text(encoding="utf-8") for path in sorted(home.glob("*.py"))}
         return found
+
+
+def _applies(method: MethodSettings, flavor: str | None, n: int | None = None) -> bool:
+    """Whether a method is trained with a flavor, and with so many labels."""
+    flavors = method.flavors is None or flavor in method.flavors
+    return flavors and (n is None or method.labels is None or n in method.labels)
 
 
 def _is_floors(key: str, value: Any, joint: Mapping[str, Any]) -> bool:
