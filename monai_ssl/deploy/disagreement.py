@@ -186,6 +186,9 @@ class DisagreementScorer:
         overrides: ids of ``configs/train.yaml`` and ``configs/inference.yaml`` -> values; ids that a config does not
             have are left out of it.
 
+    Attributes:
+        method: that the bundle was trained with; None of an ensemble.
+
     Raises:
         DataError: when weights are missing or do not fit.
     """
@@ -203,9 +206,10 @@ class DisagreementScorer:
             )
         device = self.segmenter.device
         if isinstance(network, Ensemble):
+            self.method: SemiSupervisedMethod | None = None
             self.watched = WatchedInferer(inferer, members=list(network.members))
             return
-        method = self._method(bundle, checkpoint, overrides)
+        self.method = method = self._method(bundle, checkpoint, overrides)
         channels = self.segmenter.preset.in_channels if self.segmenter.preset is not None else 1
         with torch.no_grad():
             asked = self.ask_method and _has_second_opinion(method.to(device).eval(), channels, inferer, device)
@@ -231,6 +235,19 @@ class DisagreementScorer:
             text = " ".join(str(error).split())[:200]
             raise DataError(f"{checkpoint}: does not fit the method ({text})") from None
         return method
+
+    @property
+    def opinions(self) -> str:
+        """What is compared: ``"method"`` (its second opinion), ``"members"`` of an ensemble, or ``""``: nothing."""
+        return "members" if self.watched.members else "method" if self.watched.others else ""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides about scores and segmentations, to tell those of one model from those of another."""
+        from monai_ssl.weights import content_digest
+
+        state = None if self.method is None or not self.watched.others else self.method.state_dict()
+        return {**self.segmenter.fingerprint(), "opinions": self.opinions,
+                "method": None if state is None else content_digest(state)}  # fmt: skip
 
     def __call__(self, image: str | Path) -> float:
         """Score of one image file: the disagreement, or the uncertainty where there is one opinion only."""

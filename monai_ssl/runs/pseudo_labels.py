@@ -133,12 +133,12 @@ def draw(
     stated = folder / RECORD
     if folder.is_dir() and any(folder.iterdir()):
         if not stated.is_file() or json.loads(stated.read_text(encoding="utf-8")) != record:
-            _set_aside(folder)
+            set_aside(folder, "label maps of other networks or settings")
         elif (folder / RELIABILITY).is_file():
             return read_rows(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(stated, json.dumps(record, indent=1) + "\n")
-    done = {row["case"]: row for row in _lines(folder / ROWS)}
+    done = {row["case"]: row for row in whole_lines(folder / ROWS)}
     write_text(
         folder / ROWS, "".join(json.dumps(row) + "\n" for row in done.values())
     )  # without a line that a kill cut
@@ -280,16 +280,17 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _set_aside(folder: Path) -> None:
+def set_aside(folder: Path, content: str) -> None:
+    """Move a folder to ``NAME-previous-1`` (2, 3, ...), and say what it holds."""
     k = 1
     while (aside := folder.with_name(f"{folder.name}-previous-{k}")).exists():
         k += 1
     folder.rename(aside)
-    console.warning("%s: holds label maps of other networks or settings; moved to %s", folder, aside.name)
+    console.warning("%s: holds %s; moved to %s", folder, content, aside.name)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines; the last one may have been cut off by a kill."""
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file with one in every line; the last line may have been cut off by a kill."""
     if not path.is_file():
         return []
     found = []
