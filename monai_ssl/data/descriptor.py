@@ -23,14 +23,14 @@ ENOUGH = 8
 def image_descriptor(image: Tensor, grid: int = GRID) -> np.ndarray:
     r"""What a prepared image looks like from afar: the means of a coarse grid, without brightness and contrast.
 
-    The image is averaged in ``grid`` cells per axis (a smaller axis is stretched), each channel is shifted to mean 0, and
-    the whole is scaled to length 1. The distance of two descriptors, :func:`descriptor_distances`, is then
+    The image is averaged in ``grid`` cells per axis (a smaller axis is stretched), each channel is shifted to mean 0,
+    and the whole is scaled to length 1. The distance of two descriptors, :func:`descriptor_distances`, is then
 
     .. math:: d = \sqrt{1 - r}
 
-    with the correlation :math:`r` of the two coarse images: 0 for the same image, also in another brightness or contrast,
-    1 for unrelated ones. It sees field of view, pose, the rough shape of the body and where it is bright; it does not see
-    small structures, texture, or who the patient is.
+    with the correlation :math:`r` of the two coarse images: 0 for the same image, also in another brightness or
+    contrast, 1 for unrelated ones. It sees field of view, pose, the rough shape of the body and where it is bright; it
+    does not see small structures, texture, or who the patient is.
 
     Args:
         image: ``(C, *spatial)``, as the network sees it: axes in one order, spacing and intensities prepared.
@@ -82,8 +82,8 @@ class Neighborhood:
     Attributes:
         nearest: per scan the number of the labeled scan that is most like it; None without labeled scans.
         distance: per scan the distance from it; NaN without labeled scans.
-        duplicate_of: per scan ``("labeled", number)`` or ``("pool", number)`` of a scan that it nearly equals, one of the
-            pool only where that comes before it; None for most.
+        duplicate_of: per scan ``("labeled", number)`` or ``("pool", number)`` of a scan that it nearly equals, one of
+            the pool only where that comes before it; None for most.
         outlier: per scan whether it is unlike every labeled scan, more than is usual in this pool.
         duplicate_distance: below it scans are near-duplicates.
         outlier_distance: above it scans are outliers; infinity where there are too few scans to say.
@@ -100,9 +100,10 @@ class Neighborhood:
 def neighborhood(pool: Sequence[np.ndarray], labeled: Sequence[np.ndarray]) -> Neighborhood:
     """Near-duplicates and outliers of a pool against the labeled scans.
 
-    Near-duplicates are nearer than a tenth of the median distance between two scans. Outliers are farther from the nearest
-    labeled scan than the median of the pool by four robust standard deviations (1.4826 times the median absolute
-    deviation), and farther than any labeled scan from the others; with fewer than eight scans in the pool, none is.
+    Near-duplicates are nearer than a tenth of the median distance between two scans. Outliers are farther from the
+    nearest labeled scan than the median of the pool by four robust standard deviations (1.4826 times the median
+    absolute deviation), and farther than any labeled scan from the others; with fewer than eight scans in the pool,
+    none is.
 
     Args:
         pool: descriptors in the order of the ranking, of one size.

@@ -64,7 +64,7 @@ class Ranking:
         return self.folder / PAGE
 
     def first(self, n: int = 5) -> list[str]:
-        """Names of the cases to annotate first: near-duplicates of labeled scans or of those before them are skipped."""
+        """Names of the cases to annotate first, without near-duplicates of labeled scans or of those before them."""
         return [row["case"] for row in self.rows if not row["near_duplicate_of"]][:n]
 
     def __str__(self) -> str:
@@ -82,9 +82,9 @@ def rank(
 ) -> Ranking:
     """List the unlabeled scans, the one that is most worth annotating first.
 
-    A trained model segments every scan of the pool, and says how much it contradicts itself (its two tasks, its teacher,
-    the networks of an ensemble) and how unsure it is. Near-duplicates, and scans unlike all labeled ones, are marked. No
-    label of the pool is read. Repeat the command to continue; scans that are done are not done again.
+    A trained model segments every scan of the pool, and says how much it contradicts itself (its two tasks, its
+    teacher, the networks of an ensemble) and how unsure it is. Near-duplicates, and scans unlike all labeled ones, are
+    marked. No label of the pool is read. Repeat the command to continue; scans that are done are not done again.
 
     Args:
         run: folder that `monai-ssl train` or `monai-ssl package` wrote. Several runs, one after the other, are compared
@@ -93,7 +93,7 @@ def rank(
         output: folder for ranking.csv, ranking.html and the model's segmentations; default: RUN/ranking.
         datalist: what is labeled already; default: the run's. Scans with a label in it are left out of IMAGES.
         dataset_dir: folder of the data; default: the training's.
-        overwrite: look at every scan again.
+        overwrite: look at every scan again; what is there is moved to ranking-previous-1.
         **overrides: ids of the bundle's configs/inference.yaml: device, amp, ...
 
     Returns:
@@ -114,9 +114,7 @@ def rank(
     members = members_of(run)
     first = members.runs[0] if members is not None else _as_run(run)
     if first is None and (images is None or output is None):
-        raise UsageError(
-            "rank: a packaged bundle knows no scans and no place for results; give IMAGES and --output DIR"
-        )
+        raise UsageError("rank: with a packaged bundle give IMAGES and --output DIR")
     cases = _cases(first, datalist, dataset_dir)
     if output is not None:
         folder = Path(output).expanduser().resolve()
@@ -137,7 +135,7 @@ def rank(
             if not stated.is_file():
                 raise DataError(f"output: {folder} holds files of something else; give another folder")
             if overwrite or json.loads(stated.read_text(encoding="utf-8")) != record:
-                set_aside(folder, "a ranking by another model")
+                set_aside(folder, "a ranking")
         folder.mkdir(parents=True, exist_ok=True)
         from monai_ssl.files import write_text
 
@@ -158,7 +156,7 @@ def rank(
 
     title = f"What to annotate next: {(first.folder if first is not None else folder).name}"
     report_ranking(folder / PAGE, title, classes, result.rows, opinions, len(labeled), result.first(), problems,
-                   {name: {"image": entry["image"], "label": str(work.segmentation(name))}
+                   {name: {"image": entry["image"], "label": str(work.write.file(name, entry))}
                     for name, entry in zip(names, pool, strict=True)})  # fmt: skip
     if problems:
         shown = "; ".join(f"{name}: {text}" for name, text in list(problems.items())[:5])
@@ -237,9 +235,10 @@ class _Looker:
 
     def __init__(self, scorer: DisagreementScorer, folder: Path) -> None:
         from monai_ssl.files import write_text
-        from monai_ssl.runs.pseudo_labels import whole_lines
+        from monai_ssl.runs.pseudo_labels import LabelWriter, whole_lines
 
         self.scorer, self.folder, self.done = scorer, folder, 0
+        self.write = LabelWriter(folder / SEGMENTATIONS)
         self.known: dict[str, dict[str, Any]] = {row["key"]: row for row in whole_lines(folder / ROWS)}
         # without a line that a kill cut
         write_text(folder / ROWS, "".join(json.dumps(row) + "\n" for row in self.known.values()))
@@ -254,17 +253,13 @@ class _Looker:
         for name, entry in tqdm(jobs, "rank", unit="scan", disable=None):
             key, row = _key(entry), self.known.get(_key(entry))
             whole = row is not None and "error" not in row and (name is None or "uncertainty" in row)
-            if whole and (name is None or self.segmentation(name).is_file()):
+            if whole and (name is None or self.write.file(name, entry).is_file()):
                 continue
             self.known[key] = {"key": key, **self._look(name, entry)}
             self.done += name is not None
             with open(self.folder / ROWS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(self.known[key]) + "\n")
         return self.known
-
-    def segmentation(self, name: str) -> Path:
-        """File of a scan's label map."""
-        return self.folder / SEGMENTATIONS / f"{name}_seg.nii.gz"
 
     def _look(self, name: str | None, entry: Entry) -> dict[str, Any]:
         from monai_ssl.data.descriptor import image_descriptor
@@ -275,7 +270,7 @@ class _Looker:
             look = self.scorer.look(entry["image"])
         except DataError as error:
             return {"error": " ".join(str(error).split())}
-        self._save(name, look.segmentation.labels)
+        self.write(name, entry, look.segmentation.labels)
         drawn = look.segmentation.labels.as_tensor().flatten()
         preset = self.scorer.segmenter.preset
         n_classes = preset.n_classes if preset is not None else int(drawn.max()) + 1
@@ -285,18 +280,6 @@ class _Looker:
             "voxels": [int((drawn == value).sum()) for value in range(n_classes)],
             "descriptor": _packed(image_descriptor(look.prepared)),
         }
-
-    def _save(self, name: str, labels: Any) -> None:
-        import nibabel as nib
-        import numpy as np
-
-        from monai_ssl.files import atomic_path
-
-        target = self.segmentation(name)
-        target.parent.mkdir(exist_ok=True)
-        image = nib.Nifti1Image(np.asarray(labels.as_tensor()[0].cpu()).astype(np.uint8), np.asarray(labels.affine))  # type: ignore[no-untyped-call, attr-defined]
-        with atomic_path(target) as temporary:
-            nib.save(image, temporary)  # type: ignore[attr-defined]
 
 
 def _key(entry: Mapping[str, Any]) -> str:

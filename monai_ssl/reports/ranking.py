@@ -14,12 +14,11 @@ from monai_ssl.reports.page import Picture, Table, render_html
 
 ROWS = 2  # of pictures per group
 WORDS = {
-    "method": "The model's two opinions of every scan (its two tasks, its network and its teacher, or its two networks) "
-    "were compared.",
+    "method": "The model's two opinions of every scan were compared: its two tasks, its network and its teacher, or "
+    "its two networks.",
     "members": "The networks of the ensemble were compared with one another.",
     "": "The model has one opinion only, so scans are ordered by its uncertainty alone.",
 }
-ADVICE = "The model is least sure here: annotating these teaches most, as far as the model can tell"
 
 
 def report_ranking(
@@ -70,15 +69,16 @@ def _rest(rows: Sequence[Mapping[str, str]], first: Sequence[str]) -> list[Mappi
 def _findings(rows: Sequence[Mapping[str, str]], opinions: str, n_labeled: int, first: Sequence[str]) -> list[str]:
     if not rows:
         return ["No scan could be read."]
-    found = [f"Annotate first: {enumerated(list(first), 5)}. {WORDS[opinions]}"]
+    found = [f"Annotate first: {enumerated(list(first), 5)}.", WORDS[opinions]]
     outliers = [row["case"] for row in rows if "outlier" in row["mark"]]
     twins = [row for row in rows if row["near_duplicate_of"]]
     empty = [row["case"] for row in rows if "nothing drawn" in row["mark"]]
     if outliers:
+        look = "looks" if len(outliers) == 1 else "look"
         found.append(
-            f"{plural(len(outliers), 'scan')} of the pool {'looks' if len(outliers) == 1 else 'look'} unlike every labeled "
-            f"one: {enumerated(outliers, 5)}. Look at them first: either such scans belong to the task, then one of them "
-            "should be annotated soon, or they do not, then they should leave the pool."
+            f"{plural(len(outliers), 'scan')} of the pool {look} unlike every labeled one: {enumerated(outliers, 5)}. "
+            "See what they are first: either such scans belong to the task, then one of them should be annotated soon, "
+            "or they do not, then they should leave the pool."
         )
     if twins:
         pairs = [f"{row['case']} (of {row['near_duplicate_of']})" for row in twins]
@@ -90,10 +90,10 @@ def _findings(rows: Sequence[Mapping[str, str]], opinions: str, n_labeled: int, 
         found.append(
             f"The model draws nothing in {enumerated(empty, 5)}: where the organ is there, annotate such a scan."
         )
-    if n_labeled:
-        found.append(f"Compared with {plural(n_labeled, 'labeled scan')}.")
-    else:
+    if not n_labeled:
         found.append("No labeled scan was at hand to compare with, so no scan is marked as unlike them.")
+    elif not outliers and not twins:
+        found.append(f"No scan is a near-duplicate, or unlike the {plural(n_labeled, 'labeled scan')}.")
     return found
 
 
@@ -103,7 +103,8 @@ def _pictures(
     shown: list[CaseStatistics] = []
     for row in rows[: ROWS * ROW]:
         name = f"{row['rank']}. {row['case']}"
-        shown.append(case_statistics("unlabeled", name, entries[row["case"]], picture=True))
+        # as if it had a label, which is the model's
+        shown.append(case_statistics("training", name, entries[row["case"]], picture=True))
     shown = [case for case in shown if case.picture is not None]
     if not shown:
         return None

@@ -146,14 +146,13 @@ def draw(
     names = case_names(entries)
     from tqdm import tqdm
 
-    write = saver("pred", "seg", str(folder))
+    write = LabelWriter(folder)
     for name, entry in tqdm(list(zip(names, entries, strict=True)), "label the pool", unit="case", disable=None):
         if name in done:
             continue
         views = [view for labeler in labelers for view in labeler.views(entry["image"])]
         label, row = _judged(views, rules, preset.n_classes)
-        write.saver.folder_layout = _Named(folder, name, entry)  # type: ignore[assignment]
-        write({"pred": label, "image": label})
+        write(name, entry, label)
         done[name] = {"case": name, **row}
         with open(folder / ROWS, "a", encoding="utf-8") as file:
             file.write(json.dumps(done[name]) + "\n")
@@ -244,13 +243,31 @@ def _judged(views: Sequence[Tensor], rules: Rules, n_classes: int) -> tuple[Tens
     return first[:1].clone().copy_(torch.from_numpy(drawn)[None]), row
 
 
-class _Named:
-    """Where a case's label map goes: its name tells it, whatever folders its image lies in."""
+class LabelWriter:
+    """Writes label maps as ``CASE_seg.nii.gz``, of pictures as pictures, whatever folders the images lie in.
 
-    def __init__(self, folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    Args:
+        folder: where they go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._save = folder, saver("pred", "seg", str(folder))
+
+    def file(self, name: str, entry: Mapping[str, Any]) -> Path:
+        """The file of a case's label map."""
         from monai_ssl.data.cases import image_files, result_suffix
 
-        self.file = folder / f"{name}_seg{result_suffix(Path(image_files(entry)[0]).name)}"
+        return self.folder / f"{name}_seg{result_suffix(Path(image_files(entry)[0]).name)}"
+
+    def __call__(self, name: str, entry: Mapping[str, Any], label: Tensor) -> None:
+        """Write ``(1, *spatial)`` class indices."""
+        self._save.saver.folder_layout = _Named(self.file(name, entry))  # type: ignore[assignment]
+        self._save({"pred": label, "image": label})
+
+
+class _Named:
+    def __init__(self, file: Path) -> None:
+        self.file = file
 
     def filename(self, subject: Any = "", idx: Any = None, **kwargs: Any) -> str:
         return str(self.file)
