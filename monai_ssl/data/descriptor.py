@@ -141,3 +141,88 @@ def neighborhood(pool: Sequence[np.ndarray], labeled: Sequence[np.ndarray]) -> N
         tuple(int(k) for k in to_labeled.argmin(1)), tuple(map(float, distance)), tuple(duplicates),
         tuple(bool(value > far) for value in distance), limit, far,
     )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- a pool against the labels
+
+
+def image_appearance(image: Tensor) -> np.ndarray:
+    """What a prepared image is like apart from its content: gray values and size.
+
+    Args:
+        image: ``(C, *spatial)``, as the network sees it.
+
+    Returns:
+        ``(5 * C + n_axes,)`` float64: quantiles of each channel (at 5, 25, 50, 75 and 95 %, of at most 100 000 voxels),
+        and the logarithm of the voxels per axis.
+
+    Example:
+        >>> image_appearance(torch.arange(1001.0)[None]).round(2).tolist()
+        [50.0, 250.0, 500.0, 750.0, 950.0, 6.91]
+    """
+    plain = torch.nan_to_num(torch.as_tensor(image).as_subclass(Tensor).detach().float().cpu()).flatten(1)
+    some = plain[:, :: max(plain.shape[1] // 100_000, 1)]
+    at = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    quantiles = torch.quantile(some, at, dim=1).T.flatten().double().numpy()
+    return np.concatenate([quantiles, np.log(np.array(image.shape[1:], dtype=np.float64))])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far two groups of scans are apart.
+
+    Attributes:
+        share: energy distance over twice the mean distance between the groups: 0 for samples of one distribution, 1 for
+            two points.
+        p: share of random regroupings of the same scans whose groups are at least as far apart, in (0, 1].
+    """
+
+    share: float
+    p: float
+
+
+def group_difference(distances: np.ndarray, n_first: int, regroupings: int = 1999) -> Difference | None:
+    """Whether scans of one group lie apart from those of another: a permutation test of the energy distance.
+
+    The energy distance is twice the mean distance between the groups, less the mean distances within each (Székely and
+    Rizzo, "Energy statistics", J. Stat. Plan. Inference 2013).
+
+    Args:
+        distances: ``(n, n)`` between all scans, those of the first group first.
+        n_first: scans of the first group.
+        regroupings: random ones, always the same.
+
+    Returns:
+        None where a group has fewer than two scans.
+
+    Example:
+        >>> points = np.array([0.0, 0.1, 0.2, 0.3, 9.0, 9.1, 9.2, 9.3, 9.4])
+        >>> found = group_difference(abs(points[:, None] - points), 4)
+        >>> found.p < 0.02, round(found.share, 2)
+        (True, 0.98)
+    """
+    n = len(distances)
+    if min(n_first, n - n_first) < 2:
+        return None
+
+    def energy_distance(first: np.ndarray) -> tuple[float, float]:
+        a, b = np.flatnonzero(first), np.flatnonzero(~first)
+        between = float(distances[np.ix_(a, b)].mean())
+        within = [float(distances[np.ix_(g, g)].sum() / (len(g) * (len(g) - 1))) for g in (a, b)]
+        return 2 * between - sum(within), 2 * between
+
+    observed, scale = energy_distance(np.arange(n) < n_first)
+    generator = np.random.RandomState(0)
+    as_far = 0
+    for _ in range(regroupings):
+        chosen = np.zeros(n, dtype=bool)
+        chosen[generator.permutation(n)[:n_first]] = True
+        as_far += energy_distance(chosen)[0] >= observed - 1e-12
+    return Difference(observed / scale if scale > 0 else 0.0, (1 + as_far) / (1 + regroupings))
+
+
+def appearance_distances(appearances: np.ndarray) -> np.ndarray:
+    """Distances ``(n, n)`` of appearances ``(n, size)``, every entry over its standard deviation among the scans."""
+    spread = appearances.std(0)
+    scaled = (appearances - appearances.mean(0)) / np.where(spread > 1e-9, spread, 1.0)
+    return np.sqrt(((scaled[:, None] - scaled[None]) ** 2).mean(-1))
