@@ -18,6 +18,7 @@ from monai_ssl._lazy import lazy_names
 
 if TYPE_CHECKING:
     from monai_ssl.deploy.predict import predict
+    from monai_ssl.deploy.rank import rank
     from monai_ssl.deploy.release import label_app, package
     from monai_ssl.errors import DataError
     from monai_ssl.runs.datasets import check, copy_preset, describe, prepare, split
@@ -43,6 +44,7 @@ __all__ = [
     "package",
     "predict",
     "prepare",
+    "rank",
     "report",
     "self_train",
     "split",
@@ -62,6 +64,7 @@ _HOMES = {
     "package": "monai_ssl.deploy.release",
     "predict": "monai_ssl.deploy.predict",
     "prepare": "monai_ssl.runs.datasets",
+    "rank": "monai_ssl.deploy.rank",
     "report": "monai_ssl.runs.evaluation",
     "self_train": "monai_ssl.runs.self_training",
     "split": "monai_ssl.runs.datasets",

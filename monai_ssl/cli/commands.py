@@ -16,6 +16,7 @@ from monai_ssl.errors import PROGRAM, counted, plural
 if TYPE_CHECKING:
     from monai_ssl.curation.prepare import Prepared
     from monai_ssl.deploy.predict import Predictions
+    from monai_ssl.deploy.rank import Ranking
     from monai_ssl.runs.datasets import DataCheck, Split
     from monai_ssl.runs.evaluation import Evaluation
     from monai_ssl.runs.folder import Run
@@ -183,6 +184,16 @@ def _show_comparison(result: Comparison, given: Given) -> int:
     return int(bool(result.failed))
 
 
+def _show_ranking(result: Ranking, given: Given) -> None:
+    for row in result.rows[:10]:
+        twin = f" of {row['near_duplicate_of']}" if row["near_duplicate_of"] else ""
+        mark = row["mark"].replace("near-duplicate", f"near-duplicate{twin}")
+        print(f"{row['rank']:>3}. {row['case']}: score {row['score']}{f' ({mark})' if mark else ''}")
+    if len(result.rows) > 10:
+        print(f"     and {len(result.rows) - 10} more")
+    print(f"table: {result.table}\npage: {result.page}")
+
+
 def _show_package(folder: Path, given: Given) -> None:
     print(f"bundle: {folder}\nmodel card: {folder / 'docs' / 'README.md'}")
 
@@ -228,6 +239,7 @@ COMMANDS: dict[str, Command] = {
         Command(
             "predict", "monai_ssl.deploy.predict:predict", _show_predictions, optional=("RUN", "IMAGES"), several=True
         ),
+        Command("rank", "monai_ssl.deploy.rank:rank", _show_ranking, optional=("IMAGES",), several=True),
         Command("report", "monai_ssl.runs.evaluation:report", _show("{}")),
         Command("package", "monai_ssl.deploy.release:package", _show_package, several=True),
         Command("bundle", "monai_ssl.bundle.library:copy_bundle", _show("{}")),

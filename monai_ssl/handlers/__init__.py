@@ -1,5 +1,6 @@
-"""What hooks into Ignite engines: checkpoints, logs, progress, previews, results."""
+"""What hooks into Ignite engines: checkpoints, logs, alarms, progress, previews, results."""
 
+from monai_ssl.handlers.alarms import Alarms
 from monai_ssl.handlers.checkpoint import RunCheckpoint
 from monai_ssl.handlers.evaluation import EvaluationResults, Preview
 
@@ -10,6 +11,7 @@ from .validation import Validation
 __all__ = [
     "TRAINING",
     "VALIDATION",
+    "Alarms",
     "CaseProgress",
     "EvaluationResults",
     "Preview",

@@ -105,6 +105,7 @@ class SemiSupervisedMethod(nn.Module, ABC):
         self.network = network
         self.unsupervised_weight = float(unsupervised_weight)
         self.iteration = 0
+        self._pseudo_label_counts: Tensor | None = None
         self.adversaries = nn.ModuleDict()
 
     @abstractmethod
@@ -133,6 +134,25 @@ class SemiSupervisedMethod(nn.Module, ABC):
     def after_step(self) -> None:
         """Called once after every optimizer step: EMA and memory updates. Overrides call ``super().after_step()``."""
         self.iteration += 1
+
+    def note_pseudo_labels(self, label: Tensor, n_classes: int) -> None:
+        """Count the pseudo-labels that a step teaches, for those who watch the training for classes that vanish.
+
+        The counts are no part of the state: nothing depends on them.
+
+        Args:
+            label: class indices of any shape; voxels that teach nothing hold ``IGNORE_LABEL``.
+            n_classes: number of classes.
+        """
+        label = label.detach()
+        counts = torch.stack([(label == value).sum() for value in range(n_classes)])
+        former = self._pseudo_label_counts
+        self._pseudo_label_counts = counts if former is None else former + counts
+
+    def take_pseudo_labels(self) -> list[int] | None:
+        """Voxels per class that were noted since the last call; None where none were."""
+        counts, self._pseudo_label_counts = self._pseudo_label_counts, None
+        return None if counts is None else [int(count) for count in counts]
 
     # ------------------------------------------------------------------------------------------- adversaries
 

@@ -87,6 +87,7 @@ class SelfTraining(SemiSupervisedMethod):
         rows = len(labeled["label"])
         terms = {"supervised": self.supervised(logits[:rows], labeled["label"])}
         if pseudo is not None:
+            self.note_pseudo_labels(pseudo, logits.shape[1])
             loss = supervised_cross_entropy(logits[rows:], pseudo)
             if self.dice is not None:
                 loss = 0.5 * (loss + self.dice(logits[rows:], pseudo))

@@ -158,8 +158,11 @@ class WeakToStrong(SemiSupervisedMethod):
         Returns:
             :math:`\hat y` ``(B, 1, *spatial)`` int64, and :math:`m`, of the same shape, float32 in [0, 1].
         """
-        confidence, label = self.teacher(image).float().softmax(1).max(1, keepdim=True)
-        return label, confidence if self.threshold is None else (confidence >= self.threshold).float()
+        probabilities = self.teacher(image).float().softmax(1)
+        confidence, label = probabilities.max(1, keepdim=True)
+        weight = confidence if self.threshold is None else (confidence >= self.threshold).float()
+        self.note_pseudo_labels(label.masked_fill(weight == 0, IGNORE_LABEL), probabilities.shape[1])
+        return label, weight
 
     def pseudo_loss(self, logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         """Loss of pseudo-labels, before its factors.

@@ -115,7 +115,7 @@ def nothing_drawn(summary: dict[str, Any]) -> str:
 
 
 def warnings(runs: Sequence[LoadedRun]) -> list[str]:
-    """What makes the numbers other than they look: unfinished runs, runs that differ in more than the question."""
+    """What makes the numbers other than they look: unfinished or alarming runs, other differences than the question."""
     sentences = []
     for run in runs:
         training = run.run.training
@@ -123,6 +123,8 @@ def warnings(runs: Sequence[LoadedRun]) -> list[str]:
             sentences.append(
                 f"{run.name} is unfinished: weights of iteration {training.iteration} of {training.max_iterations}."
             )
+        if training is not None:
+            sentences += [f"Alarm in the training of {run.name}: {text}." for text in training.alarms]
     for first, second in pairs(runs):
         one, two = first.run.training, second.run.training
         if one is None or two is None or first.role == "matched_floor":

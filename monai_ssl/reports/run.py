@@ -42,7 +42,7 @@ STATED = {"bundle", "dataset", "datalist", "flavor", "max_iterations", "test_tim
 # entries of run.json that say where and when, not how a run was trained
 NO_SETTINGS = {
     "command", "repeat", "status", "machine", "versions", "overrides", "dataset_dir", "iteration", "resolved",
-    "members", "n_labeled",
+    "members", "n_labeled", "alarms",
 }  # fmt: skip
 NO_OVERRIDES = {"num_workers", "device", "resume", "output_dir", "save_interval", "val_interval", "tensorboard"}
 LOGS = ("training.csv", "validation.csv")
@@ -77,6 +77,7 @@ class Training:
         iteration: iterations of the scored weights; None where nobody knows.
         max_iterations: iterations that were asked for.
         n_labeled: labeled cases; None where the datalist is gone.
+        alarms: what the training's alarms said.
         members: how many trainings; more than one where the mean of several networks was scored.
         resolved: what the training came to use, defaults included, as far as its checkpoint says; wins over settings.
 
@@ -93,6 +94,7 @@ class Training:
     n_labeled: int | None = None
     resolved: Mapping[str, Any] = field(default_factory=dict)
     members: int = 1
+    alarms: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, record: Mapping[str, Any], iteration: int | None = None) -> Training:
@@ -116,7 +118,7 @@ class Training:
         with contextlib.suppress(DataError, KeyError, OSError):
             n_labeled = load_datalist(record["datalist"], record["dataset_dir"]).counts()["training"]
         return cls(settings, iteration, record.get("max_iterations"), n_labeled, record.get("resolved") or {},
-                   members)  # fmt: skip
+                   members, tuple(map(str, record.get("alarms") or ())))  # fmt: skip
 
     @property
     def bundle(self) -> str:

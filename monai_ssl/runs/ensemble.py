@@ -221,7 +221,9 @@ class Members:
                  for key in ("bundle", "datalist") if len({facts[key] for facts in each}) > 1}  # fmt: skip
         counts = {_n_labeled(run) for run in self.runs}
         n_labeled = counts.pop() if len(counts) == 1 else None
-        return _shared(each) | length | names | {"members": self.facts(), "n_labeled": n_labeled}
+        alarms = [f"{run.folder.name}: {text}" for run in self.runs for text in run.alarms]
+        found = _shared([{key: value for key, value in facts.items() if key != "alarms"} for facts in each])
+        return found | length | names | {"members": self.facts(), "n_labeled": n_labeled, "alarms": alarms}
 
     def refuse_known_cases(self, entries: Sequence[Entry], section: str) -> None:
         """Stop before scores are of cases that a member has learned from, as with members of several folds.

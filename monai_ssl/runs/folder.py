@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from monai_ssl.runs.record import Record
 
 CHECKPOINT, MODEL, BEST = "checkpoint.pt", "model.pt", "best.pt"
-RECORD, PRESET, PRECISION, COSTS = "run.json", "preset.yaml", "precision.json", "costs.json"
+RECORD, PRESET, PRECISION, COSTS, ALARMS = "run.json", "preset.yaml", "precision.json", "costs.json", "alarms.json"
 LOGS = ("training.csv", "validation.csv")
 LOCK = ".lock"
 # what makes way when another run takes the folder
-FILES = (CHECKPOINT, MODEL, BEST, *LOGS, "tensorboard", "previews", RECORD, PRESET, PRECISION, COSTS)
+FILES = (CHECKPOINT, MODEL, BEST, *LOGS, "tensorboard", "previews", RECORD, PRESET, PRECISION, COSTS, ALARMS)
 # what the next step decides anew, whatever the training was given
 NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt", "init",
                  "pseudo_labels")  # fmt: skip
@@ -175,6 +175,15 @@ class Run:
         for key in NOT_INHERITED:
             settings.pop(key, None)
         return folder, settings | {"dataset": literal(self.preset), **overrides}
+
+    @property
+    def alarms(self) -> list[str]:
+        """What the training's alarms said, see :class:`monai_ssl.handlers.Alarms`; empty as a rule."""
+        try:
+            content = json.loads((self.folder / ALARMS).read_text(encoding="utf-8"))
+            return [str(alarm["text"]) for alarm in content["alarms"]]
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
 
     # ---------------------------------------------------------------------------------------------- who may write
 

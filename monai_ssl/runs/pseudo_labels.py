@@ -126,12 +126,12 @@ def draw(
     stated = folder / RECORD
     if folder.is_dir() and any(folder.iterdir()):
         if not stated.is_file() or json.loads(stated.read_text(encoding="utf-8")) != record:
-            _set_aside(folder)
+            set_aside(folder, "label maps of other networks or settings")
         elif (folder / RELIABILITY).is_file():
             return read_rows(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(stated, json.dumps(record, indent=1) + "\n")
-    done = {row["case"]: row for row in _lines(folder / ROWS)}
+    done = {row["case"]: row for row in whole_lines(folder / ROWS)}
     write_text(
         folder / ROWS, "".join(json.dumps(row) + "\n" for row in done.values())
     )  # without a line that a kill cut
@@ -139,14 +139,13 @@ def draw(
     names = case_names(entries)
     from tqdm import tqdm
 
-    write = saver("pred", "seg", str(folder))
+    write = LabelWriter(folder)
     for name, entry in tqdm(list(zip(names, entries, strict=True)), "label the pool", unit="case", disable=None):
         if name in done:
             continue
         views = [view for labeler in labelers for view in labeler.views(entry["image"])]
         label, row = _judged(views, rules, preset.n_classes)
-        write.saver.folder_layout = _Named(folder, name, entry)  # type: ignore[assignment]
-        write({"pred": label, "image": label})
+        write(name, entry, label)
         done[name] = {"case": name, **row}
         with open(folder / ROWS, "a", encoding="utf-8") as file:
             file.write(json.dumps(done[name]) + "\n")
@@ -241,13 +240,31 @@ def _judged(views: Sequence[Tensor], rules: Rules, n_classes: int) -> tuple[Tens
     return first[:1].clone().copy_(torch.from_numpy(drawn)[None]), row
 
 
-class _Named:
-    """Where a case's label map goes: its name tells it, whatever folders its image lies in."""
+class LabelWriter:
+    """Writes label maps as ``CASE_seg.nii.gz``, of pictures as pictures, whatever folders the images lie in.
 
-    def __init__(self, folder: Path, name: str, entry: Mapping[str, Any]) -> None:
+    Args:
+        folder: where they go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self._save = folder, saver("pred", "seg", str(folder))
+
+    def file(self, name: str, entry: Mapping[str, Any]) -> Path:
+        """The file of a case's label map."""
         from monai_ssl.data.cases import image_files, result_suffix
 
-        self.file = folder / f"{name}_seg{result_suffix(Path(image_files(entry)[0]).name)}"
+        return self.folder / f"{name}_seg{result_suffix(Path(image_files(entry)[0]).name)}"
+
+    def __call__(self, name: str, entry: Mapping[str, Any], label: Tensor) -> None:
+        """Write ``(1, *spatial)`` class indices."""
+        self._save.saver.folder_layout = _Named(self.file(name, entry))  # type: ignore[assignment]
+        self._save({"pred": label, "image": label})
+
+
+class _Named:
+    def __init__(self, file: Path) -> None:
+        self.file = file
 
     def filename(self, subject: Any = "", idx: Any = None, **kwargs: Any) -> str:
         return str(self.file)
@@ -277,16 +294,17 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _set_aside(folder: Path) -> None:
+def set_aside(folder: Path, content: str) -> None:
+    """Move a folder to ``NAME-previous-1`` (2, 3, ...), and say what it holds."""
     k = 1
     while (aside := folder.with_name(f"{folder.name}-previous-{k}")).exists():
         k += 1
     folder.rename(aside)
-    console.warning("%s: holds label maps of other networks or settings; moved to %s", folder, aside.name)
+    console.warning("%s: holds %s; moved to %s", folder, content, aside.name)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """Whole lines; the last one may have been cut off by a kill."""
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Objects of a file with one in every line; the last line may have been cut off by a kill."""
     if not path.is_file():
         return []
     found = []

@@ -72,6 +72,8 @@ def training_facts(run: Run, ckpt: str | Path | None = None) -> dict[str, Any]:
     facts = run.record.model_dump(exclude={"command", "versions", "machine"})
     if ckpt is not None and Path(ckpt).resolve() != run.model:
         return {**facts, "status": "unknown"}
+    if alarms := run.alarms:
+        facts["alarms"] = alarms
     if not run.checkpoint.is_file():
         return facts
     return {**facts, "iteration": run.iteration, "resolved": resolved_settings(run.identity)}
