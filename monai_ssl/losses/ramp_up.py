@@ -53,7 +53,5 @@ class SigmoidRampUp:
         return float(self.maximum * math.exp(-5.0 * (1.0 - level / levels) ** self.exponent))
 
     def __repr__(self) -> str:
-        return (
-            f"SigmoidRampUp(length={self.length}, maximum={self.maximum}, granularity={self.granularity}, "
-            f"exponent={self.exponent})"
-        )
+        exponent = "" if self.exponent == 2 else f", exponent={self.exponent}"
+        return f"SigmoidRampUp(length={self.length}, maximum={self.maximum}, granularity={self.granularity}{exponent})"

@@ -17,10 +17,10 @@ from monai_ssl.losses import (
     most_confident,
 )
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
-from monai_ssl.methods.variants import of_variant
+from monai_ssl.methods.variants import Columns, of_variant
 from monai_ssl.networks import MemoryBank, VoxelHeads, unlabeled_rows
 
-COLUMNS = {
+COLUMNS: Columns = {
     "released": {
         "supervised_weight": 0.5,
         "correlation_weight": 0.05,

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from monai_ssl.losses import DualTaskConsistencyLoss, ForegroundDiceLoss, SigmoidRampUp, supervised_mse
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
-from monai_ssl.methods.variants import of_variant
+from monai_ssl.methods.variants import Columns, of_variant
 from monai_ssl.networks import DualTaskNetwork
 from monai_ssl.transforms import SignedDistanceMap, SignedDistanceMapd
 
-COLUMNS = {
+COLUMNS: Columns = {
     "released": {"distance_weight": 0.3, "plain_dice": False},
     "paper": {"distance_weight": 1.0, "plain_dice": True},
 }

@@ -16,10 +16,10 @@ from monai_ssl.losses import (
     ignored_voxels,
 )
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
-from monai_ssl.methods.variants import of_variant
+from monai_ssl.methods.variants import Columns, of_variant
 from monai_ssl.networks import PointwiseHead, PrototypeMemory, VoxelHeads
 
-COLUMNS = {
+COLUMNS: Columns = {
     "released": {
         "distance": None,  # by the number of dimensions
         "rank": "lowest",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from monai_ssl.losses import ForegroundDiceLoss, RepresentationConsistencyLoss, ignored_voxels
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
-from monai_ssl.methods.variants import of_variant
+from monai_ssl.methods.variants import Columns, of_variant
 
 _RELEASED = {
     "contextual_scales": None,
@@ -21,7 +21,7 @@ _RELEASED = {
     "reduction": "mean",
     "separate_passes": False,
 }
-COLUMNS = {
+COLUMNS: Columns = {
     None: {**_RELEASED, "empty": "skip"},
     "released": _RELEASED,
     "paper": {

@@ -22,7 +22,7 @@ from monai_ssl.losses import (
     supervised_mse,
 )
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
-from monai_ssl.methods.variants import of_variant
+from monai_ssl.methods.variants import Columns, of_variant
 from monai_ssl.networks import DualTaskNetwork, EMATeacher
 from monai_ssl.transforms import SignedDistanceMap, SignedDistanceMapd
 
@@ -35,7 +35,7 @@ _PAPER = {
     "intra_reduction": "norm",
     "decay_warm_up": False,
 }
-COLUMNS = {
+COLUMNS: Columns = {
     None: {**_PAPER, "intra_reduction": "mean", "decay_warm_up": True},
     "paper": _PAPER,
     "released": {
