@@ -4,8 +4,8 @@ from .alternate_diverse_teaching import AlternateDiverseTeaching
 from .base import Batch, SemiSupervisedMethod, joint_images
 from .bidirectional_copy_paste import BidirectionalCopyPaste
 from .correlation_aware_mutual_learning import CorrelationAwareMutualLearning, published_ramp_levels
-from .deep_adversarial_network import DeepAdversarialNetwork
 from .cross_pseudo_supervision import CrossPseudoSupervision
+from .deep_adversarial_network import DeepAdversarialNetwork
 from .dual_task_consistency import DualTaskConsistency
 from .entropy_minimization import EntropyMinimization
 from .interpolation_consistency import InterpolationConsistency
@@ -24,8 +24,8 @@ __all__ = [
     "Batch",
     "BidirectionalCopyPaste",
     "CorrelationAwareMutualLearning",
-    "DeepAdversarialNetwork",
     "CrossPseudoSupervision",
+    "DeepAdversarialNetwork",
     "DualTaskConsistency",
     "EntropyMinimization",
     "InterpolationConsistency",

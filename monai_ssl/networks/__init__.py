@@ -6,9 +6,8 @@ from monai_ssl.networks.discriminator import Discriminator
 from monai_ssl.networks.ema import EMATeacher
 from monai_ssl.networks.encoder_decoder import EncoderDecoder
 from monai_ssl.networks.heads import DualTaskNetwork, DualTaskVNet
-from monai_ssl.networks.literature import literature_dual_task_network, literature_network
 from monai_ssl.networks.initialization import initialize
-from monai_ssl.networks.literature import literature_network
+from monai_ssl.networks.literature import literature_dual_task_network, literature_network
 from monai_ssl.networks.memory_bank import MemoryBank
 from monai_ssl.networks.prototypes import PrototypeMemory
 from monai_ssl.networks.tensors import unlabeled_rows
@@ -32,8 +31,8 @@ __all__ = [
     "UNet",
     "VNet",
     "VoxelHeads",
-    "literature_dual_task_network",
     "initialize",
+    "literature_dual_task_network",
     "literature_network",
     "unlabeled_rows",
 ]
