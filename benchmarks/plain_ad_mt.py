@@ -1,6 +1,6 @@
-"""The yardstick of AD-MT's speed: the loop read plainly from its description, for a teacher's turn with changed gray values.
+"""The yardstick of AD-MT's speed: the loop read plainly from its description, in the turn of the first teacher.
 
-The strong view comes with the batch. It shares no code with the package.
+The strong view, with changed gray values, comes with the batch. It shares no code with the package.
 """
 
 from __future__ import annotations

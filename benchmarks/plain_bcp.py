@@ -1,7 +1,7 @@
 """The yardstick of BCP's speed: the second stage of the released loop read plainly, written anew.
 
-Two mixtures, each with a pass of its own, the largest component of the teacher's labels by SciPy, the average parameter by
-parameter. It shares no code with the package.
+Two mixtures, each with a pass of its own, the largest component of the teacher's labels by SciPy, the average
+parameter by parameter. It shares no code with the package.
 """
 
 from __future__ import annotations

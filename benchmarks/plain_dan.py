@@ -1,7 +1,7 @@
 """The yardstick of DAN's speed: the released loop read plainly, written anew.
 
-One network with a discriminator of map and image, SGD and Adam, a second pass of all images for the discriminator's step.
-It shares no code with the package.
+One network with a discriminator of map and image, SGD and Adam, a second pass of all images for the discriminator's
+step. It shares no code with the package.
 """
 
 from __future__ import annotations

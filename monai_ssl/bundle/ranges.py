@@ -87,8 +87,8 @@ ROOTS = {
 }
 
 COUNTS = ("ramp_levels", "ramp_step", "power_iterations", "passes", "passes_per_call", "prototypes", "heads",
-          "embedding_channels", "rows_per_class", "prototypes_per_class", "bank_capacity", "sw_batch_size", "longest_period",
-          "map_channels", "image_channels", "cells", "pool_window")  # fmt: skip
+          "embedding_channels", "rows_per_class", "prototypes_per_class", "bank_capacity", "sw_batch_size",
+          "longest_period", "map_channels", "image_channels", "cells", "pool_window")  # fmt: skip
 # parameters of this package's classes and of PyTorch's optimizers, wherever they stand in a config
 PARAMETERS = {
     "lr": Range(0, 1e6, above=True),

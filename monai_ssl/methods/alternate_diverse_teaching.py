@@ -34,7 +34,7 @@ class Teaching(NamedTuple):
 
 
 class AlternateDiverseTeaching(SemiSupervisedMethod):
-    r"""Two teachers in turn: under the first one the strong view changes gray values, under the second one it is CutMix.
+    r"""Two teachers in turn: the strong view changes gray values under the first one, and is CutMix under the other.
 
     .. math:: L = \tfrac12 \left(L_{CE} + L_{Dice}\right) + w(t)\, \ell\left(p_{strong}, \hat y \mid c \ge \tau\right)
 
@@ -106,8 +106,8 @@ class AlternateDiverseTeaching(SemiSupervisedMethod):
         ValueError: for an option out of its range.
         TypeError: when ``ramp_up`` is no function.
 
-    Source: Zhao, Wang, Wang, Yu, Yuan and Zhou, "Alternate Diverse Teaching for Semi-supervised Medical Image Segmentation",
-        ECCV 2024.
+    Source: Zhao, Wang, Wang, Yu, Yuan and Zhou, "Alternate Diverse Teaching for Semi-supervised Medical Image
+        Segmentation", ECCV 2024.
 
     Example:
         >>> from monai_ssl.networks import VNet

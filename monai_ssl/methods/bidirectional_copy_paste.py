@@ -49,15 +49,15 @@ class BidirectionalCopyPaste(SemiSupervisedMethod):
 
     for labeled :math:`a, b` and unlabeled :math:`u, v`. :math:`\ell_{lab}` and :math:`\ell_{pseudo}` are
     :math:`\tfrac12 (L_{CE} + L_{Dice})` over the voxels from labeled and from unlabeled images. Pseudo-labels are the
-    largest component of each class in what a teacher says of :math:`u` and :math:`v`, without threshold and ramp-up; the
-    teacher is the moving average of the network, in training mode.
+    largest component of each class in what a teacher says of :math:`u` and :math:`v`, without threshold and ramp-up;
+    the teacher is the moving average of the network, in training mode.
 
     A run has two stages. In the first one, a share ``pretrain`` of it, the network learns from labeled images only, of
     which the second half is pasted into the first one. With its end the teacher becomes a copy of the network, and the
     second stage begins; nothing else changes.
 
-    **Pairs.** Of the rows of a batch the first half is :math:`a` (:math:`u`), the second half :math:`b` (:math:`v`): batches
-    of 2 n labeled and 2 n unlabeled images make n mixed images per direction, and each direction has a pass of its own.
+    **Pairs.** Of the rows of a batch the first half is :math:`a` (:math:`u`), the second half :math:`b` (:math:`v`):
+    2 n labeled and 2 n unlabeled images make n mixed images per direction, and each direction has a pass of its own.
     Of an odd number the middle one is in both halves, and a single image is its own partner; where one kind of images
     has fewer pairs, they are used again in turn. With one pair (n = 1) both directions share one pass, and two labeled
     images of the first stage are pasted both ways: batch statistics of one image would be worth little.
@@ -103,8 +103,8 @@ class BidirectionalCopyPaste(SemiSupervisedMethod):
 
     Voxels labeled ``IGNORE_LABEL`` take no part in the supervised term.
 
-    Loss terms: ``supervised``, and where there is something unlabeled and its weight is not 0, ``pseudo``, which is 0 in
-    the first stage.
+    Loss terms: ``supervised``, and where there is something unlabeled and its weight is not 0, ``pseudo``, which is 0
+    in the first stage.
 
     Raises:
         ValueError: for an option out of its range.

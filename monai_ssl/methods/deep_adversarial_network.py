@@ -1,4 +1,4 @@
-"""DAN: a discriminator that sees image and probabilities makes predictions on unlabeled images look like labeled ones."""
+"""DAN: predictions on unlabeled images must look to a discriminator like predictions on labeled ones."""
 
 from __future__ import annotations
 

@@ -124,5 +124,5 @@ class ShapeAwareSegmentation(AdversarialMethod):
         return torch.tanh(self.network.tasks(image)[1].float())
 
     def second_opinion(self, image: Tensor) -> Tensor:
-        """The mask that the signed distance implies, inside where it is negative: the other head's view of the image."""
+        """The mask that the signed distance implies, inside where it is negative: the other head's view."""
         return self.heaviside.classes(self.judged_map(image))

@@ -17,8 +17,8 @@ class Discriminator(nn.Module):
     """Image-level discriminator of DAN and SASSNet: a map and its image -> two logits per image.
 
     Map and image each pass a convolution of their own (kernel 4, stride 2), whose outputs are added; three more such
-    convolutions double the channels, an average pooling and a linear layer follow. All but the added stems end with
-    leaky ReLU (slope 0.2), in 3D the stems as well, and dropout of whole channels comes after each of them but the last.
+    convolutions double the channels, an average pooling and a linear layer follow. Leaky ReLU (slope 0.2) comes after
+    each convolution, and dropout of whole channels after each but the last; in 2D neither comes after the added stems.
     There is no normalization: in evaluation mode only the dropout is switched off.
 
     Args:
@@ -33,8 +33,8 @@ class Discriminator(nn.Module):
             rows and columns of features then count for nothing. It binds the discriminator to one patch size.
 
     Shapes:
-        map ``(B, map_channels, *spatial)`` and image ``(B, image_channels, *spatial)`` -> ``(B, 2)``. In DAN and SASSNet
-        index 1 means that the image is labeled.
+        map ``(B, map_channels, *spatial)`` and image ``(B, image_channels, *spatial)`` -> ``(B, 2)``. In DAN and
+        SASSNet index 1 means that the image is labeled.
 
     Raises:
         ValueError: when an option is out of its range, a side of the images is below 16, or images do not fit
@@ -103,7 +103,7 @@ class Discriminator(nn.Module):
         x = self.pool(x).flatten(1)
         if x.shape[1] != self.classifier.in_features:
             raise ValueError(
-                f"pool_window must leave {self.classifier.in_features} numbers per image, got {x.shape[1]} for images of "
-                f"shape {tuple(image.shape)}; leave pool_window out for patches of other sizes"
+                f"pool_window must leave {self.classifier.in_features} numbers per image, got {x.shape[1]} for images "
+                f"of shape {tuple(image.shape)}; leave pool_window out for patches of other sizes"
             )
         return self.classifier(x)

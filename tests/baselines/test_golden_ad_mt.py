@@ -169,9 +169,7 @@ def test_golden_ad_mt_turns(golden, dims, monkeypatch):
     assert len({tuple(bounds) for bounds in asked}) == 1
 
 
-@pytest.mark.parametrize(
-    "dims", [pytest.param(d, marks=pytest.mark.claims(f"step_admt{d}_*")) for d in DIMS]
-)
+@pytest.mark.parametrize("dims", [pytest.param(d, marks=pytest.mark.claims(f"step_admt{d}_*")) for d in DIMS])
 def test_golden_ad_mt_whole_steps(golden, dims, monkeypatch):
     n = int(dims)
     method = AlternateDiverseTeaching(step_network(n), **{**OPTIONS[dims], "threshold": 0.6 if n == 3 else 0.5})
@@ -213,4 +211,6 @@ def test_golden_ad_mt_whole_steps(golden, dims, monkeypatch):
         # the released code averages the teachers' batch counters as well, which mean nothing then
         counted = [name == "model" or not key.endswith("tracked") for key, _ in module.named_buffers()]
         expected = golden[f"step_admt{dims}_buffer_norms_after_{name}"]
-        np.testing.assert_allclose(np.array(norms(module.buffers()))[counted], expected[counted], rtol=3e-6, err_msg=name)
+        np.testing.assert_allclose(
+            np.array(norms(module.buffers()))[counted], expected[counted], rtol=3e-6, err_msg=name
+        )

@@ -185,7 +185,10 @@ def test_golden_bcp_acdc(golden, corners):
         pseudo = [method.pseudo_labels(image) for image in unlabeled["image"].split(2)]
         for half, key in zip(pseudo, ("plab_a", "plab_b"), strict=True):
             np.testing.assert_array_equal(half[:, 0].numpy(), golden[f"bcp2_{key}"])
-        mixes = {"unl": (student[0], pseudo[0], label[:2], (0.5, 1)), "l": (student[1], label[2:4], pseudo[1], (1, 0.5))}
+        mixes = {
+            "unl": (student[0], pseudo[0], label[:2], (0.5, 1)),
+            "l": (student[1], label[2:4], pseudo[1], (1, 0.5)),
+        }
         for key, (logits, outside, inside, weights) in mixes.items():
             dice, cross_entropy = parts(method, logits, outside, inside, box, weights)
             assert dice == pytest.approx(golden.number(f"bcp2_{key}_dice"), rel=1e-6)
@@ -225,7 +228,8 @@ def test_golden_bcp_first_stage(golden, corners, dims, variant):
 @pytest.mark.parametrize(
     ("dims", "variant", "given", "keys"),
     [
-        pytest.param(3, "left_atrium", ((2, 5, 1), (0, 10, 4)), ("loss_l", "loss_u"), marks=pytest.mark.claims("step_bcp3_*")),
+        pytest.param(3, "left_atrium", ((2, 5, 1), (0, 10, 4)), ("loss_l", "loss_u"),
+                     marks=pytest.mark.claims("step_bcp3_*")),
         pytest.param(2, "acdc", ((2, 5), (0, 10)), ("unl", "l"), marks=pytest.mark.claims("step_bcp2_*")),
     ],
 )  # fmt: skip
@@ -264,7 +268,9 @@ def test_golden_bcp_whole_steps(golden, corners, dims, variant, given, keys):
         check_steps(golden, f"bcp{dims}", method, batches, 3000, losses, {"model": method.network}, averages)
     if dims == 2:
         teacher = method.teacher.network
-        np.testing.assert_allclose(norms(teacher.parameters()), golden["step_bcp2_param_norms_after_ema_model"], rtol=3e-6)
+        np.testing.assert_allclose(
+            norms(teacher.parameters()), golden["step_bcp2_param_norms_after_ema_model"], rtol=3e-6
+        )
         # the released code averages the batch counters as well, which mean nothing then
         counted = [not name.endswith("tracked") for name, _ in teacher.named_buffers()]
         expected = golden["step_bcp2_buffer_norms_after_ema_model"]

@@ -88,9 +88,7 @@ def test_golden_discriminator_gradients(golden, name):
     assert judged.grad.norm().item() == pytest.approx(golden.number(f"disc_{name}_small_grad_map_norm"), rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.claims(f"disc_{n}_nparams_ndf64")) for n in CASES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.claims(f"disc_{n}_nparams_ndf64")) for n in CASES])
 def test_golden_discriminator_sizes(golden, name):
     _, dims, channels, _, pooling = CASES[name]
     pooling = {key: value for key, value in pooling.items() if key != "pool_window"}  # which changes no count

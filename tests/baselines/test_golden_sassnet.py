@@ -100,5 +100,6 @@ def test_golden_sassnet_whole_steps(golden):
         return {"loss_adv": terms["adversarial"].item() / weight, "loss_seg_dice": terms["dice"].item(),
                 "loss_sdf": terms["signed_distance"].item() / 0.3}  # fmt: skip
 
-    check_adversarial_steps(golden, "sass3", method, ({"image": image[:2], "label": label[:2]}, {"image": image[2:]}),
-                            losses, "D_loss", ("model", "D"), {"model": trained, "D": ORDER}, gradients=1e-3)  # fmt: skip
+    batches = {"image": image[:2], "label": label[:2]}, {"image": image[2:]}
+    orders = {"model": trained, "D": ORDER}
+    check_adversarial_steps(golden, "sass3", method, batches, losses, "D_loss", ("model", "D"), orders, gradients=1e-3)

@@ -106,7 +106,9 @@ class TestBidirectionalCopyPaste(MethodTester):
             if restarts:
                 part = method
         for key, value in whole.state_dict().items():
-            assert value == part.state_dict()[key] if key == "_extra_state" else torch.equal(value, part.state_dict()[key])
+            assert (
+                value == part.state_dict()[key] if key == "_extra_state" else torch.equal(value, part.state_dict()[key])
+            )
 
     def test_the_matched_floor_sees_the_same_mixed_images_and_asks_nobody(self):
         shown = {}
@@ -166,9 +168,7 @@ class TestBidirectionalCopyPaste(MethodTester):
         if pairs is None or pairs >= (rows + 1) // 2:
             assert set(first) | set(second) == set(range(rows))
 
-    @pytest.mark.parametrize(
-        ("pretrain", "expected"), [(None, 2), (0, 0), (0.5, 8), (1, 1), (100, 100), (5.0, 5)]
-    )
+    @pytest.mark.parametrize(("pretrain", "expected"), [(None, 2), (0, 0), (0.5, 8), (1, 1), (100, 100), (5.0, 5)])
     def test_pretrain_is_a_share_or_a_number(self, pretrain, expected):
         assert self.build(pretrain=pretrain, max_iterations=17).pretrain == expected
 

@@ -96,8 +96,14 @@ def test_thin_objects_are_never_negative():
 
 @pytest.mark.parametrize(
     ("value", "degenerate", "expected"),
-    [(0, "safe", 1.0), (1, "safe", -1.0), (0, "official", 0.0), (1, "official", np.nan), (0, "zero", 0.0),
-     (1, "zero", 0.0)],
+    [
+        (0, "safe", 1.0),
+        (1, "safe", -1.0),
+        (0, "official", 0.0),
+        (1, "official", np.nan),
+        (0, "zero", 0.0),
+        (1, "zero", 0.0),
+    ],
 )
 @pytest.mark.parametrize("shape", [(5, 6), (4, 5, 3)])
 def test_masks_without_contour(shape, value, degenerate, expected):
@@ -166,7 +172,10 @@ def test_a_map_of_a_crop_is_not_the_crop_of_a_map():
     ("call", "message"),
     [
         (lambda: SignedDistanceMap(1), r"n_classes must be >= 2 \(background included\), got 1"),
-        (lambda: SignedDistanceMap(2, "other"), r"degenerate must be one of \('safe', 'official', 'zero'\), got 'other'"),
+        (
+            lambda: SignedDistanceMap(2, "other"),
+            r"degenerate must be one of \('safe', 'official', 'zero'\), got 'other'",
+        ),
         (lambda: signed_distance_map(np.ones(3), "other"), r"degenerate must be one of .*, got 'other'"),
         (lambda: SignedDistanceMap()(torch.zeros(2, 4, 4)), r"one channel \(1, \*spatial\), got shape \(2, 4, 4\)"),
     ],
