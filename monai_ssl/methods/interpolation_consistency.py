@@ -74,8 +74,8 @@ class InterpolationConsistency(AveragedTeacher):
     Example:
         >>> from monai_ssl.networks import VNet
         >>> method = InterpolationConsistency(VNet(spatial_dims=2, base_channels=2))
-        >>> labeled = {"image": torch.rand(2, 1, 16, 16), "label": torch.zeros(2, 1, 16, 16, dtype=torch.long)}
-        >>> sorted(method(labeled, {"image": torch.rand(2, 1, 16, 16)}))
+        >>> labeled = {"image": torch.rand(2, 1, 32, 32), "label": torch.zeros(2, 1, 32, 32, dtype=torch.long)}
+        >>> sorted(method(labeled, {"image": torch.rand(2, 1, 32, 32)}))
         ['consistency', 'supervised']
     """
 
