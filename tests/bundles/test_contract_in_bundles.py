@@ -5,8 +5,7 @@ from monai.bundle import ConfigParser
 
 from monai_ssl.bundle.library import available_bundles, bundles_root
 from monai_ssl.data.streams import CaseDataset
-from monai_ssl.methods import SemiSupervisedMethod
-from monai_ssl.methods import MeanTeacher
+from monai_ssl.methods import MeanTeacher, SemiSupervisedMethod
 
 
 def parsed(name, data, **overrides):
