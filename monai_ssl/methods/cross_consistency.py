@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from monai_ssl.losses import HalfDiceCELoss, MaskedMSELoss, VirtualAdversarialLoss, supervised_cross_entropy
 from monai_ssl.losses.virtual_adversarial import frozen_statistics
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, check_at_least, joint_images, staircase
+from monai_ssl.networks import unlabeled_rows
 from monai_ssl.networks.perturbations import add_feature_noise, drop_elements, drop_strongest
 
 PERTURBATIONS = ("noise", "dropout", "feature_drop", "adversarial", "mask_context", "mask_object")
@@ -172,7 +173,9 @@ class CrossConsistency(SemiSupervisedMethod):
         network: Any = self.network
         encoded = network.encode(image)
         found = [network.logits(network.decode(encoded, 0)[-1], 0)]
-        encoded, main = [features[first:] for features in encoded], found[0][first:].detach()
+        if first:
+            encoded = [unlabeled_rows(features, first) for features in encoded]
+        main = found[0][first:].detach()
         for k, name in enumerate(self.perturbations if len(main) else (), start=1):
             disturbed = self.disturbed(name, encoded, main, k) if self.training else encoded
             found.append(network.logits(network.decode(disturbed, k)[-1], k))

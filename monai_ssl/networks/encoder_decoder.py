@@ -349,8 +349,9 @@ class _AnySize(nn.modules.instancenorm._InstanceNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         own = self.training or not self.track_running_stats
+        momentum = self.momentum if self.momentum is not None else 0.0
         return torch.instance_norm(
-            input, self.weight, self.bias, self.running_mean, self.running_var, own, self.momentum, self.eps, True
+            input, self.weight, self.bias, self.running_mean, self.running_var, own, momentum, self.eps, True
         )
 
 
@@ -358,7 +359,8 @@ def normalization(layer: nn.Module) -> nn.Module:
     """The layer itself, or an instance normalization of the same parameters that takes patches of any size."""
     if not isinstance(layer, nn.modules.instancenorm._InstanceNorm):
         return layer
-    return _AnySize(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+    momentum: Any = layer.momentum
+    return _AnySize(layer.num_features, layer.eps, momentum, layer.affine, layer.track_running_stats)
 
 
 class Unit(nn.Sequential):
