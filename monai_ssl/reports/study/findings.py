@@ -75,7 +75,7 @@ def gain_sentence(analysis: Analysis, gain: Gain) -> str:
         else:
             text += (
                 f" That is {share_text(gain)} of the {number_text(closed.gap, 1, 100)} points between matched floor "
-                f"and ceiling ({ceiling.title}, {ceiling.row.n_labeled} labels)."
+                f"and ceiling ({ceiling.row.n_labeled} labels)."
             )
     failed, others = analysis.failed(row), analysis.failed(gain.against)
     if failed[0] or others[0]:

@@ -154,7 +154,9 @@ def further_table(analysis: Analysis) -> Table | None:
         if (gain.row.row.role, gain.against.row.role, gain.metric) == ("method", "matched_floor", "dice"):
             continue
         scale, digits, unit = metric_unit(gain.metric)
-        other = f"{gain.against.title} ({role_name(gain.against)}, {gain.against.row.n_labeled} labels)"
+        role = role_name(gain.against)
+        told = "" if role in gain.against.title.lower() else f"{role}, "
+        other = f"{gain.against.title} ({told}{gain.against.row.n_labeled} labels)"
         lines.append([
             gain.row.title, other,
             analysis.study.group_name(gain.row.row.group), str(gain.row.row.n_labeled),
