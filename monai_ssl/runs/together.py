@@ -1,7 +1,7 @@
 """One training in several processes of this machine, a GPU each: what ``--gpus 2`` starts.
 
-Each process runs the bundle with its overlay ``multi_gpu_train.yaml`` and finds in its environment what ``torchrun`` sets.
-They end when the one that started them does, however that ends.
+Each process runs the bundle with its overlay ``multi_gpu_train.yaml`` and finds in its environment what ``torchrun``
+sets. They end when the one that started them does, however that ends.
 """
 
 from __future__ import annotations

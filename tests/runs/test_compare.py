@@ -1,4 +1,4 @@
-"""`monai-ssl compare`: what a study file may say, which trainings it needs, and that it ends the same however it ran."""
+"""`monai-ssl compare`: what a study file may say, which trainings it needs, and that it ends the same anyhow."""
 
 from __future__ import annotations
 
@@ -562,7 +562,8 @@ def test_progress_on_a_terminal_and_elsewhere(tmp_path):
 @pytest.mark.slow
 def test_dry_run_tells_how_long_it_takes_and_trains_nothing(scans, tmp_path, capsys):
     output = tmp_path / "study"
-    assert compare(scans, output, "--methods", "dtc", "--references", "none", "--max_iterations", "500", "--dry_run") == 0
+    words = ["--methods", "dtc", "--references", "none", "--max_iterations", "500", "--dry_run"]
+    assert compare(scans, output, *words) == 0
     said = capsys.readouterr().out
     assert "1 training, 0 done, 1 to do, 500 iterations" in said
     assert "s a step" in said

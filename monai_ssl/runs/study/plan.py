@@ -128,7 +128,7 @@ def check_options(study: StudySettings) -> None:
             check_overrides(homes[name], ["train.yaml"], own)
         except DataError as error:
             mistakes.append(f"methods.{name}: {error}")
-    bundles = {home: None for home in (find_bundle(SUPERVISED), *homes.values())}
+    bundles = dict.fromkeys((find_bundle(SUPERVISED), *homes.values()))
     for place, options in study.option_places()[: 1 + len(study.variants)]:
         for key, value in options.items():
             if key in ROUNDS and any(method.method == SELF_TRAINING for method in study.methods.values()):
@@ -494,8 +494,7 @@ def told(plan: Plan, finished: Sequence[str]) -> Iterator[str]:
         others = sorted({run.task for run in runs if not run.task.startswith(f"{row.name}-seed")})
         ready = sum(run.task in finished for run in runs)
         note = f", trained as {enumerated(others, 2)}" if others else ""
-        yield f"  {row.name:<28} {row.role:<13} {row.n_labeled:>4} + {row.n_unlabeled:<4} {ready} of {len(runs)} done{note}"
+        scans = f"{row.n_labeled:>4} + {row.n_unlabeled:<4}"
+        yield f"  {row.name:<28} {row.role:<13} {scans} {ready} of {len(runs)} done{note}"
     for remark in plan.remarks:
         yield f"note: {remark}"
-
-

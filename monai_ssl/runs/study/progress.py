@@ -115,7 +115,7 @@ class Progress:
         filled = min(20 * made // total, 20)
         here = made - self._former.get(name, 0)
         took = time.monotonic() - self._begun.get(name, self._start)
-        left = f"{duration(took / here * (total - made))} left" if 0 < here and made < total else ""
+        left = f"{duration(took / here * (total - made))} left" if here > 0 and made < total else ""
         return f"[{'#' * filled}{'.' * (20 - filled)}] {self._part(name):>13}  {left}"
 
     def _left_text(self) -> str:
