@@ -2,9 +2,9 @@
 
     python benchmarks/dim_scans.py --data DIR/la_quarter [--study studies/la_quarter] [--output docs/results/la_quarter]
 
-Reads the table of cases that ``monai-ssl compare benchmarks/studies/la_quarter.yaml`` wrote. Scans are sorted by the mean
-of the stored gray values inside the atrium; the last column is the rank correlation of that mean with the Dice, means
-over seeds. Writes ``dim_scans.md`` and ``.json``.
+Reads the table of cases that ``monai-ssl compare benchmarks/studies/la_quarter.yaml`` wrote. Scans are sorted by the
+mean of the stored gray values inside the atrium; the last column is the rank correlation of that mean with the Dice,
+means over seeds. Writes ``dim_scans.md`` and ``.json``.
 """
 
 from __future__ import annotations

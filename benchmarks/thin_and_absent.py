@@ -2,9 +2,9 @@
 
     python benchmarks/thin_and_absent.py --data DIR/acdc --runs studies/acdc/runs --output docs/results/acdc
 
-Reads the runs of ``monai-ssl compare benchmarks/studies/acdc.yaml``. A class is *absent* from a slice without a voxel of it;
-*thin* where no voxel of it is more than ``THIN`` pixels away from the outside. Labels are counted on labeled training
-slices and on validation slices, all else on the latter. Writes ``thin_and_absent.md``, ``.json`` and ``.png``.
+Reads the runs of ``monai-ssl compare benchmarks/studies/acdc.yaml``. A class is *absent* from a slice without a voxel
+of it; *thin* where no voxel of it is more than ``THIN`` pixels away from the outside. Labels are counted on labeled
+training slices and on validation slices, all else on the latter. Writes ``thin_and_absent.md``, ``.json`` and ``.png``.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -46,6 +47,20 @@ def stop_requests(request: StopRequest) -> Iterator[None]:
         yield
     finally:
         restore()
+
+
+def end_when_asked() -> None:
+    """For a process that can begin again: outside a training, Ctrl-C and SIGTERM end it at once.
+
+    An exception is no way to do so: raised in the middle of an import it is caught by whoever can do without that
+    module. Inside :func:`stop_requests` the training decides, as always.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os._exit(128 + number)
+
+    for number in ASKING:
+        signal.signal(number, end)
 
 
 def outlive_requests() -> None:

@@ -1,7 +1,7 @@
 """One training in several processes of this machine, a GPU each: what ``--gpus 2`` starts.
 
-Each process runs the bundle with its overlay ``multi_gpu_train.yaml`` and finds in its environment what ``torchrun`` sets.
-They end when the one that started them does, however that ends.
+Each process runs the bundle with its overlay ``multi_gpu_train.yaml`` and finds in its environment what ``torchrun``
+sets. They end when the one that started them does, however that ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from monai_ssl.errors import DataError, ResourceError, TrainingInterrupted
 from monai_ssl.files import write_text
-from monai_ssl.interrupts import StopRequest, stop_requests
+from monai_ssl.interrupts import StopRequest, end_when_asked, stop_requests
 
 OVERLAY = "multi_gpu_train.yaml"
 SETTINGS, WORDS = ".together.json", ".together-error.txt"
@@ -142,6 +142,7 @@ def main() -> int:
     from monai_ssl.mistakes import users_mistake
 
     bundle, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    end_when_asked()
     threading.Thread(target=_end_with_input, daemon=True).start()
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.ERROR)

@@ -146,4 +146,5 @@ def summary(plan: Plan, folder: Path) -> Iterator[str]:
                 n = len(values)
         if means:
             each = ", ".join(f"{mean:.1f}" for mean in means)
-            yield f"  {row.name:<32} {row.n_labeled:>3} labels  Dice {statistics.fmean(means):5.1f}  ({each}; {n} cases)"
+            mean = statistics.fmean(means)
+            yield f"  {row.name:<32} {row.n_labeled:>3} labels  Dice {mean:5.1f}  ({each}; {n} cases)"

@@ -81,7 +81,8 @@ def compare(
 
     Args:
         source: folder of the scans, or a STUDY.yaml, or the folder of a former study.
-        dataset: preset, or the path of your own YAML; default: preset.yaml among the scans, which `monai-ssl split` writes.
+        dataset: preset, or the path of your own YAML; default: preset.yaml among the scans, which `monai-ssl split`
+            writes.
         datalist: JSON among the scans, or an index of folds; default: datalist.json.
         output: folder of the study; default: studies/SCANS, or studies/STUDY.
         methods: bundles, comma-separated, or all; default: self_training.
@@ -268,7 +269,8 @@ def _section(content: dict[str, Any]) -> str:
 
 
 def _with_precision(study: StudySettings, folder: Path) -> StudySettings:
-    """One precision for all runs: on a CPU each would measure what is fastest, on a busy machine, and rows could differ.
+    """One precision for all runs: on a CPU each would measure what is fastest, on a busy machine, and rows could
+    differ.
 
     What the first start decided holds for later ones, on other machines as well.
     """

@@ -38,6 +38,8 @@ SUPERVISED, SELF_TRAINING = "supervised", "self_training"
 ROUNDS = {"rounds": 1, "networks": 1, "tta": "auto", "drop": 0.1, "sure": 0.0, "largest_component": "auto",
           "fine_tune": 0.0}  # fmt: skip
 WEIGHT = "method#unsupervised_weight"
+# scored scans below which a difference is hardly ever told from chance
+FEW = 8
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,12 @@ class _Planner:
         for deal in found:
             told = self._anyone_wants("ceiling", flavor) or self._anyone_wants("oracle", flavor)
             self.plan.lists.append((preset, deal.everything() if told else deal.cases))
+        scored = sum(len(deal.cases.section(self.study.section)) for deal in found)
+        if scored < FEW and len(found) == 1:
+            self.plan.remark(
+                f"{plural(scored, 'scan')} of {name} {'is' if scored == 1 else 'are'} scored ({self.study.section}), too "
+                "few to tell methods apart; --folds 5 scores every labeled scan once"
+            )
         counts = data.labels or self.study.labels or (len(found[0].cases.training),)
         for deal in found:
             if max(counts) > len(deal.cases.training):
@@ -494,8 +502,7 @@ def told(plan: Plan, finished: Sequence[str]) -> Iterator[str]:
         others = sorted({run.task for run in runs if not run.task.startswith(f"{row.name}-seed")})
         ready = sum(run.task in finished for run in runs)
         note = f", trained as {enumerated(others, 2)}" if others else ""
-        yield f"  {row.name:<28} {row.role:<13} {row.n_labeled:>4} + {row.n_unlabeled:<4} {ready} of {len(runs)} done{note}"
+        scans = f"{row.n_labeled:>4} + {row.n_unlabeled:<4}"
+        yield f"  {row.name:<28} {row.role:<13} {scans} {ready} of {len(runs)} done{note}"
     for remark in plan.remarks:
         yield f"note: {remark}"
-
-

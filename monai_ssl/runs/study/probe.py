@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import subprocess
@@ -130,7 +131,7 @@ def probe(task: Task, folder: Path) -> Speed:
     run = train(output=folder / "run", check=False, **given)
     end.set()
     watcher.join()
-    steps = [after - before for before, after in zip(times, times[1:], strict=False)][SETUP - 1 :]
+    steps = [after - before for before, after in itertools.pairwise(times)][SETUP - 1 :]
     step = sum(steps) / len(steps) if steps else 0.0
     scored = []
     for number, listed in enumerate(lists[: len(section)]):

@@ -1,8 +1,8 @@
 """The runs of a study on the machines of a Ray cluster, or on all cores and GPUs of this one.
 
-Ray decides where a run goes; the run itself is the same process as everywhere, and writes into the study's folder, which
-all machines must see under the same path. A machine that is lost takes no run with it: Ray starts the run elsewhere, and
-it goes on from its last checkpoint.
+Ray decides where a run goes; the run itself is the same process as everywhere, and writes into the study's folder,
+which all machines must see under the same path. A machine that is lost takes no run with it: Ray starts the run
+elsewhere, and it goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def run_on_ray(
         on_gpu = device != "cpu" and there.get("GPU", 0) >= gpus
         needs = {"num_cpus": threads * (1 if on_gpu else gpus), "num_gpus": gpus if on_gpu else 0}
         if there.get("CPU", 0) < needs["num_cpus"]:
-            raise DataError(f"engine: the Ray cluster has {there.get('CPU', 0):g} cores, a run needs {needs['num_cpus']}")
+            cores = f"{there.get('CPU', 0):g}"
+            raise DataError(f"engine: the Ray cluster has {cores} cores, a run needs {needs['num_cpus']}")
         remote = ray.remote(max_retries=LOSSES, **needs)(in_a_process)
         waiting = {remote.remote(str(study), task.name, threads): task for task in left}
         with Progress(tasks, study) as progress:

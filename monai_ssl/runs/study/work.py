@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_ssl.files import write_text
+from monai_ssl.interrupts import end_when_asked
 from monai_ssl.runs.study.tasks import LOG, State, Task, done, read_task
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("--cache_gb", type=float, default=None)
     parser.add_argument("--watched", action="store_true", help="end when the standard input does")
     given = parser.parse_args(words)
+    end_when_asked()  # everything on the disk is whole at any moment
     if given.watched:
         threading.Thread(target=_end_with_input, daemon=True).start()
     return max(work(given.study.resolve(), name, given.cache_gb) for name in given.names)
