@@ -107,7 +107,7 @@ def rank(
         >>> rank("runs/dtc-left_atrium-seed0").first(3)  # doctest: +SKIP
         ['scan_0412', 'scan_0077', 'scan_0301']
     """
-    from monai_ssl.data.cases import case_names
+    from monai_ssl.data.cases import PREDICTION_FILE, case_names
     from monai_ssl.runs.ensemble import members_of
     from monai_ssl.runs.pseudo_labels import set_aside
 
@@ -140,6 +140,10 @@ def rank(
         from monai_ssl.files import write_text
 
         write_text(stated, json.dumps(record, indent=1) + "\n")
+        # no walk through a folder of images takes the label maps for images
+        marker = folder / SEGMENTATIONS / PREDICTION_FILE
+        marker.parent.mkdir(exist_ok=True)
+        write_text(marker, json.dumps(scorer.segmenter.fingerprint(), indent=2) + "\n")
         work = _Looker(scorer, folder)
         known = work.look_at_all(labeled, pool)
         preset = scorer.segmenter.preset

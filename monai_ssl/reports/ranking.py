@@ -48,7 +48,7 @@ def report_ranking(
     groups = [
         ("Most worth annotating", [row for row in rows if row["case"] in set(first)] + _rest(rows, first)),
         ("Unlike every labeled scan", [row for row in rows if "outlier" in row["mark"]]),
-        ("Near-duplicates", [row for row in rows if row["near_duplicate_of"]]),
+        ("Near-duplicates, each beside its twin where that is in the pool", _twins(rows)),
         ("Least worth annotating: the model is sure of these", list(reversed(rows))),
     ]
     pictures = [picture for caption, group in groups if (picture := _pictures(group, caption, entries, labels))]
@@ -60,6 +60,12 @@ def report_ranking(
     }
     write_text(page, render_html("ranking.html.j2", title=title, **context))
     return page
+
+
+def _twins(rows: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    by_name = {row["case"]: row for row in rows}
+    pairs = [(row, by_name.get(row["near_duplicate_of"])) for row in rows if row["near_duplicate_of"]]
+    return [row for pair in pairs for row in pair if row is not None]
 
 
 def _rest(rows: Sequence[Mapping[str, str]], first: Sequence[str]) -> list[Mapping[str, str]]:
@@ -74,10 +80,10 @@ def _findings(rows: Sequence[Mapping[str, str]], opinions: str, n_labeled: int, 
     twins = [row for row in rows if row["near_duplicate_of"]]
     empty = [row["case"] for row in rows if "nothing drawn" in row["mark"]]
     if outliers:
-        look = "looks" if len(outliers) == 1 else "look"
+        look, what = ("looks", "it is") if len(outliers) == 1 else ("look", "they are")
         found.append(
             f"{plural(len(outliers), 'scan')} of the pool {look} unlike every labeled one: {enumerated(outliers, 5)}. "
-            "See what they are first: either such scans belong to the task, then one of them should be annotated soon, "
+            f"See what {what} first: either such scans belong to the task, then one of them should be annotated soon, "
             "or they do not, then they should leave the pool."
         )
     if twins:

@@ -170,6 +170,8 @@ def self_train(
     if fine_tune:
         given = _fine_tuning(_floors_options(overrides), preset, fine_tune)
         done.fine_tuned = trained(FLOOR, "fine-tuned", seed, {**given, "init": done.rounds[-1].folder})
+    for labeling, run in zip(labelings[::-1], done.rounds[::-1], strict=False):
+        labeling.alarms = [*labeling.alarms, *(f"training of {run.folder.name}: {text}" for text in run.alarms)]
     if labelings:
         from monai_ssl.reports.self_training import report_self_training
 
