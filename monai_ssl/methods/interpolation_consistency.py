@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from monai_ssl.errors import DataError
 from monai_ssl.methods.averaged_teacher import AveragedTeacher
 from monai_ssl.methods.base import Batch, joint_images
 
@@ -36,6 +37,8 @@ class InterpolationConsistency(AveragedTeacher):
             iterations) as released, of 150 iterations each.
         ramp_up: :math:`w(t)` as a function of the iteration; replaces ``weight`` and ``ramp_levels``.
         alpha: :math:`a > 0` of the Beta distribution; the smaller, the closer a mixture is to one of its images.
+        joint_pass: the teacher sees both halves of the unlabeled images in one pass, with common batch statistics;
+            False as released.
         decay: :math:`\alpha_{max}` in [0, 1).
         include_background: of the Dice term; True as released.
         unsupervised_weight: factor on the consistency; 0 is the matched floor: the network sees the same mixtures, and
@@ -63,14 +66,16 @@ class InterpolationConsistency(AveragedTeacher):
     Raises:
         ValueError: for an option out of its range.
         TypeError: when ``ramp_up`` is no function.
+        DataError: in a pass over one image that is a single voxel at the network's coarsest scale, which batch
+            normalization cannot normalize.
 
     Source: Verma et al., "Interpolation Consistency Training for Semi-Supervised Learning", IJCAI 2019, Eq. 1-3.
 
     Example:
         >>> from monai_ssl.networks import VNet
         >>> method = InterpolationConsistency(VNet(spatial_dims=2, base_channels=2))
-        >>> labeled = {"image": torch.rand(2, 1, 16, 16), "label": torch.zeros(2, 1, 16, 16, dtype=torch.long)}
-        >>> sorted(method(labeled, {"image": torch.rand(2, 1, 16, 16)}))
+        >>> labeled = {"image": torch.rand(2, 1, 32, 32), "label": torch.zeros(2, 1, 32, 32, dtype=torch.long)}
+        >>> sorted(method(labeled, {"image": torch.rand(2, 1, 32, 32)}))
         ['consistency', 'supervised']
     """
 
@@ -82,6 +87,7 @@ class InterpolationConsistency(AveragedTeacher):
         ramp_levels: int = 40,
         ramp_up: Callable[[int], float] | None = None,
         alpha: float = 0.2,
+        joint_pass: bool = False,
         decay: float = 0.99,
         include_background: bool = True,
         unsupervised_weight: float = 1.0,
@@ -91,7 +97,7 @@ class InterpolationConsistency(AveragedTeacher):
         )
         if not 0 < alpha < float("inf"):
             raise ValueError(f"alpha must be a finite number > 0, got {alpha}")
-        self.alpha = float(alpha)
+        self.alpha, self.joint_pass = float(alpha), bool(joint_pass)
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         if unlabeled is None:
@@ -100,9 +106,24 @@ class InterpolationConsistency(AveragedTeacher):
         share = self.draw(len(first)).to(first).reshape(-1, *[1] * (first.dim() - 1))
         target = None
         if self.unsupervised_weight > 0:  # first: no graph is in memory yet
-            target = mixture(*(self.teacher(image).float().softmax(1) for image in (first, second)), share)
+            target = mixture(*self.taught(first, second), share)
         mixed: Batch = {"image": mixture(first, second, share)}
         return self.terms(self.network(joint_images(labeled, mixed)), target, labeled)
+
+    def taught(self, first: Tensor, second: Tensor) -> Sequence[Tensor]:
+        """The teacher's probabilities of both images of each pair, float32."""
+        try:
+            if self.joint_pass:
+                return self.teacher(torch.cat([first, second])).float().softmax(1).chunk(2)
+            return [self.teacher(image).float().softmax(1) for image in (first, second)]
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise DataError(
+                f"patches {tuple(first.shape[2:])}: the teacher's pass over {len(first)} unlabeled image leaves one "
+                "voxel at the network's coarsest scale, which batch normalization cannot normalize; give larger "
+                "patches, 4 unlabeled images or more (unlabeled_batch_size), or set joint_pass to true"
+            ) from None
 
     def draw(self, pairs: int) -> Tensor:
         r""":math:`\lambda` of so many pairs, ``(pairs,)`` float64 in [0, 1] on the CPU."""

@@ -39,6 +39,8 @@ def write_stacks(folder: Path, n_classes: int, shape: tuple[int, ...]) -> None:
 
 # what bundles have in common is tried on these: one that reads unlabeled images, one that does not
 IN_FULL = ("dtc", "supervised")
+# of patches that are a single voxel at the coarsest scale
+OWN = {"ict": {"method#joint_pass": True}}
 CASES = [("phantom 2D", 2, 2), ("phantom 2D", 2, 4), ("phantom 3D", 3, 4), ("stacks", 2, 4), ("stacks", 3, 3)]
 
 
@@ -68,7 +70,7 @@ def test_from_training_to_segmentation(tmp_path, bundle, data, dims, n_classes):
               "network_def#base_channels": 2}  # fmt: skip
     run = tmp_path / "run"
     training = {"output_dir": str(run), "num_workers": 0, "val_interval": 1, "epoch_length": 3}
-    run_bundle(find_bundle(bundle), ["train.yaml"], {**common, **training})
+    run_bundle(find_bundle(bundle), ["train.yaml"], {**common, **training, **OWN.get(bundle, {})})
     terms = (run / "training.csv").read_text().splitlines()
     assert len(terms) == 4
     assert all(np.isfinite([float(value) for value in line.split(",")]).all() for line in terms[1:])

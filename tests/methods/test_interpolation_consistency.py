@@ -6,6 +6,7 @@ from method_tester import MethodTester, batches
 from monai.networks.layers.factories import Conv
 from torch import nn
 
+from monai_ssl.errors import DataError
 from monai_ssl.methods import InterpolationConsistency
 from monai_ssl.networks import VNet
 
@@ -55,6 +56,23 @@ class TestInterpolationConsistency(MethodTester):
             p = method.network(student[0])[len(labeled["image"]) :].softmax(1)
         expected = method.ramp_up(0) * (p - target).square().mean()
         torch.testing.assert_close(terms["consistency"].detach(), expected, rtol=1e-4, atol=1e-7)
+
+    def test_one_pass_of_the_teacher_gives_both_halves(self):
+        method, seen = self.build(joint_pass=True), []
+        method.teacher.register_forward_hook(lambda m, x, y: seen.append(x[0]))
+        first, second = torch.randn(2, 2, 1, 32, 32)
+        found = method.taught(first, second)
+        assert torch.equal(seen[0], torch.cat([first, second]))
+        assert torch.equal(torch.cat(list(found)), method.teacher(seen[0]).softmax(1))
+
+    def test_one_voxel_at_the_coarsest_scale(self):
+        method, (labeled, unlabeled) = self.build(), batches()
+        labeled, unlabeled = ({**b, "image": b["image"][..., :16, :16]} for b in (labeled, unlabeled))
+        labeled["label"] = labeled["label"][..., :16, :16]
+        with pytest.raises(DataError, match=r"patches \(16, 16\): .* over 1 unlabeled image .* joint_pass to true$"):
+            method(labeled, unlabeled)
+        method.joint_pass = True
+        assert set(method(labeled, unlabeled)) == {"supervised", "consistency"}
 
     def test_shares_are_of_the_beta_distribution_and_of_torchs_generator(self):
         method = InterpolationConsistency(nn.Identity(), alpha=0.2)
