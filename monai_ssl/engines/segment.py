@@ -149,23 +149,12 @@ class VolumeSegmenter(Evaluator):
                 axis that files lack.
             probabilities, uncertainty: also give these maps; None: as the postprocessing and the segmenter are set.
         """
-        return self.finish(self.prepare(image), probabilities, uncertainty)
-
-    def finish(
-        self, item: Mapping[str, Any], probabilities: bool | None = None, uncertainty: bool | None = None
-    ) -> Segmentation:
-        """Segment what :meth:`prepare` returned; nothing is written.
-
-        Args:
-            item: the prepared image.
-            probabilities, uncertainty: also give these maps; None: as the postprocessing and the segmenter are set.
-        """
         steps = [step for step in self.postprocessing.transforms if not isinstance(step, SaveImaged)]
         if probabilities is not None and steps and isinstance(steps[0], LabelsOnImageGridd):
             steps[0] = steps[0].with_probabilities(probabilities)
         uncertain = self.uncertainty if uncertainty is None else uncertainty
-        found = self._postprocess(self.infer(item, steps, uncertain), steps)
-        return Segmentation(found["pred"], found.get("prob"), found.get("uncertainty"))
+        item = self._postprocess(self.infer(self.prepare(image), steps, uncertain), steps)
+        return Segmentation(item["pred"], item.get("prob"), item.get("uncertainty"))
 
     def prepare(self, image: Any) -> dict[str, Any]:
         """Preprocess one image, or one case with whatever else belongs to it.

@@ -6,6 +6,7 @@ module              what it holds
 ``run``             what a page must know of one run: scores, role (floor, method, ...), training, pictures
 ``findings``        the sentences of a comparison, on the page and on the terminal
 ``comparison``      the page about one or several runs
+``study``           the page about a study: methods, numbers of labels, seeds, data sets (a package of its own)
 ``dataset``         the page about a data set
 ``model_card``      the page in a packaged bundle
 ``charts``          figures of a comparison

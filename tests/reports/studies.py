@@ -66,9 +66,10 @@ class Maker:
                        "machine": meta["machine"]}  # fmt: skip
             (run / "run.json").write_text(json.dumps(content))
         if costs:
+            seconds = 600.0 + seed
             content = {"parameters": 9_440_000, "parameters_trained": 9_441_000, "macs": 40_108_687_360,
-                       "patch": [1, 112, 112, 80], "sessions": [{"first": 1, "last": 300, "seconds": 600.0 + seed}],
-                       "seconds": 600.0 + seed, "peak_memory_bytes": 5 * 10**9, "peak_gpu_memory_bytes": None}  # fmt: skip
+                       "patch": [1, 112, 112, 80], "sessions": [{"first": 1, "last": 300, "seconds": seconds}],
+                       "seconds": seconds, "peak_memory_bytes": 5 * 10**9, "peak_gpu_memory_bytes": None}  # fmt: skip
             (run / "costs.json").write_text(json.dumps(content))
         if curves:
             lines = [f"{i},{0.9 - 0.5 / (1 + i / 50) - 0.01 * seed}" for i in range(50, 301, 50)]

@@ -15,7 +15,7 @@ from monai_ssl.metrics.gap import GapClosed, gap_closed
 from monai_ssl.metrics.statistics import bootstrap_interval, holm, is_failed
 from monai_ssl.reports.study.load import LoadedRow, Study, over_trainings, paired
 from monai_ssl.reports.study.quoted import jaccard_bounds
-from monai_ssl.reports.study.results import Role
+from monai_ssl.reports.study.rows import Role
 
 __all__ = ["LEVEL", "Analysis", "Check", "Costs", "Gain", "Level", "Rank", "verdict"]
 
@@ -268,12 +268,32 @@ class Analysis:
         difference = np.round([first[case] - second[case] for case in first], 12)
         better = difference if metric in OVERLAP_METRICS else -difference
         p_value = float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
-        means = [float(np.mean([np.mean(list(values.values())) for values in side])) for side in (own, others)]
+        mean_row, mean_against = (
+            float(np.mean([np.mean(list(values.values())) for values in side])) for side in (own, others)
+        )
         return Gain(
-            row, other, metric, label, len(common), len(first), *means, found.gain, found.gain_low, found.gain_high,
-            float(np.median(difference)), int((better > 0).sum()), int((better < 0).sum()), int((better == 0).sum()),
-            p_value, p_value, 1, closed, borrowed, "",
-        )  # fmt: skip
+            row=row,
+            against=other,
+            metric=metric,
+            label=label,
+            n_trainings=len(common),
+            n_cases=len(first),
+            mean_row=mean_row,
+            mean_against=mean_against,
+            difference=found.gain,
+            low=found.gain_low,
+            high=found.gain_high,
+            median_difference=float(np.median(difference)),
+            wins=int((better > 0).sum()),
+            losses=int((better < 0).sum()),
+            ties=int((better == 0).sum()),
+            p_value=p_value,
+            p_holm=p_value,
+            n_tests=1,
+            closed=closed,
+            borrowed=borrowed,
+            verdict="",
+        )
 
     def gain_of(self, row: LoadedRow, role: Role = "matched_floor", metric: str = "dice") -> Gain | None:
         """The corrected comparison of a row with its control."""

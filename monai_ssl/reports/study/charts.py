@@ -164,11 +164,21 @@ def _draw_cases(axes: Axes, analysis: Analysis, name: str, rows: Sequence[Loaded
         lowest = min(lowest, float(values.min()))
         offset = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(1)
         if len(values) > 3:
+            pale = {"color": "#c3cad2"}
             axes.boxplot(values, positions=[place], widths=0.62, orientation="horizontal", showfliers=False,
-                         boxprops={"color": "#c3cad2"}, whiskerprops={"color": "#c3cad2"}, manage_ticks=False,
-                         capprops={"color": "#c3cad2"}, medianprops={"color": INK, "linewidth": 1.6}, zorder=1)  # fmt: skip
-        axes.scatter(values, place + offset, s=20, color=row.color, alpha=0.8, linewidths=0.8, zorder=2,
-                     marker=MARKERS[row.row.role], facecolors=row.color if row.row.role in FILLED else "none")  # fmt: skip
+                         boxprops=pale, whiskerprops=pale, capprops=pale, manage_ticks=False, zorder=1,
+                         medianprops={"color": INK, "linewidth": 1.6})  # fmt: skip
+        axes.scatter(
+            values,
+            place + offset,
+            s=20,
+            marker=MARKERS[row.row.role],
+            edgecolors=row.color,
+            facecolors=row.color if row.row.role in FILLED else "none",
+            alpha=0.8,
+            linewidths=0.8,
+            zorder=2,
+        )
         level = analysis.level(row)
         if level is not None:
             axes.plot(

@@ -10,7 +10,7 @@ from monai_ssl.reports.numbers import DASH, interval_text, number_text, p_value_
 from monai_ssl.reports.study.analysis import GAIN, LOSS, Analysis, Gain
 from monai_ssl.reports.study.load import ROLE_NAMES, LoadedRow, Study
 from monai_ssl.reports.study.quoted import jaccard_check
-from monai_ssl.reports.study.results import Role
+from monai_ssl.reports.study.rows import Role
 
 __all__ = ["facts", "findings", "gain_sentence", "share_text", "used_settings", "warnings"]
 
@@ -61,11 +61,12 @@ def gain_sentence(analysis: Analysis, gain: Gain) -> str:
     """What a method gains over its matched floor, and what share of the gap that is."""
     study, row = analysis.study, gain.row
     interval = f" {interval_text(gain.low, gain.high, 1, 100)}" if gain.low is not None else ""
+    tests = f" after Holm over {gain.n_tests} tests" if gain.n_tests > 1 else ""
+    counted = f"{gain.wins} of {plural(gain.n_cases, 'case')}, {plural(gain.n_trainings, 'training')} each"
     text = (
         f"{scope(study, row)}: {row.title} reaches Dice {number_text(gain.mean_row, 1, 100)} %, "
         f"{points(gain.difference)} points{interval} over its matched floor: {gain.verdict} "
-        f"({p_value_text(gain.p_holm)}{f' after Holm over {gain.n_tests} tests' if gain.n_tests > 1 else ''}, better on "
-        f"{gain.wins} of {plural(gain.n_cases, 'case')}, {plural(gain.n_trainings, 'training')} each)."
+        f"({p_value_text(gain.p_holm)}{tests}, better on {counted})."
     )
     closed, ceiling = gain.closed, study.reference(row, "ceiling")
     if closed is not None and ceiling is not None:
@@ -73,8 +74,8 @@ def gain_sentence(analysis: Analysis, gain: Gain) -> str:
             text += f" The ceiling is not above the matched floor ({points(closed.gap)} points): no gap to close."
         else:
             text += (
-                f" That is {share_text(gain)} of the {number_text(closed.gap, 1, 100)} points between matched floor and "
-                f"ceiling ({ceiling.title}, {ceiling.row.n_labeled} labels)."
+                f" That is {share_text(gain)} of the {number_text(closed.gap, 1, 100)} points between matched floor "
+                f"and ceiling ({ceiling.row.n_labeled} labels)."
             )
     failed, others = analysis.failed(row), analysis.failed(gain.against)
     if failed[0] or others[0]:
@@ -105,16 +106,16 @@ def _answer(study: Study, gains: Sequence[Gain]) -> str:
     """How many gains there are, and the largest difference in full."""
     n_gain, n_loss = (sum(gain.verdict == kind for gain in gains) for kind in (GAIN, LOSS))
     few = sum(gain.verdict.startswith("too few") for gain in gains)
-    text = f"{n_gain or 'None'} of {len(gains)} comparisons {'show' if n_gain > 1 else 'shows'} a measurable gain in Dice over "
-    text += "the matched floor"
-    more = [
-        f"{number} {what}" for number, what in ((n_loss, "a measurable loss"), (few, "too few cases to tell")) if number
-    ]
+    text = (
+        f"{n_gain or 'None'} of {len(gains)} comparisons {'show' if n_gain > 1 else 'shows'} a measurable gain in Dice "
+    )
+    text += "over the matched floor"
+    counts = ((n_loss, "a measurable loss"), (few, "too few cases to tell"))
+    more = [f"{number} {what}" for number, what in counts if number]
     text += f" ({', '.join(more)})" if more else ""
     best = max(gains, key=lambda gain: (gain.verdict == GAIN, gain.difference))
     interval = f" {interval_text(best.low, best.high, 1, 100)}" if best.low is not None else ""
-    text += f"; the largest is that of {best.row.title} ({scope(study, best.row)}): " if n_gain else (
-        f"; the largest difference is that of {best.row.title} ({scope(study, best.row)}): ")  # fmt: skip
+    text += f"; the largest {'' if n_gain else 'difference '}is that of {best.row.title} ({scope(study, best.row)}): "
     text += f"{points(best.difference)} points{interval}"
     if best.closed is not None and best.closed.share is not None:
         text += f", {share_text(best)} of the gap to the ceiling"
@@ -126,7 +127,8 @@ def _method_sentence(gains: Sequence[Gain]) -> str:
     least, most = min(gain.difference for gain in gains), max(gain.difference for gain in gains)
     n_gain, n_loss = (sum(gain.verdict == kind for gain in gains) for kind in (GAIN, LOSS))
     span = points(least) if points(least) == points(most) else f"{points(least)} to {points(most)}"
-    text = f"{gains[0].row.title}: {span} points over its matched floor, a measurable gain in {n_gain} of {len(gains)} comparisons"
+    text = f"{gains[0].row.title}: {span} points over its matched floor, "
+    text += f"a measurable gain in {n_gain} of {len(gains)} comparisons"
     text += f", a measurable loss in {n_loss}" if n_loss else ""
     shares = [gain.closed.share for gain in gains if gain.closed is not None and gain.closed.share is not None]
     if shares:
@@ -278,8 +280,8 @@ def _few_trainings(analysis: Analysis) -> list[str]:
         )
     if any(gain.borrowed for gain in gains):
         sentences.append(
-            "The ceiling lacks seeds that methods have: there, the mean over its trainings stands for it, and the interval "
-            "of the share is too narrow."
+            "The ceiling lacks seeds that methods have: there, the mean over its trainings stands for it, and the "
+            "interval of the share is too narrow."
         )
     return sentences
 

@@ -11,8 +11,8 @@ from monai_ssl.reports.page import Table
 
 __all__ = ["latex_file", "latex_table", "latex_text"]
 
-HEAD = r"""% Tables of a study. In your document: \usepackage[T1]{fontenc}, \usepackage[utf8]{inputenc}, \usepackage{booktabs},
-% \usepackage{graphicx}, then \input this file.
+HEAD = r"""% Tables of a study. In your document: \usepackage[T1]{fontenc}, \usepackage[utf8]{inputenc},
+% \usepackage{booktabs}, \usepackage{graphicx}, then \input this file.
 """
 SPECIALS = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",

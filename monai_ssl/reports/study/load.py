@@ -15,7 +15,7 @@ from monai_ssl.metrics.results import read_results
 from monai_ssl.metrics.statistics import case_values
 from monai_ssl.reports.run import Training, method_color, training_of
 from monai_ssl.reports.study.quoted import QuotedFigure
-from monai_ssl.reports.study.results import ROLES, Role, StudyRow, StudyRun
+from monai_ssl.reports.study.rows import ROLES, Role, StudyRow, StudyRun
 
 __all__ = ["Key", "LoadedRow", "Study", "Trained", "load_study", "read_json"]
 

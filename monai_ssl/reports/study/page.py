@@ -17,7 +17,7 @@ from monai_ssl.reports.study.findings import facts, findings, warnings
 from monai_ssl.reports.study.latex import latex_file, latex_table
 from monai_ssl.reports.study.load import load_study
 from monai_ssl.reports.study.quoted import read_quoted
-from monai_ssl.reports.study.results import StudyRow, StudyRun
+from monai_ssl.reports.study.rows import StudyRow, StudyRun
 
 __all__ = ["write_page"]
 
@@ -47,6 +47,7 @@ FURTHER_NOTE = (
     "a minus b; for 95HD a negative difference is the better one. Holm's correction covers comparisons of the same "
     "kind (method against floor in Dice, ...), each kind by itself."
 )
+FOREST_NOTE = "Dice points with their 95 % interval. Filled: a gain or loss that interval and test agree on."
 CLASS_NOTE = "Holm's correction covers all rows of one class."
 RANK_NOTE = (
     "Rank of every method on every scan by its mean Dice over the trainings; 1 is best, equal values share. The "
@@ -66,7 +67,7 @@ QUOTED_NOTE = (
     "mean Jaccard is never below that of the mean Dice."
 )
 LEARNING_NOTE = "Bold: mean over trainings; pale: each training; dashed: controls. Test scans are not seen here."
-LOSS_NOTE = "Running means, one line per training; darker: more labels. Losses of different methods are sums of different terms."
+LOSS_NOTE = "Running means, one line per training; darker: more labels. Every method sums up terms of its own."
 CASE_NOTE = (
     "One mark per scan, the upright line is the mean, the box spans the quartiles around the median. Dashed: "
     "failure. Hollow marks are controls."
@@ -105,7 +106,7 @@ def write_page(
     command: str,
     quoted: Path | None = None,
 ) -> Path:
-    """See :func:`~monai_ssl.reports.study.results.write_study_report`."""
+    """See :func:`~monai_ssl.reports.study.write_study_report`."""
     folder = Path(folder)
     figures = [] if quoted is None else read_quoted(Path(quoted))
     analysis = Analysis(load_study(rows, runs, figures))
@@ -146,9 +147,8 @@ def write_page(
         "facts": facts(study),
     }  # fmt: skip
     pictures = {
-        "gains_picture": _picture(charts.gains_figure(analysis), "Filled: a gain or loss that interval and test agree on.",
-                                  "Gain of every method over its matched floor"),
-        "fractions": _picture(charts.fraction_figure(analysis), FRACTION_NOTE, "Dice against the number of labeled scans"),
+        "gains_picture": _picture(charts.gains_figure(analysis), FOREST_NOTE, "Gains over the matched floors"),
+        "fractions": _picture(charts.fraction_figure(analysis), FRACTION_NOTE, "Dice against the number of labels"),
         "cases": _pictures(charts.case_figures(analysis)),
         "case_note": CASE_NOTE,
         "ranks_picture": _picture(charts.ranks_figure(analysis), "Mean rank with its 95 % interval.", "Mean ranks"),
@@ -187,8 +187,9 @@ def _arithmetic(analysis: Analysis) -> str:
         return ""
     passed = sum(check.passed for check in checks)
     return (
-        f"Arithmetic: in {passed} of {len(checks)} evaluations every Jaccard is D / (2 \u2212 D) of its Dice, and the mean "
-        "Jaccard is not below that of the mean Dice (it is convex), nor above it by more than twice the variance of Dice."
+        f"Arithmetic: in {passed} of {len(checks)} evaluations every Jaccard is D / (2 \u2212 D) of its Dice, and the "
+        "mean Jaccard is not below that of the mean Dice (it is convex), nor above it by more than twice the variance "
+        "of Dice."
     )
 
 
@@ -206,9 +207,9 @@ def _latex(title: str, text: dict[str, Any]) -> str:
 
     spread = "mean ± sd over trainings (over cases)"
     for name, table in text["results"]:
-        add(table, f"{name}, {spread}.", f"results-{name}", 2)
-    add(text["gains"], "gain over the matched floor, 95 % intervals of a hierarchical bootstrap, Wilcoxon's test over cases "
-        "with Holm's correction.", "gains", 1)  # fmt: skip
+        add(table, f"{name}, {spread}.", f"results-{name}", 1)
+    tests = "95 % intervals of a hierarchical bootstrap, Wilcoxon's test over cases with Holm's correction"
+    add(text["gains"], f"gain over the matched floor, {tests}.", "gains", 1)
     for name, table, gains in text["classes"]:
         add(table, f"{name}, every class, {spread}.", f"classes-{name}", 2)
         add(gains, f"{name}, gain over the matched floor in every class.", f"class-gains-{name}", 1)

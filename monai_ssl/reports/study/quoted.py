@@ -1,4 +1,4 @@
-"""Figures that papers print, beside those that were measured: marked as quoted, and checked as far as arithmetic goes."""
+"""Figures that papers print, beside those that were measured: marked as quoted, checked as far as arithmetic goes."""
 
 from __future__ import annotations
 
@@ -95,8 +95,9 @@ def read_quoted(path: Path) -> list[QuotedFigure]:
 def jaccard_bounds(dice: float, variance: float) -> tuple[float, float]:
     """Least and largest mean Jaccard that go with a mean Dice.
 
-    For one mask J = D / (2 - D), which is convex. So the mean of J is at least that of the mean Dice (Jensen), and above
-    it by at most half the largest second derivative, 4, times the variance of Dice; and no more than the mean Dice.
+    For one mask J = D / (2 - D), which is convex. So the mean of J is at least that of the mean Dice (Jensen), and
+    above it by at most half the largest second derivative, 4, times the variance of Dice; and no more than the mean
+    Dice.
 
     Args:
         dice: mean, in [0, 1].

@@ -72,7 +72,7 @@ def results_table(analysis: Analysis, rows: Sequence[LoadedRow]) -> Table:
     """Scores of the rows of one data set, means over the classes."""
     columns = {**OVERLAPS, **distances_shown(rows)}
     names = [name for name, _, _ in columns.values()]
-    header = ["Method", "Role", "Labeled / unlabeled", "Trainings", names[0], "Median", "Failed scans", *names[1:]]
+    header = ["Method", "Labeled / unlabeled", names[0], "Median", "Failed scans", "Trainings", *names[1:], "Role"]
     lines = []
     for row in rows:
         levels = {key: analysis.level(row, key) for key in columns}
@@ -80,11 +80,10 @@ def results_table(analysis: Analysis, rows: Sequence[LoadedRow]) -> Table:
         cells = [spread_text(levels[key], digits, scale) for key, (_, scale, digits) in columns.items()]
         failed, scored = analysis.failed(row)
         lines.append([
-            row.title, role_name(row), labels_text(row), str(len(row.trained)), cells[0],
-            DASH if dice is None else number_text(dice.median, 1, 100), f"{failed} of {scored}" if scored else DASH,
-            *cells[1:],
+            row.title, labels_text(row), cells[0], DASH if dice is None else number_text(dice.median, 1, 100),
+            f"{failed} of {scored}" if scored else DASH, str(len(row.trained)), *cells[1:], role_name(row),
         ])  # fmt: skip
-    return Table(header, lines, (0, 1), [row.color for row in rows], _methods(rows))
+    return Table(header, lines, (0, len(header) - 1), [row.color for row in rows], _methods(rows))
 
 
 def _methods(rows: Sequence[LoadedRow]) -> list[int]:
@@ -120,13 +119,18 @@ def gains_table(analysis: Analysis) -> Table | None:
     lines = [
         [
             gain.row.title, analysis.study.group_name(gain.row.row.group), labels_text(gain.row), reading(gain),
-            f"{number_text(gain.difference, 1, 100, sign=True)} {interval_text(gain.low, gain.high, 1, 100)}",
+            gain_text(gain),
             f"{number_text(gain.mean_against, 1, 100)}, {number_text(gain.mean_row, 1, 100)}", share_text(gain),
             tests_text(gain), f"{gain.wins} / {gain.losses} / {gain.ties}", f"{gain.n_trainings}, {gain.n_cases}",
         ]
         for gain in gains
     ]  # fmt: skip
     return Table(header, lines, (0, 1, 3), [gain.row.color for gain in gains]) if lines else None
+
+
+def gain_text(gain: Gain) -> str:
+    """A difference of Dice in points, with its interval."""
+    return f"{number_text(gain.difference, 1, 100, sign=True)} {interval_text(gain.low, gain.high, 1, 100)}"
 
 
 def reading(gain: Gain) -> str:
@@ -150,8 +154,11 @@ def further_table(analysis: Analysis) -> Table | None:
         if (gain.row.row.role, gain.against.row.role, gain.metric) == ("method", "matched_floor", "dice"):
             continue
         scale, digits, unit = metric_unit(gain.metric)
+        role = role_name(gain.against)
+        told = "" if role in gain.against.title.lower() else f"{role}, "
+        other = f"{gain.against.title} ({told}{gain.against.row.n_labeled} labels)"
         lines.append([
-            f"{gain.row.title}", f"{gain.against.title} ({role_name(gain.against)}, {gain.against.row.n_labeled} labels)",
+            gain.row.title, other,
             analysis.study.group_name(gain.row.row.group), str(gain.row.row.n_labeled),
             f"{'Dice' if gain.metric == 'dice' else '95HD'}, {unit}",
             number_text(gain.difference, digits, scale, sign=True), interval_text(gain.low, gain.high, digits, scale),
@@ -176,11 +183,8 @@ def class_gains_table(analysis: Analysis, classes: Sequence[str], group: tuple[s
     for row in rows:
         line = [row.title, labels_text(row)]
         for name in classes:
-            gain = found[row.row.name].get(name)
-            line += [DASH, DASH] if gain is None else [
-                f"{number_text(gain.difference, 1, 100, sign=True)} {interval_text(gain.low, gain.high, 1, 100)}",
-                reading(gain),
-            ]  # fmt: skip
+            gains = found[row.row.name]
+            line += [gain_text(gains[name]), reading(gains[name])] if name in gains else [DASH, DASH]
         lines.append(line)
     text = (0, *range(3, len(header), 2))
     return Table(header, lines, text, [row.color for row in rows]) if lines else None
@@ -188,14 +192,15 @@ def class_gains_table(analysis: Analysis, classes: Sequence[str], group: tuple[s
 
 def ranks_table(analysis: Analysis) -> Table | None:
     """Mean ranks; None where no two methods have as many labels of the same data."""
-    header = ["Method", "Data", "Labeled / unlabeled", "Cases", "Mean rank [95% interval]", "Best on", "Against the first",
-              "All alike (Friedman)"]  # fmt: skip
+    header = ["Method", "Data", "Labeled / unlabeled", "Cases", "Mean rank [95% interval]", "Best on",
+              "Against the first", "All alike (Friedman)"]  # fmt: skip
     lines, colors = [], []
     for table in analysis.ranks:
         for rank in table:
             lines.append([
                 rank.row.title, analysis.study.group_name(rank.row.row.group), labels_text(rank.row), str(rank.n_cases),
-                f"{number_text(rank.mean, 2)} {interval_text(rank.low, rank.high, 2)}", f"{rank.first} of {rank.n_cases}",
+                f"{number_text(rank.mean, 2)} {interval_text(rank.low, rank.high, 2)}",
+                f"{rank.first} of {rank.n_cases}",
                 "first" if rank.p_holm is None else p_value_text(rank.p_holm),
                 DASH if rank.friedman is None else p_value_text(rank.friedman),
             ])  # fmt: skip
@@ -205,14 +210,16 @@ def ranks_table(analysis: Analysis) -> Table | None:
 
 def costs_table(analysis: Analysis) -> Table | None:
     """What trainings cost; None where none recorded it."""
-    header = ["Method", "Data", "Labeled / unlabeled", "Parameters, deployed", "Parameters, trained", "GMAC per patch",
-              "Patch", "Hours per training", "Seconds per iteration", "Peak memory, GB", "Peak GPU memory, GB"]  # fmt: skip
+    header = ["Method", "Data", "Labeled / unlabeled", "Parameters, deployed, M", "Parameters, trained, M",
+              "GMAC per patch", "Patch", "Hours per training", "Seconds per iteration", "Peak memory, GB",
+              "Peak GPU memory, GB"]  # fmt: skip
     lines, colors = [], []
     for costs in analysis.costs:
         row = costs.row
         lines.append([
-            row.title, analysis.study.group_name(row.row.group), labels_text(row), number_text(costs.parameters, 2, 1e-6)
-            + " M", number_text(costs.parameters_trained, 2, 1e-6) + " M", number_text(costs.macs, 2, 1e-9),
+            row.title, analysis.study.group_name(row.row.group), labels_text(row),
+            number_text(costs.parameters, 2, 1e-6), number_text(costs.parameters_trained, 2, 1e-6),
+            number_text(costs.macs, 2, 1e-9),
             DASH if costs.patch is None else " × ".join(str(side) for side in costs.patch[1:]),
             number_text(costs.hours, 2), number_text(costs.seconds_per_iteration, 2),
             number_text(costs.memory, 2, 1e-9), number_text(costs.gpu_memory, 2, 1e-9),
