@@ -33,6 +33,7 @@ VARIANTS: dict[str | None, dict[str, Any]] = {
     "acdc": {"pairing": "acdc", "dice": "pooled", "pretrain_loss": "regions", "connectivity": 2,
              "buffers": "average", "pretrain": 1 / 4},
 }  # fmt: skip
+PRETRAIN_LOSSES = ("whole", "regions")
 DICE = {
     "per_image": {"squared": False, "pooled": False, "smooth": 1e-5},
     "pooled": {"squared": True, "pooled": True, "smooth": 1e-10},
@@ -147,9 +148,13 @@ class BidirectionalCopyPaste(SemiSupervisedMethod):
         )  # fmt: skip
         check_at_least(1, max_iterations=max_iterations, connectivity=options["connectivity"])
         check_at_least(0, pseudo_weight=pseudo_weight)
-        for name, allowed in {"pairing": PAIRINGS, "dice": DICE, "pretrain_loss": ("whole", "regions")}.items():
+        for name, allowed in {
+            "pairing": tuple(PAIRINGS),
+            "dice": tuple(DICE),
+            "pretrain_loss": PRETRAIN_LOSSES,
+        }.items():
             if options[name] not in allowed:
-                raise ValueError(f"{name} must be one of {tuple(allowed)}, got {options[name]!r}")
+                raise ValueError(f"{name} must be one of {allowed}, got {options[name]!r}")
         if not 0 < box < 1:
             raise ValueError(f"box must be in (0, 1), a share of the patch's sides, got {box}")
         self.pretrain = _iterations(options["pretrain"], max_iterations)
@@ -206,14 +211,13 @@ class BidirectionalCopyPaste(SemiSupervisedMethod):
         images = {LABELED: halves(labeled["image"], pairs), UNLABELED: halves(unlabeled["image"], pairs)}
         labels: dict[bool, Sequence[Tensor]] = {LABELED: halves(labeled["label"], pairs)}
         if self.teaches:  # first: no graph is in memory yet
-            labels[UNLABELED] = passes(self.pseudo_labels, images[UNLABELED])
-        mixed = [
-            torch.where(inside, *(images[kind][half] for kind, half in (of_inside, of_outside)))
-            for of_outside, of_inside in self.pairing
-        ]
+            labels[UNLABELED] = passes(self.teacher_labels, images[UNLABELED])
+        mixed = []
+        for outer, inner in self.pairing:
+            mixed.append(torch.where(inside, images[inner[0]][inner[1]], images[outer[0]][outer[1]]))
         sums: dict[bool, list[Tensor]] = {LABELED: [], UNLABELED: []}
-        for logits, (of_outside, of_inside) in zip(passes(self.network, mixed), self.pairing, strict=True):
-            for (kind, half), region in ((of_outside, ~inside), (of_inside, inside)):
+        for logits, (outer, inner) in zip(passes(self.network, mixed), self.pairing, strict=True):
+            for (kind, half), region in ((outer, ~inside), (inner, inside)):
                 if kind in labels:
                     sums[kind].append(self.loss(logits.float(), labels[kind][half], region))
         terms = {"supervised": sum(sums[LABELED], torch.zeros_like(sums[LABELED][0]))}
@@ -237,7 +241,7 @@ class BidirectionalCopyPaste(SemiSupervisedMethod):
         return inside.to(image.device)
 
     @torch.no_grad()
-    def pseudo_labels(self, image: Tensor) -> Tensor:
+    def teacher_labels(self, image: Tensor) -> Tensor:
         """What the teacher says of images ``(B, C_in, *spatial)``: ``(B, 1, *spatial)`` int64.
 
         Of two classes the foreground has a probability of 0.5 or more.

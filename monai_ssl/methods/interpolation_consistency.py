@@ -106,7 +106,8 @@ class InterpolationConsistency(AveragedTeacher):
         share = self.draw(len(first)).to(first).reshape(-1, *[1] * (first.dim() - 1))
         target = None
         if self.unsupervised_weight > 0:  # first: no graph is in memory yet
-            target = mixture(*self.taught(first, second), share)
+            of_first, of_second = self.taught(first, second)
+            target = mixture(of_first, of_second, share)
         mixed: Batch = {"image": mixture(first, second, share)}
         return self.terms(self.network(joint_images(labeled, mixed)), target, labeled)
 

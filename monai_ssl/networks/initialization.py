@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["INITIALIZATIONS", "initialize"]
 
-INITIALIZATIONS = {"kaiming": nn.init.kaiming_normal_, "xavier": nn.init.xavier_normal_}
+INITIALIZATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "kaiming": nn.init.kaiming_normal_,
+    "xavier": nn.init.xavier_normal_,
+}
 
 
 @torch.no_grad()

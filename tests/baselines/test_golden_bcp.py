@@ -69,7 +69,7 @@ def test_golden_bcp_components(golden):
 @pytest.mark.claims("bcp_tie_*")
 def test_golden_bcp_ties(golden):
     method = BidirectionalCopyPaste(nn.Identity(), keep_largest=False)
-    label = method.pseudo_labels(golden.tensor("bcp_tie_logits"))
+    label = method.teacher_labels(golden.tensor("bcp_tie_logits"))
     np.testing.assert_array_equal(label[:, 0].numpy(), golden["bcp_tie_label"])
 
 
@@ -138,7 +138,7 @@ def test_golden_bcp_left_atrium(golden, corners):
         check_gradients(golden, sum(terms.values()), student, ("bcp3_grad_l", "bcp3_grad_u"))
         check_shown(golden, method, ("bcp3_mixl_img", "bcp3_mixu_img"))
         box = ~golden.tensor("bcp3_img_mask", torch.bool)[None, None]
-        pseudo = [method.pseudo_labels(image) for image in unlabeled["image"].split(2)]
+        pseudo = [method.teacher_labels(image) for image in unlabeled["image"].split(2)]
         for half, key in zip(pseudo, ("plab_a", "plab_b"), strict=True):
             np.testing.assert_array_equal(half[:, 0].numpy(), golden[f"bcp3_{key}"])
         for key, pair in {"l": (label[:2], pseudo[0]), "u": (pseudo[1], label[2:4])}.items():
@@ -160,7 +160,7 @@ def test_golden_bcp_pancreas(golden, monkeypatch):
     monkeypatch.setattr(method, "draw_box", lambda image: box)
     with float64():
         terms = method(labeled, unlabeled)
-        pseudo = [method.pseudo_labels(image) for image in unlabeled["image"].split(2)]
+        pseudo = [method.teacher_labels(image) for image in unlabeled["image"].split(2)]
         first = 0.5 * sum(parts(method, student[0], pseudo[0], label[2:4], box, (0.5, 1)))
         second = 0.5 * sum(parts(method, student[1], label[:2], pseudo[1], box, (1, 0.5)))
     assert sum(terms.values()).item() == pytest.approx(golden.number("bcpp_loss"), rel=1e-6)
@@ -182,7 +182,7 @@ def test_golden_bcp_acdc(golden, corners):
         check_gradients(golden, sum(terms.values()), student, ("bcp2_grad_unl", "bcp2_grad_l"))
         check_shown(golden, method, ("bcp2_input_unl", "bcp2_input_l"))
         box = ~golden.tensor("bcp2_img_mask", torch.bool)[None, None]
-        pseudo = [method.pseudo_labels(image) for image in unlabeled["image"].split(2)]
+        pseudo = [method.teacher_labels(image) for image in unlabeled["image"].split(2)]
         for half, key in zip(pseudo, ("plab_a", "plab_b"), strict=True):
             np.testing.assert_array_equal(half[:, 0].numpy(), golden[f"bcp2_{key}"])
         mixes = {

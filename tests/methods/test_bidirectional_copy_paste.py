@@ -147,10 +147,10 @@ class TestBidirectionalCopyPaste(MethodTester):
     def test_pseudo_labels_are_one_piece_each(self):
         method, image = self.build(n_classes=3), batches()[1]["image"]
         method.teacher.network = nn.Conv2d(1, 3, 1, bias=False)  # what it says of noise is noise
-        label = method.pseudo_labels(image)
+        label = method.teacher_labels(image)
         assert torch.equal(largest_components(label, 3, 2), label)
         method.keep_largest = False
-        assert not torch.equal(method.pseudo_labels(image), label)
+        assert not torch.equal(method.teacher_labels(image), label)
 
     def test_boxes_lie_everywhere_inside_the_patch(self):
         method = self.build()
