@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from monai_ssl.networks.adapters import TappedNetwork
-from monai_ssl.networks.encoder_decoder import UPSAMPLING, EncoderDecoder
+from monai_ssl.networks.encoder_decoder import UPSAMPLING, EncoderDecoder, NormType
 from monai_ssl.networks.heads import DualTaskNetwork
 from monai_ssl.networks.unet import UNet
 from monai_ssl.networks.vnet import VNet
 
 PLANS = ("v_net", "u_net", "u_net_3d")
+PUBLISHED = "published"
 
 __all__ = ["TappedNetwork", "literature_dual_task_network", "literature_network"]
 
@@ -28,6 +29,7 @@ def literature_network(
     mixed_upsampling: bool = False,
     average_decoders: bool = False,
     plan: str | None = None,
+    norm: NormType = PUBLISHED,
 ) -> EncoderDecoder:
     """The network that the semi-supervised literature uses: V-Net for volumes, SSL4MIS's U-Net for slices.
 
@@ -48,6 +50,8 @@ def literature_network(
         average_decoders: the network answers with the mean probabilities of all decoders; False: with the first one.
         plan: ``"v_net"``, ``"u_net"`` or ``"u_net_3d"`` (:meth:`~monai_ssl.networks.UNet.literature_3d`, with which
             SSL4MIS, URPC and UG-MCL's code train volumes); None: by the number of dimensions.
+        norm: ``"published"``: batch normalization, in ``"u_net_3d"`` instance normalization; else as
+            :class:`~monai_ssl.networks.VNet` takes it.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -72,6 +76,8 @@ def literature_network(
         "gate_norm": gate_norm,
         "average_decoders": average_decoders,
     }
+    if norm != PUBLISHED:
+        shared["norm"] = norm
     if plan == "v_net":
         return VNet(
             spatial_dims,
@@ -116,6 +122,7 @@ def literature_dual_task_network(
     gate_norm: bool = True,
     deployed: str = "segmentation",
     plan: str | None = None,
+    norm: NormType = PUBLISHED,
 ) -> DualTaskNetwork:
     """:func:`literature_network` with a second head for the signed distance: the network of DTC and UG-MCL.
 
@@ -132,7 +139,7 @@ def literature_dual_task_network(
         binary: how two classes are coded, as :class:`~monai_ssl.networks.DualTaskNetwork` takes it.
         gate_norm: as :func:`literature_network` takes it.
         deployed: which head, as :class:`~monai_ssl.networks.DualTaskNetwork` takes it.
-        plan: as :func:`literature_network` takes it.
+        plan, norm: as :func:`literature_network` takes them.
 
     Raises:
         ValueError: when an option is out of its range.
@@ -144,7 +151,7 @@ def literature_dual_task_network(
         1814199
     """
     backbone = literature_network(
-        spatial_dims, in_channels, None, base_channels, dropout, gates, gate_norm=gate_norm, plan=plan
+        spatial_dims, in_channels, None, base_channels, dropout, gates, gate_norm=gate_norm, plan=plan, norm=norm
     )
     kernel_size = 3 if plan_of(spatial_dims, plan) == "u_net" else 1
     return DualTaskNetwork(backbone, n_classes, binary=binary, head_kernel_size=kernel_size, deployed=deployed)

@@ -138,6 +138,8 @@ def pyramid_network(
     base_channels: int = 16,
     trunk: str = "unet",
     dropout: float | None = None,
+    gates: bool = False,
+    gate_norm: bool = True,
 ) -> PyramidNetwork:
     """The networks of URPC: four outputs, at full resolution and at the three next coarser levels of the decoder.
 
@@ -156,6 +158,8 @@ def pyramid_network(
         base_channels: channels at full resolution; they double at each of the four coarser scales.
         trunk: ``"unet"`` or ``"vnet"``.
         dropout: None: as above (V-Net 0.5). A number: at the coarsest scale and at the end, nothing else.
+        gates, gate_norm: attention gates on the skip connections, as
+            :func:`~monai_ssl.networks.literature_network` takes them.
 
     Raises:
         ValueError: for an option out of its range.
@@ -172,15 +176,23 @@ def pyramid_network(
     levels = channels[1:4]
     if trunk == "vnet":
         v_net = VNet(
-            spatial_dims, in_channels, out_channels, base_channels, dropout=0.5 if dropout is None else dropout
+            spatial_dims,
+            in_channels,
+            out_channels,
+            base_channels,
+            dropout=0.5 if dropout is None else dropout,
+            gates=gates,
+            gate_norm=gate_norm,
         )
         return PyramidNetwork(v_net, out_channels, levels, spatial_dims)
-    options: dict[str, Any] = {} if dropout is None else {"dropout": dropout}
+    options: dict[str, Any] = {"gates": gates, "gate_norm": gate_norm}
+    if dropout is not None:
+        options["dropout"] = dropout
     if spatial_dims == 2:
         u_net = UNet.literature_2d(in_channels, out_channels, channels=channels, **options)
         disturbed = ("noise", "feature_drop", "dropout")
         return PyramidNetwork(u_net, out_channels, levels, 2, 3, "nearest", disturbed)
     if dropout is None:
-        options = {"dropout": 0.0, "level_dropout": (0.5, 0.3, 0.2, 0.1)}
+        options |= {"dropout": 0.0, "level_dropout": (0.5, 0.3, 0.2, 0.1)}
     u_net = UNet.literature_3d(in_channels, out_channels, channels=channels, **options)
     return PyramidNetwork(u_net, out_channels, levels, spatial_dims)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from monai_ssl.bundle.library import find_bundle
+from monai_ssl.bundle.library import available_bundles, find_bundle
 
 # (data set, gates) -> parameters of the network with one head, as papers and released code count them
 PUBLISHED = {
@@ -33,6 +33,15 @@ def test_every_bundle_has_the_published_network(bundle, dataset, gates):
         assert sum(p.numel() for p in network.parameters()) == PUBLISHED[dataset, gates] + DISTANCE.get(
             (bundle, dataset), 0
         )
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+@pytest.mark.parametrize("bundle", available_bundles())
+def test_every_bundle_takes_gates(bundle, spatial_dims):
+    dataset = "left_atrium" if spatial_dims == 3 else "acdc"
+    options = {"network_def#gates": True, "network_def#base_channels": 2}
+    network = config(bundle, dataset, **options).get_parsed_content("network_def")
+    assert any(".gate." in name for name in network.state_dict())
 
 
 @pytest.mark.parametrize("bundle", ["supervised", "dtc", "ug_mcl", "ss_net", "tac", "caml"])

@@ -163,16 +163,19 @@ def test_mistakes_in_a_published_protocol_are_named(stated, message):
         training_protocol(load_preset("left_atrium", "literature"), {"left_atrium": stated})
 
 
-def test_command_line_trains_the_published_protocol(tiny_phantom, tmp_path):
+@pytest.mark.parametrize(("bundle", "largest"), [("caml", False), ("ss_net", True)])
+def test_command_line_trains_the_published_protocol(tiny_phantom, tmp_path, bundle, largest):
     """A small data set that says it is the published one, through `monai-ssl train`."""
     preset = {"labels": {0: "background", 1: "left atrium"}, "patch_size": [16] * 3, "published": True,
               "flavor": "literature", "channels": ["MRI"]}  # fmt: skip
     (tmp_path / "left_atrium.yaml").write_text(yaml.safe_dump(preset))
-    words = ["train", "caml", str(tiny_phantom), "--dataset", str(tmp_path / "left_atrium.yaml"), "--flavor",
+    words = ["train", bundle, str(tiny_phantom), "--dataset", str(tmp_path / "left_atrium.yaml"), "--flavor",
              "literature", "--output", str(tmp_path / "run"), "--epochs", "1", "--epoch_length", "1", "--num_workers",
              "0", "--device", "cpu", "--network_def#base_channels", "2", "--val_interval", "9"]  # fmt: skip
     cli.main(words)
     assert json.loads((tmp_path / "run" / "run.json").read_text())["max_iterations"] == 15000
+    # what evaluation and prediction of the run go by
+    assert load_preset(tmp_path / "run" / "preset.yaml").largest_component == largest
     (line,) = (tmp_path / "run" / "training.csv").read_text().splitlines()[1:]
     assert "0.01" in line.split(",")
 

@@ -10,7 +10,7 @@ from method_tester import SIDES, batches, total
 from torch.nn import functional
 
 from monai_ssl.losses import RepresentationConsistencyLoss, SigmoidRampUp
-from monai_ssl.losses.virtual_adversarial import DISTANCES
+from monai_ssl.losses.virtual_adversarial import DISTANCES, literature_epsilon
 from monai_ssl.methods import (
     DualTaskConsistency,
     SmoothnessSeparation,
@@ -75,6 +75,14 @@ def test_variants_differ_and_options_win(name):
 def test_unknown_variant(name):
     with pytest.raises(ValueError, match=r"variant must be one of \('\w+', '\w+'\)( or None)?, got 'official'"):
         tiny(name, variant="official")
+
+
+def test_published_constants_that_no_golden_pins():
+    assert literature_epsilon(torch.zeros(1, 1, 112, 112, 80)) == pytest.approx(10.0)
+    assert literature_epsilon(torch.zeros(1, 1, 256, 256)) == pytest.approx(6.0)
+    method = builders.testers()["ug_mcl"]().build()
+    assert (method.teacher.decay, method.passes, method.beta) == (0.99, 8, 0.75)
+    assert builders.testers()["dtc"]().build().consistency.heaviside.slope == 1500.0
 
 
 def test_what_is_given_wins():

@@ -425,6 +425,13 @@ def test_literature_network(spatial_dims, kind, alternative):
     assert set(dropout) == {0.2}
     with pytest.raises(ValueError, match=r"plan must be one of .*'u_net_3d'\) or None, got 'unet'"):
         literature_network(spatial_dims, plan="unet")
+    for plan in ("v_net", "u_net", "u_net_3d"):
+        for norm in ("instance", ["instance", {"affine": True}]):
+            modules = list(literature_network(spatial_dims, base_channels=2, plan=plan, norm=norm).modules())
+            found = [m for m in modules if isinstance(m, nn.modules.instancenorm._InstanceNorm)]
+            assert found
+            assert all(m.affine == (norm != "instance") for m in found)
+            assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in modules)
     gated = literature_network(spatial_dims, gates=True)
     assert sum("psi" in name and name.endswith("conv.weight") for name in gated.state_dict()) == 4
 

@@ -71,7 +71,7 @@ SETTINGS = [
     ({"method#slope": 100.0}, "method#slope: 1500.0 -> 100.0"),
     ({"method#unsupervised_weight": 0}, "method#unsupervised_weight: 1.0 -> 0"),
     ({"method#ramp_up": None}, "method#ramp_up: (not there) -> null"),  # an argument that the config leaves out
-    ({"network_def#dropout": 0.1}, "network_def#dropout: 0.5 -> 0.1"),
+    ({"network_def#dropout": 0.1}, "network_def#dropout: null -> 0.1"),
     ({"network_def#base_channels": 4}, "network_def#base_channels: 2 -> 4"),
     ({"network_def#norm": "instance"}, 'network_def#norm: (not there) -> "instance"'),
     ({"accumulation_steps": 2}, "accumulation_steps: 1 -> 2"),
