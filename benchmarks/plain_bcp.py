@@ -13,7 +13,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 # what `step.py` asks of ours, as shares of this loop
-TARGETS = {"time": {"float32": 1.0}, "memory": {"float32": 1.0}}
+TARGETS: dict = {"time": {"float32": 1.1}, "memory": {}}
 OPTIONS = {"method#pretrain": 0}  # ours begins with the second stage, too
 
 DECAY, PSEUDO = 0.99, 0.5

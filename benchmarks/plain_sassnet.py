@@ -12,7 +12,7 @@ from plain_mean_teacher import weight
 from torch import Tensor
 
 # what `step.py` asks of ours, as shares of this loop
-TARGETS = {"time": {"float32": 1.0}, "memory": {"float32": 1.0}}
+TARGETS: dict = {"time": {"float32": 1.1}, "memory": {}}
 
 
 class PlainLoop(AdversarialLoop):
