@@ -214,8 +214,8 @@ class _Planner:
         scored = sum(len(deal.cases.section(self.study.section)) for deal in found)
         if scored < FEW and len(found) == 1:
             self.plan.remark(
-                f"{plural(scored, 'scan')} of {name} {'is' if scored == 1 else 'are'} scored ({self.study.section}), too "
-                "few to tell methods apart; --folds 5 scores every labeled scan once"
+                f"{name}: scores of {plural(scored, 'scan')} ({self.study.section}) are too few to tell methods apart; "
+                "--folds 5 scores every labeled scan once"
             )
         counts = data.labels or self.study.labels or (len(found[0].cases.training),)
         for deal in found:
