@@ -171,8 +171,9 @@ def folded(cases: Datalist, number: int, section: str) -> list[tuple[str, Datali
     found = []
     for fold in range(number):
         out, rest = labeled[fold::number], [e for i, e in enumerate(labeled) if i % number != fold]
-        lists = {"validation": [], section: out} if section != "training" else {"validation": out}
-        found.append((f"fold{fold + 1}", replace(cases, training=rest, **lists)))
+        dealt = replace(cases, training=rest, validation=[])
+        setattr(dealt, section if section != "training" else "validation", out)
+        found.append((f"fold{fold + 1}", dealt))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -165,6 +166,7 @@ def _is_unknown(problem: str) -> bool:
     return "no such id" in problem or "is no argument" in problem
 
 
+@functools.cache
 def _title(method: str) -> str:
     from monai_ssl.bundle.library import find_bundle
     from monai_ssl.bundle.spec import SPEC, read_spec
@@ -196,6 +198,7 @@ class _Planner:
         self._by_digest: dict[str, str] = {}
         self._variants = dict(study.variants) or {"": {}}
         self._configs: dict[str, dict[str, Any]] = {}
+        self._known: dict[tuple[int, int, bool], dict[str, Any]] = {}
 
     def data_set(self, name: str, data: DataSettings, flavor: str | None) -> None:
         """Rows and runs of one data set with one flavor."""
@@ -211,8 +214,8 @@ class _Planner:
         scored = sum(len(deal.cases.section(self.study.section)) for deal in found)
         if scored < FEW and len(found) == 1:
             self.plan.remark(
-                f"{plural(scored, 'scan')} of {name} {'is' if scored == 1 else 'are'} scored ({self.study.section}), "
-                "too few to tell methods apart; --folds 5 scores every labeled scan once"
+                f"{name}: scores of {plural(scored, 'scan')} ({self.study.section}) are too few to tell methods apart; "
+                "--folds 5 scores every labeled scan once"
             )
         counts = data.labels or self.study.labels or (len(found[0].cases.training),)
         for deal in found:
@@ -356,7 +359,7 @@ class _Planner:
 
     def _settings(self, method: MethodSettings, options: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
         """What must not differ between rows unnoticed."""
-        values = resolved(self._config(method.method, options), preset)
+        values = self._resolved(self._config(method.method, options), preset)
         network = {key.partition("#")[2]: value for key, value in values.items() if key.startswith("network_def#")}
         kind = str(network.pop("_target_", "")).rpartition(".")[2]
         plain = {k: v for k, v in network.items() if not (isinstance(v, str) and v.startswith(("$", "@")))}
@@ -379,6 +382,12 @@ class _Planner:
         if key not in self._configs:
             self._configs[key] = merged_config(find_bundle(bundle), ["train.yaml"], options)
         return self._configs[key]
+
+    def _resolved(self, config: dict[str, Any], preset: Preset, picking: bool = False) -> dict[str, Any]:
+        key = (id(config), id(preset), picking)  # both are kept
+        if key not in self._known:
+            self._known[key] = resolved(config, preset, picking)
+        return self._known[key]
 
     def _options(self, method: MethodSettings, variant: str, role: str) -> dict[str, Any]:
         """Options of a training, in the bundle's own ids."""
@@ -425,7 +434,12 @@ class _Planner:
         content = self._content(method.method, options, situation) | {"seed": seed}
         scores = digest([self.contents.of(cases.section(study.section)), study.section, study.weights])
         iterations = _number(content["config"].get("max_iterations"))
-        whole = {"section": study.section, "weights": study.weights, "scores": scores, "gpus": study.gpus}
+        whole: dict[str, Any] = {
+            "section": study.section,
+            "weights": study.weights,
+            "scores": scores,
+            "gpus": study.gpus,
+        }
         if method.method == SELF_TRAINING and role in ("method", "no_pool"):
             rounds = {**ROUNDS, **self._rounds(method, situation.variant)}
             if role == "no_pool":  # a share of so few would drop one of the labels
@@ -459,7 +473,7 @@ class _Planner:
         config, cases, best = self._config(bundle, options), situation.cases, self.study.weights == "best"
         home = find_bundle(bundle)
         found: dict[str, Any] = {
-            "config": resolved(config, situation.preset, picking=best),
+            "config": self._resolved(config, situation.preset, best),
             "labeled": self.contents.of(cases.training),
             "unlabeled": self.contents.of(cases.unlabeled) if _reads_the_pool(config) else [],
         }

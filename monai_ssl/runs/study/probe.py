@@ -119,9 +119,11 @@ def probe(task: Task, folder: Path) -> Speed:
         given["num_workers"] = 0
     cases = load_datalist(given["datalist"], given["dataset_dir"])
     section = cases.section(task.section)
-    lists = [
-        write_list(replace(cases, validation=[], **{task.section: section[:n]}), folder / f"{n}.json") for n in (1, 2)
-    ]
+    lists = []
+    for n in (1, 2):
+        few = replace(cases, validation=[])
+        setattr(few, task.section, section[:n])
+        lists.append(write_list(few, folder / f"{n}.json"))
     given["datalist"] = str(lists[0])
     times: list[float] = []
     end = threading.Event()

@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from monai_ssl.data.yaml_mapping import read_mapping
 from monai_ssl.errors import DataError, UsageError, plural
 
-REFERENCES = ("floor", "matched_floor", "ceiling", "no_pool", "oracle")
-DEFAULT_REFERENCES = ("floor", "matched_floor", "ceiling")
-SECTIONS = ("validation", "testing", "training")
+Reference = Literal["floor", "matched_floor", "ceiling", "no_pool", "oracle"]
+REFERENCES: tuple[Reference, ...] = ("floor", "matched_floor", "ceiling", "no_pool", "oracle")
+DEFAULT_REFERENCES: tuple[Reference, ...] = ("floor", "matched_floor", "ceiling")
 NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 
 
@@ -84,7 +84,7 @@ class MethodSettings(_Strict):
     flavors: tuple[str | None, ...] | None = None
     labels: tuple[int, ...] | None = None
     seeds: tuple[int, ...] | None = None
-    references: tuple[Literal["floor", "matched_floor", "ceiling", "no_pool", "oracle"], ...] | None = None
+    references: tuple[Reference, ...] | None = None
 
     @field_validator("labels", "seeds", mode="before")
     @classmethod
@@ -124,7 +124,7 @@ class StudySettings(_Strict):
     description: str = ""
     data: dict[str, DataSettings] = Field(min_length=1)
     methods: dict[str, MethodSettings] = Field(min_length=1)
-    references: tuple[Literal["floor", "matched_floor", "ceiling", "no_pool", "oracle"], ...] = DEFAULT_REFERENCES
+    references: tuple[Reference, ...] = DEFAULT_REFERENCES
     labels: tuple[int, ...] = ()
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     splits: SplitSettings | None = None
