@@ -87,7 +87,7 @@ class WatchedInferer:
     ) -> Iterator[tuple[int, Tensor]]:
         """As :meth:`WindowInferer.sweep`."""
         self.doubt = Doubt()
-        opinions = self.members or (network, *self.others)
+        opinions: tuple[Callable[..., Any], ...] = self.members or (network, *self.others)
         for slabs in zip(*(self.inferer.sweep(inputs, opinion, device) for opinion in opinions), strict=True):
             found = [slab for _, slab in slabs]
             mean = torch.stack(found).mean(0) if self.members else found[0]

@@ -231,9 +231,7 @@ class Alarms:
                 continue
             difference = float(np.mean([own[k] - theirs[k] for k in common]))
             if difference < -MARGIN and _same_training(self.run, floor):
-                where = (
-                    f"iteration {iteration}" if len(common) == 1 else f"its last {len(common)} validations"
-                )
+                where = f"iteration {iteration}" if len(common) == 1 else f"its last {len(common)} validations"
                 self._raise(iteration, "floor",
                             f"on validation the method lies {-100 * difference:.1f} points of Dice below its matched "
                             f"floor, {floor.folder.name}, at {where}: so far the unlabeled images do harm")  # fmt: skip
