@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def image_descriptor(image: Tensor, grid: int = GRID) -> np.ndarray:
     """
     plain = torch.nan_to_num(torch.as_tensor(image).as_subclass(Tensor).detach().float().cpu())
     dims = plain.dim() - 1
-    pool = {1: torch.nn.functional.adaptive_avg_pool1d, 2: torch.nn.functional.adaptive_avg_pool2d,
+    pool: Any = {1: torch.nn.functional.adaptive_avg_pool1d, 2: torch.nn.functional.adaptive_avg_pool2d,
             3: torch.nn.functional.adaptive_avg_pool3d}[dims]  # fmt: skip
     cells = pool(plain[None], (grid,) * dims)[0].flatten(1).double()
     cells = (cells - cells.mean(1, keepdim=True)).flatten()

@@ -322,9 +322,13 @@ def run_folder(results: Path, meta: Mapping[str, Any]) -> Path | None:
 
 
 def run_name(results: Path, meta: Mapping[str, Any]) -> str:
-    """A name for what was scored: the run's folder, or that of the segmentations."""
+    """A name for what was scored: the run's folder, that of the segmentations, or the bundles of an ensemble."""
     if meta.get("predictions"):
         return Path(str(meta["predictions"])).name
+    if meta.get("ensemble"):  # its folder has the names of all members
+        members = (meta.get("training") or {}).get("members") or []
+        bundles = " + ".join(dict.fromkeys(str(facts.get("bundle")) for facts in members))
+        return f"{bundles}, {len(members)} networks"
     folder = run_folder(results, meta) or results.resolve().parent
     return folder.name or "run"
 

@@ -174,12 +174,10 @@ class Members:
         """Where results of the ensemble go by themselves: beside the members, with a name made of theirs."""
         common = Path(os.path.commonpath([run.folder.parent for run in self.runs]))
         names = [run.folder.relative_to(common).as_posix().replace("/", "-") for run in self.runs]
-        first, last = min(names), max(names)
-        shared = "".join(
-            a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-        )
-        shared = shared[: max(shared.rfind("-"), shared.rfind("_")) + 1]
-        name = f"ensemble-{shared}" + "+".join(name[len(shared) :] for name in names)
+        shared = _shared_start(names)
+        rests = [name[len(shared) :] for name in names]
+        end = _shared_start([rest[::-1] for rest in rests])[::-1]
+        name = f"ensemble-{shared}" + "+".join(rest[: len(rest) - len(end)] for rest in rests) + end
         if len(name) > NAME_LENGTH:
             digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
             name = f"ensemble-{shared[:60]}{len(names)}-{digest}"
@@ -247,6 +245,13 @@ class Members:
                     f"in the pool of {run.folder.name} ({enumerated(found)}), so their scores would say nothing; give "
                     "a list that no member has learned from, such as --section testing"
                 )
+
+
+def _shared_start(names: Sequence[str]) -> str:
+    """What all names begin with, up to a hyphen or underscore."""
+    pairs = zip(min(names), max(names), strict=False)
+    equal = "".join(character for character, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    return equal[: max(equal.rfind("-"), equal.rfind("_")) + 1]
 
 
 def is_ensemble(bundle: Path) -> bool:

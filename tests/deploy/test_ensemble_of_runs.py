@@ -243,7 +243,8 @@ class TestNames:
             return str(Members(tuple(map(Somewhere, names))).folder.relative_to(tmp_path))
 
         assert named("dtc-a-seed0", "dtc-a-seed10") == "ensemble-dtc-a-seed0+seed10"
-        assert named("fold1/dtc", "fold2/dtc") == "ensemble-fold1-dtc+fold2-dtc"
+        assert named("fold1/dtc", "fold2/dtc") == "ensemble-fold1+fold2-dtc"
+        assert named("dtc-a-fold1-seed0", "dtc-a-fold2-seed0") == "ensemble-dtc-a-fold1+fold2-seed0"
         long = [f"dtc-{'x' * 30}-{number}" + "y" * 20 for number in range(5)]
         assert len(named(*long)) < 110
         assert named(*long) != named(*long[:-1], "dtc-other")

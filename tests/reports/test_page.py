@@ -14,7 +14,8 @@ EVIL = "</p><script>alert('x')</script>\"' onload=1 | `a` [b](c) {{ 7 * 7 }}"
 CARD = {
     "name": EVIL, "description": EVIL, "dataset": EVIL, "flavor": EVIL, "dataset_description": EVIL, "cases": EVIL,
     "channels": EVIL, "modality": EVIL, "classes": EVIL, "ranges": [EVIL], "bundle": EVIL, "iteration": 3,
-    "max_iterations": 4, "unfinished": True, "seed": EVIL, "patch": EVIL, "versions": EVIL, "status": EVIL,
+    "max_iterations": 4, "unfinished": True, "members": None, "seed": EVIL, "patch": EVIL, "versions": EVIL,
+    "status": EVIL,
     "results": [{"section": "testing", "table": Table([EVIL], [[EVIL]]), "failure_dice": 0.5}],
     "differences": [("model.ts", "1e-6")], "intended_use": EVIL, "drawn": EVIL, "references": [EVIL],
 }  # fmt: skip
