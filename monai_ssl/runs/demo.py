@@ -101,7 +101,7 @@ def _one_seed(output: Path, seed: int, iterations: int) -> tuple[Path, dict[str,
                 role: train("self_training", output=folder / role, **common, **{"method#unsupervised_weight": 0})
             }
         else:
-            listed = {"datalist": "datalist_all_labels.json"} if all_labels else {}
+            listed: dict[str, Any] = {"datalist": "datalist_all_labels.json"} if all_labels else {}
             trained = {role: train("supervised", output=folder / role, **common, **listed)}
         for name, run in trained.items():
             results[name] = run.folder / "evaluation-testing"
