@@ -249,5 +249,6 @@ COMMANDS: dict[str, Command] = {
         ),
         Command("new-method", "monai_ssl.bundle.new_method:new_method", _show_new_method),
         Command("list", "monai_ssl.cli.commands:list_all", _show_list),
+        Command("completion", "monai_ssl.cli.completion:completion", _show("{}")),
     )
 }  # fmt: skip
