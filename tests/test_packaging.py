@@ -103,6 +103,7 @@ def test_extras_exist():
         "export",
         "mlflow",
         "prepare",
+        "ray",
         "test",
         "dev",
         "docs",

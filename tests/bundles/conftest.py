@@ -6,6 +6,12 @@ import pytest
 from commands import IN_FULL
 
 
+# what is tried on these, and on the others with `pytest -m slow`
+PROCESSES = ("test_two_processes", "test_onnx_gives_the_same_logits")
+ALWAYS = {"dtc", "ug_mcl", "ss_net", "tac", "caml", "self_training", "sassnet", "urpc", "cps"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     def again(item: pytest.Item) -> bool:
         callspec = getattr(item, "callspec", None)
@@ -13,5 +19,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return bool(item.get_closest_marker("shared_config")) and folder is not None and folder.name != IN_FULL
 
     left_out = [item for item in items if again(item)]
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        folder = callspec.params.get("bundle") if callspec else None
+        if folder is not None and item.originalname in PROCESSES and folder.name not in ALWAYS:  # type: ignore[attr-defined]
+            item.add_marker("slow")
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

@@ -37,14 +37,17 @@ COMMANDS = [
     "describe",
     "train",
     "self-train",
+    "compare",
     "evaluate",
     "predict",
+    "rank",
     "report",
     "package",
     "bundle",
     "label-app",
     "new-method",
     "list",
+    "completion",
 ]
 
 
