@@ -231,7 +231,10 @@ class TestMistakesBeforeTraining:
                 "--method#variannt: is no argument of DualTaskConsistency; did you mean variant?",
             ),
             (["--method#variant", "null"], "--method#variant: must not be null; leave it away for the default"),
-            (["--method#distance_weight", "much"], "--method#distance_weight: must be a number, got 'much'"),
+            (
+                ["--method#distance_weight", "much"],
+                "--method#distance_weight: must be a finite number >= 0, got 'much'",
+            ),
             (["--method#distance_weight", "true"], "--method#distance_weight: must be a number, got True"),
             (["--method", "null"], "--method: is a block of settings, give one of them: --method#ID VALUE, got None"),
             (["--optimizer#nesterov", "maybe"], "--optimizer#nesterov: must be true or false, got 'maybe'"),

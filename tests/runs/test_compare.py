@@ -187,7 +187,7 @@ def test_rows_and_what_they_learn_from(scans, tmp_path):
 
 
 def test_what_two_rows_share_is_trained_once(scans, tmp_path):
-    methods = {"dtc": None, "same": {"method": "dtc", "options": {"network_def#dropout": 0.5, "max_iterations": 2.0}},
+    methods = {"dtc": None, "same": {"method": "dtc", "options": {"method#variant": "released", "max_iterations": 2.0}},
                "other": {"method": "dtc", "options": {"network_def#dropout": 0.4}},
                "plain": {"method": "supervised"}}  # fmt: skip
     plan = make_plan(settings(scans, methods=methods, labels=[2]), tmp_path)
@@ -227,7 +227,8 @@ def test_variants_flavors_and_methods_of_their_own(scans, tmp_path):
     assert "floor-literature-wide" not in names  # nobody there asks for one
     assert [run.seed for run in plan.runs if run.row == "dtc-practical-wide"] == [3]
     wide = next(row for row in plan.rows if row.name == "dtc-practical-wide")
-    assert (wide.title, wide.settings["network"].split()[:3]) == ("DTC [wide]", ["DualTaskVNet", "base_channels", "4"])
+    network = wide.settings["network"].split()[:3]
+    assert (wide.title, network) == ("DTC [wide]", ["literature_dual_task_network", "base_channels", "4"])
 
 
 def test_folds_score_every_labeled_case_once():

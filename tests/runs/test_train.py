@@ -198,7 +198,7 @@ def test_adefault_folder_is_not_taken_from_other_data(first, tiny_phantom, tmp_p
         (
             {"network_def#no_such": 1},
             DataError,
-            r"^--network_def#no_such: is no argument of VNet; it has spatial_dims, ",
+            r"^--network_def#no_such: is no argument of literature_network; it has spatial_dims, ",
         ),
         ({"labels": "$1 / 0"}, DataError, r"^division by zero .ZeroDivisionError in the bundle's config"),
     ],
