@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -128,6 +128,8 @@ def compare(
     }  # fmt: skip
     data = {"dataset": dataset, "datalist": datalist, "all_labels": all_labels}
     study, folder = _study(Path(source).expanduser(), given, data, output, splits, n_testing, overrides)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"output: must be a folder, new or a study's, got the file {folder}; give another --output")
     folder.mkdir(parents=True, exist_ok=True)
     with _only_here(folder):
         return _compare(study, folder, engine, jobs, threads, check, dry_run)
@@ -221,6 +223,7 @@ def _study(
     else:
         raise DataError(f"source: must be a folder of scans, a study's folder or a STUDY.yaml, got {source}")
     content |= {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    _make_whole(content, given)
     if splits is not None:
         content["splits"] = {"number": splits, "n_testing": n_testing or 0}
     elif n_testing is not None:
@@ -231,6 +234,23 @@ def _study(
     if "section" not in content:
         content["section"] = _section(content)
     return checked(content, where), folder.resolve()
+
+
+def _make_whole(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Paths that the command names, made absolute: the study's folder keeps them, and may be called from elsewhere."""
+    if given.get("quoted") is not None:
+        content["quoted"] = str(Path(str(given["quoted"])).expanduser().resolve())
+    if given.get("methods") is not None:
+        named = given["methods"]
+        words = [word.strip() for word in named.split(",")] if isinstance(named, str) else named
+        if isinstance(words, (list, tuple)):
+            content["methods"] = [_own_folder(str(word)) for word in words if str(word).strip()]
+
+
+def _own_folder(name: str) -> str:
+    """A bundle's folder as an absolute path; the name of a shipped bundle as it is."""
+    own = Path(name).expanduser()
+    return str(own.resolve()) if (own / "configs" / "train.yaml").is_file() else name
 
 
 def _of_folder(scans: Path, data: dict[str, Any]) -> dict[str, Any]:

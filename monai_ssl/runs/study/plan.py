@@ -24,7 +24,7 @@ from monai_ssl.runs.study.cases import (
     true_labels,
     write_list,
 )
-from monai_ssl.runs.study.identity import Contents, digest, resolved
+from monai_ssl.runs.study.identity import Contents, cannot_build, digest, resolved
 from monai_ssl.runs.study.settings import DataSettings, MethodSettings, StudySettings
 from monai_ssl.runs.study.tasks import Task
 
@@ -122,6 +122,8 @@ def check_options(study: StudySettings) -> None:
     """
     from monai_ssl.bundle.library import find_bundle
     from monai_ssl.bundle.overrides import check_overrides
+    from monai_ssl.reports.study.quoted import read_quoted
+    from monai_ssl.runs.self_training import check_rounds
 
     mistakes, homes = [], {}
     for name, method in study.methods.items():
@@ -131,7 +133,18 @@ def check_options(study: StudySettings) -> None:
             check_overrides(homes[name], ["train.yaml"], own)
         except DataError as error:
             mistakes.append(f"methods.{name}: {error}")
-    bundles = dict.fromkeys((find_bundle(SUPERVISED), *homes.values()))
+    for place, options in study.option_places():
+        try:
+            check_rounds(**{key: value for key, value in options.items() if key in ROUNDS})
+        except DataError as error:
+            mistakes.append(f"{place}: {error}")
+    if study.quoted is not None:
+        try:
+            read_quoted(Path(study.quoted))
+        except DataError as error:
+            mistakes.append(f"quoted: {error}")
+    # the methods first: what none knows is told of one that was named
+    bundles = dict.fromkeys((*homes.values(), find_bundle(SUPERVISED)))
     for place, options in study.option_places()[: 1 + len(study.variants)]:
         for key, value in options.items():
             if key in ROUNDS and any(method.method == SELF_TRAINING for method in study.methods.values()):
@@ -198,6 +211,7 @@ class _Planner:
         self._by_digest: dict[str, str] = {}
         self._variants = dict(study.variants) or {"": {}}
         self._configs: dict[str, dict[str, Any]] = {}
+        self._tried: set[str] = set()
         self._known: dict[tuple[int, int, bool], dict[str, Any]] = {}
 
     def data_set(self, name: str, data: DataSettings, flavor: str | None) -> None:
@@ -431,6 +445,7 @@ class _Planner:
             arguments["dataset"] = situation.settings.dataset
         if situation.flavor is not None:
             arguments["flavor"] = situation.flavor
+        self._try_out(method, options, situation)
         content = self._content(method.method, options, situation) | {"seed": seed}
         scores = digest([self.contents.of(cases.section(study.section)), study.section, study.weights])
         iterations = _number(content["config"].get("max_iterations"))
@@ -464,6 +479,28 @@ class _Planner:
             content["pseudo_labels"] = self.contents.of_folder(place)
         arguments = {"bundle": method.method, **arguments, **options}
         return Task(name, "train", arguments, digest(content), iterations=iterations, **whole)
+
+    def _try_out(self, method: MethodSettings, options: Mapping[str, Any], situation: _Situation) -> None:
+        """Build network and method once where options change them, or the bundle is one's own: only the classes know
+        which words and numbers they take.
+
+        Raises:
+            DataError: when they cannot be built.
+        """
+        from monai_ssl.bundle.library import find_bundle, is_shipped
+        from monai_ssl.bundle.overrides import root_id
+
+        told = {key: str(value) for key, value in options.items() if root_id(key) in ("network_def", "method")}
+        told.pop(WEIGHT, None)
+        if not told and is_shipped(find_bundle(method.method)):
+            return
+        key = json.dumps([method.method, told, id(situation.preset)], sort_keys=True)
+        if key in self._tried:
+            return
+        self._tried.add(key)
+        if problem := cannot_build(method.method, options, situation.preset, situation.cases):
+            name = next((name for name, known in self.study.methods.items() if known is method), "floor")
+            raise DataError(f"methods.{name}: {problem}")
 
     def _content(self, bundle: str, options: Mapping[str, Any], situation: _Situation) -> dict[str, Any]:
         """What decides a training, but for its seed."""
