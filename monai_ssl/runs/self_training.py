@@ -111,7 +111,7 @@ def self_train(
         >>> done = self_train("scans", dataset="my_data.yaml", max_iterations=3000)  # doctest: +SKIP
         >>> done.run.model, done.page  # doctest: +SKIP
     """
-    _check_options(rounds, networks, tta, drop, sure, largest_component, fine_tune)
+    check_rounds(rounds, networks, tta, drop, sure, largest_component, fine_tune)
     from monai_ssl.bundle.library import find_bundle
     from monai_ssl.bundle.overrides import check_overrides
     from monai_ssl.data.loading import load_datalist
@@ -184,15 +184,20 @@ def self_train(
 # ---------------------------------------------------------------------------------------------------- options
 
 
-def _check_options(
-    rounds: int,
-    networks: int,
-    tta: bool | str,
-    drop: float,
-    sure: float,
-    largest_component: bool | str,
-    fine_tune: float,
+def check_rounds(
+    rounds: int = 1,
+    networks: int = 1,
+    tta: bool | str = "auto",
+    drop: float = 0.1,
+    sure: float = 0.0,
+    largest_component: bool | str = "auto",
+    fine_tune: float = 0.0,
 ) -> None:
+    """The options of :func:`self_train` that no config knows.
+
+    Raises:
+        UsageError: for the first that breaks its rule.
+    """
     for name, value, high in (("rounds", rounds, 10), ("networks", networks, 20)):
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= high:
             raise UsageError(f"--{name}: must be an integer from 1 to {high}, got {value!r}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from commands import IN_FULL
 
-
 # what is tried on these, and on the others with `pytest -m slow`
 PROCESSES = ("test_two_processes", "test_onnx_gives_the_same_logits")
 ALWAYS = {"dtc", "ug_mcl", "ss_net", "tac", "caml", "self_training", "sassnet", "urpc", "cps"}

@@ -89,7 +89,22 @@ def rows_of(path):
         ({"splits": {"number": 2, "n_test": 3}}, "splits.n_test: unknown key; did you mean n_testing?"),
         ({"references": "flor"}, "must be of floor, matched_floor, ceiling, no_pool, oracle, got 'flor'; did you mean"),
         ({"section": "test"}, "section: must be of validation, testing, training, got 'test'; did you mean testing?"),
-        ({"seeds": "0,a"}, "seeds.1: input should be a valid integer"),
+        ({"seeds": "0,a"}, "seeds.1: must be an integer, got 'a'"),
+        ({"seeds": "one"}, "study.yaml: seeds.0: must be an integer, got 'one'"),
+        ({"seeds": ","}, "seeds: must not be empty, got none"),
+        ({"labels": "1.5"}, "labels.0: must be an integer, got '1.5'"),
+        ({"folds": 1}, "folds: must be at least 2, got 1"),
+        ({"splits": 8}, "splits: must be a mapping of names to values, got 8"),
+        ({"options": [1]}, "options: must be a mapping of names to values, got [1]"),
+        ({"methods": {"dtc": {"seeds": [0, 0]}}}, "methods.dtc.seeds: must differ, got 0, 0"),
+        ({"methods": {"dtc": {"seeds": [-1]}}}, "methods.dtc.seeds: must be from 0"),
+        ({"methods": {"dtc": {"labels": [0]}}, "labels": [2]}, "methods.dtc.labels: must be at least 1, got 0"),
+        (
+            {"methods": {"dtc": {"labels": [9]}}, "labels": [2, 4]},
+            "labels: must be among those of the study (2, 4), got 9",
+        ),
+        ({"methods": {"dtc": {"flavors": ["x"]}}, "flavors": ["y"]}, "must be among those of the study (y), got x"),
+        ({"data": {"a": {"scans": "x", "labels": [2, 2]}}}, "data.a.labels: must differ, got 2, 2"),
         ({"seeds": [1, 1]}, "seeds: must differ, got 1, 1"),
         ({"labels": [0]}, "labels: must be at least 1, got 0"),
         ({"methods": ["dtc", "dtc"]}, "must differ, got dtc, dtc"),
@@ -100,7 +115,7 @@ def rows_of(path):
         ({"splits": {"number": 2, "n_testing": 1}}, "splits: need labels"),
         ({"splits": {"number": 2, "n_testing": 0}, "labels": [1]}, "n_testing must be at least 1"),
         ({"splits": {"number": 2, "n_testing": 1}, "labels": [1], "folds": 2}, "give one of the two"),
-        ({"data": {}}, "data: dictionary should have at least 1 item"),
+        ({"data": {}}, "data: must not be empty, got none"),
     ],
 )
 def test_mistakes_in_a_study_are_told_with_what_was_meant(change, told):
@@ -132,6 +147,11 @@ def test_paths_of_a_study_file_are_relative_to_it_and_may_hold_variables(tmp_pat
         read_study(file)
 
 
+def _absolute(entry, folder):
+    names = entry if isinstance(entry, dict) else {"image": entry}
+    return {key: str(folder / value) for key, value in names.items()}
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -144,15 +164,68 @@ def test_paths_of_a_study_file_are_relative_to_it_and_may_hold_variables(tmp_pat
         (["SCANS", "--learning_rat", "1"], "did you mean learning_rate?"),
         (["SCANS", "--dataset", "phantoom"], "phantom"),
         (["SCANS", "--datalist", "none.json"], "none.json"),
+        (["SCANS", "--quoted", "none.yaml"], "quoted: "),
+        (["SCANS", "--rounds", "0"], "options: --rounds: must be an integer from 1 to 10, got 0"),
+        (["SCANS", "--drop", "7"], "options: --drop: must be a share in [0, 1), got 7"),
+        (["SCANS", "--methods", "cps", "--method#unsupervised_weight", "-1"], "unsupervised_weight: must be a finite"),
+        (["SCANS", "--methods", "dtc", "--method#variant", "foo"], "methods.dtc: variant"),
+        (["SCANS", "--methods", "ad_mt", "--method#variant", "foo"], "is no argument of AlternateDiverseTeaching"),
+        (["SCANS", "--methods", "mc_net", "--network_def#decoders", "7"], "methods.mc_net: decoders"),
+        (
+            ["SCANS", "--methods", "cps", "--weights", "best", "--datalist", "no_validation.json"],
+            "has no validation case",
+        ),
+        (["SCANS", "--methods", "cps", "--datalist", "bare_tests.json"], "'testing' has 2 cases without label"),
+        (["SCANS", "--output", "file.txt"], "output: must be a folder, new or a study's, got the file"),
+        (["SCANS", "--output", "other"], "other, which holds notes.txt; give another --output"),
+        (["empty.yaml"], "must be a mapping of keys to values"),
+        (["number.yaml"], "data.a.datalist: must be text, got 3"),
+        (["idle.yaml"], "methods.dtc: none of its labels and flavors is one of the study"),
+        (["precision.yaml"], "precision: --amp: must be auto"),
         (["SCANS", "--sedes", "1"], "unknown option --sedes; did you mean --seeds?"),
     ],
 )
 def test_mistakes_on_the_command_line(words, told, scans, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    cases = json.loads((scans / "datalist.json").read_text())
+    here = {"dataset_dir": str(scans)}
+    whole = {key: [_absolute(entry, scans) for entry in value] if isinstance(value, list) else value
+             for key, value in cases.items()} | here  # fmt: skip
+    bare = [{"image": entry["image"]} for entry in whole["testing"]]
+    Path("no_validation.json").write_text(json.dumps(whole | {"validation": []}))
+    Path("bare_tests.json").write_text(json.dumps(whole | {"validation": [], "testing": bare}))
+    Path("other").mkdir()
+    for name in ("other/notes.txt", "file.txt", "empty.yaml"):
+        Path(name).write_text("")
+    data = {"scans": str(scans), "dataset": "phantom"}
+    for name, change in {
+        "number": {"data": {"a": data | {"datalist": 3}}},
+        "idle": {"methods": {"dtc": {"flavors": ["practical"]}}},
+        "precision": {"precision": {"amp": "foo"}},
+    }.items():
+        Path(f"{name}.yaml").write_text(yaml.safe_dump({"data": {"a": data}, "methods": ["dtc"]} | change))
     words = [str(scans) if word == "SCANS" else word for word in words]
-    given = [] if "--dataset" in words else ["--dataset", "phantom"]
+    given = [] if "--dataset" in words or words[0].endswith(".yaml") else ["--dataset", "phantom"]
     assert told in fails(capsys, "compare", *words, *given)
     assert not list(tmp_path.glob("studies/*/runs"))
+
+
+def test_paths_of_the_command_hold_when_the_study_is_called_from_elsewhere(scans, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run("bundle", "cps", "mine") == 0
+    (tmp_path / "lists").mkdir()
+    cases = json.loads((scans / "datalist.json").read_text())
+    (tmp_path / "lists" / "own.json").write_text(json.dumps(cases))
+    (tmp_path / "quoted.yaml").write_text(
+        "figures: [{title: CPS, dataset: phantom, n_labeled: 2, dice: 80.0, source: a paper}]\n"
+    )
+    words = ["--methods", "mine", "--datalist", "lists/own.json", "--quoted", "quoted.yaml"]
+    assert run("compare", scans, "--dataset", "phantom", "--jobs", "0", *words) == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert run("compare", tmp_path / "studies" / scans.name, "--jobs", "0") == 0
+    assert capsys.readouterr().out.count("mine-matched_floor") == 2
 
 
 # ------------------------------------------------------------------------------------------------------- plan

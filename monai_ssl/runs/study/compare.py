@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from monai_ssl.errors import PROGRAM, DataError, UsageError
+from monai_ssl.errors import PROGRAM, DataError, UsageError, enumerated
 
 if TYPE_CHECKING:
     from monai_ssl.runs.study.plan import Plan
@@ -128,6 +128,13 @@ def compare(
     }  # fmt: skip
     data = {"dataset": dataset, "datalist": datalist, "all_labels": all_labels}
     study, folder = _study(Path(source).expanduser(), given, data, output, splits, n_testing, overrides)
+    if folder.exists() and not folder.is_dir():
+        raise DataError(f"output: must be a folder, new or a study's, got the file {folder}; give another --output")
+    if folder.is_dir() and (foreign := _foreign(folder)):
+        raise DataError(
+            f"output: must be a new folder or a study's, got {folder}, which holds {enumerated(foreign, 3)}; give "
+            "another --output"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     with _only_here(folder):
         return _compare(study, folder, engine, jobs, threads, check, dry_run)
@@ -221,6 +228,7 @@ def _study(
     else:
         raise DataError(f"source: must be a folder of scans, a study's folder or a STUDY.yaml, got {source}")
     content |= {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
+    _make_whole(content, given)
     if splits is not None:
         content["splits"] = {"number": splits, "n_testing": n_testing or 0}
     elif n_testing is not None:
@@ -233,19 +241,48 @@ def _study(
     return checked(content, where), folder.resolve()
 
 
+def _foreign(folder: Path) -> list[str]:
+    """What lies in a folder that is no study's; one that was planned only, or whose plan was refused, is one."""
+    names = sorted(path.name for path in folder.iterdir())
+    return [] if {STUDY, "lists", ".lock"} & set(names) else names
+
+
+def _make_whole(content: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """Paths that the command names, made absolute: the study's folder keeps them, and may be called from elsewhere."""
+    if given.get("quoted") is not None:
+        content["quoted"] = str(Path(str(given["quoted"])).expanduser().resolve())
+    if given.get("methods") is not None:
+        named = given["methods"]
+        words = [word.strip() for word in named.split(",")] if isinstance(named, str) else named
+        if isinstance(words, (list, tuple)):
+            content["methods"] = [_own_folder(str(word)) for word in words if str(word).strip()]
+
+
+def _own_folder(name: str) -> str:
+    """A bundle's folder as an absolute path; the name of a shipped bundle as it is."""
+    own = Path(name).expanduser()
+    return str(own.resolve()) if (own / "configs" / "train.yaml").is_file() else name
+
+
 def _of_folder(scans: Path, data: dict[str, Any]) -> dict[str, Any]:
     """A study of one data set."""
     found: dict[str, Any] = {"scans": str(scans.resolve())}
     for key, value in data.items():
         if value is not None:
-            named = key == "dataset" and str(value).endswith((".yaml", ".yml"))
-            found[key] = str(Path(value).expanduser().resolve()) if named else str(value)
+            path = Path(value).expanduser()
+            named = str(value).endswith((".yaml", ".yml")) if key == "dataset" else _is_elsewhere(path, scans)
+            found[key] = str(path.resolve()) if named else str(value)
     if "dataset" not in found and (scans / "preset.yaml").is_file():
         found["dataset"] = str((scans / "preset.yaml").resolve())
         console.info("preset: %s; --dataset names another", found["dataset"])
     name = scans.resolve().name
     name = "".join(letter if letter.isalnum() or letter in "_.+-" else "_" for letter in name).lstrip("_.+-")
     return {"data": {name or "scans": found}}
+
+
+def _is_elsewhere(path: Path, scans: Path) -> bool:
+    """Whether a datalist lies outside of the folder of the scans, by a path from here."""
+    return path.is_file() and not (scans / path).is_file()
 
 
 def _section(content: dict[str, Any]) -> str:
@@ -260,10 +297,10 @@ def _section(content: dict[str, Any]) -> str:
     for part in data.values() if isinstance(data, dict) else ():
         if isinstance(part, dict) and isinstance(part.get("scans"), str) and not part.get("folds"):
             try:
-                cases = load_datalist(part.get("datalist", "datalist.json"), part["scans"])
+                cases = load_datalist(str(part.get("datalist", "datalist.json")), part["scans"])
             except DataError:
                 continue  # told with the other mistakes
-            if not cases.testing or any("label" not in entry for entry in cases.testing):
+            if cases.validation and not all("label" in entry for entry in cases.testing or [{}]):
                 return "validation"
     return "testing"
 

@@ -58,6 +58,40 @@ def resolved(config: Mapping[str, Any], preset: Preset, picking: bool = False) -
     return found
 
 
+def cannot_build(bundle: str, options: Mapping[str, Any], preset: Preset, cases: Datalist) -> str:
+    """Why a bundle's network and method cannot be built with some options; "" where they can.
+
+    Args:
+        bundle: name, or a bundle's folder.
+        options: id -> value, as `monai-ssl train` takes them.
+        preset: of the data.
+        cases: of the data.
+    """
+    import sys
+
+    import torch
+    from monai.bundle import ConfigParser
+
+    from monai_ssl.bundle.library import find_bundle, is_shipped
+    from monai_ssl.bundle.overrides import merged_config, with_fitting_arguments
+    from monai_ssl.data.protocol import training_protocol
+    from monai_ssl.mistakes import users_mistake
+
+    home = find_bundle(bundle)
+    if not is_shipped(home) and str(home) not in sys.path:
+        sys.path.append(str(home))  # as for its training
+    config = merged_config(home, ["train.yaml"], with_fitting_arguments(merged_config(home, ["train.yaml"]), options))
+    literature = config.get("literature")
+    protocol = training_protocol(preset, literature if isinstance(literature, Mapping) else None)
+    here = {"preset": preset, "protocol": protocol, "cases": cases, "device": torch.device("cpu"), "init": None}
+    try:
+        with torch.random.fork_rng([]):
+            ConfigParser({**config, **here}).get_parsed_content("method")
+    except Exception as error:
+        return users_mistake(error) or ""  # another error is told by the training
+    return ""
+
+
 def _is_own(node: Any) -> bool:
     """A block that an override has put in place of the template's; what is in the template follows from the rest."""
     return not isinstance(node, Mapping)

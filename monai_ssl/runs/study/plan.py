@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -24,7 +25,7 @@ from monai_ssl.runs.study.cases import (
     true_labels,
     write_list,
 )
-from monai_ssl.runs.study.identity import Contents, digest, resolved
+from monai_ssl.runs.study.identity import Contents, cannot_build, digest, resolved
 from monai_ssl.runs.study.settings import DataSettings, MethodSettings, StudySettings
 from monai_ssl.runs.study.tasks import Task
 
@@ -38,6 +39,7 @@ SUPERVISED, SELF_TRAINING = "supervised", "self_training"
 # options of `monai_ssl.self_train` that no config knows
 ROUNDS = {"rounds": 1, "networks": 1, "tta": "auto", "drop": 0.1, "sure": 0.0, "largest_component": "auto",
           "fine_tune": 0.0}  # fmt: skip
+REMARK = re.compile(r"(no [a-z ]+ for )([\w.+-]+)(: its? .*)")
 WEIGHT = "method#unsupervised_weight"
 # scored scans below which a difference is hardly ever told from chance
 FEW = 8
@@ -106,6 +108,10 @@ def make_plan(study: StudySettings, folder: Path) -> Plan:
             except DataError as error:
                 mistakes.append(str(error))
     contents.keep()
+    if not mistakes and (idle := [name for name in study.methods if name not in planner.used]):
+        mistakes.append(
+            f"methods.{idle[0]}: none of its labels and flavors is one of the study, so nothing of it would be trained"
+        )
     if mistakes:
         raise DataError("; ".join(dict.fromkeys(mistakes)))
     return planner.plan
@@ -122,6 +128,8 @@ def check_options(study: StudySettings) -> None:
     """
     from monai_ssl.bundle.library import find_bundle
     from monai_ssl.bundle.overrides import check_overrides
+    from monai_ssl.reports.study.quoted import read_quoted
+    from monai_ssl.runs.self_training import check_rounds
 
     mistakes, homes = [], {}
     for name, method in study.methods.items():
@@ -131,7 +139,21 @@ def check_options(study: StudySettings) -> None:
             check_overrides(homes[name], ["train.yaml"], own)
         except DataError as error:
             mistakes.append(f"methods.{name}: {error}")
-    bundles = dict.fromkeys((find_bundle(SUPERVISED), *homes.values()))
+    for place, options in study.option_places():
+        try:
+            check_rounds(**{key: value for key, value in options.items() if key in ROUNDS})
+        except DataError as error:
+            mistakes.append(f"{place}: {error}")
+    if study.quoted is not None:
+        try:
+            read_quoted(Path(study.quoted))
+        except DataError as error:
+            mistakes.append(f"quoted: {error}")
+    # the methods first: what none knows is told of one that was named
+    for key, value in study.precision.items():
+        if text := _problem(find_bundle(SUPERVISED), key, value, {}):
+            mistakes.append(f"precision: {text}")
+    bundles = dict.fromkeys((*homes.values(), find_bundle(SUPERVISED)))
     for place, options in study.option_places()[: 1 + len(study.variants)]:
         for key, value in options.items():
             if key in ROUNDS and any(method.method == SELF_TRAINING for method in study.methods.values()):
@@ -198,6 +220,8 @@ class _Planner:
         self._by_digest: dict[str, str] = {}
         self._variants = dict(study.variants) or {"": {}}
         self._configs: dict[str, dict[str, Any]] = {}
+        self.used: set[str] = set()
+        self._tried: set[str] = set()
         self._known: dict[tuple[int, int, bool], dict[str, Any]] = {}
 
     def data_set(self, name: str, data: DataSettings, flavor: str | None) -> None:
@@ -219,6 +243,11 @@ class _Planner:
             )
         counts = data.labels or self.study.labels or (len(found[0].cases.training),)
         for deal in found:
+            if self.study.weights == "best" and not deal.cases.validation:
+                raise DataError(
+                    f"weights: best are picked by validation, and {deal.cases.path} has no validation case; use last, "
+                    "or split again"
+                )
             if max(counts) > len(deal.cases.training):
                 have = len(deal.cases.training)
                 raise DataError(
@@ -276,6 +305,7 @@ class _Planner:
 
     def _method(self, name: str, method: MethodSettings, situations: Sequence[_Situation], suffix: str) -> None:
         """A method and its controls."""
+        self.used.add(name)
         row, seeds = f"{name}{suffix}", method.seeds or self.study.seeds
         title = method.title or (_title(method.method) if name == Path(method.method).name else name)
         wanted = self._references(method)
@@ -431,6 +461,7 @@ class _Planner:
             arguments["dataset"] = situation.settings.dataset
         if situation.flavor is not None:
             arguments["flavor"] = situation.flavor
+        self._try_out(method, options, situation)
         content = self._content(method.method, options, situation) | {"seed": seed}
         scores = digest([self.contents.of(cases.section(study.section)), study.section, study.weights])
         iterations = _number(content["config"].get("max_iterations"))
@@ -464,6 +495,28 @@ class _Planner:
             content["pseudo_labels"] = self.contents.of_folder(place)
         arguments = {"bundle": method.method, **arguments, **options}
         return Task(name, "train", arguments, digest(content), iterations=iterations, **whole)
+
+    def _try_out(self, method: MethodSettings, options: Mapping[str, Any], situation: _Situation) -> None:
+        """Build network and method once where options change them, or the bundle is one's own: only the classes know
+        which words and numbers they take.
+
+        Raises:
+            DataError: when they cannot be built.
+        """
+        from monai_ssl.bundle.library import find_bundle, is_shipped
+        from monai_ssl.bundle.overrides import root_id
+
+        told = {key: str(value) for key, value in options.items() if root_id(key) in ("network_def", "method")}
+        told.pop(WEIGHT, None)
+        if not told and is_shipped(find_bundle(method.method)):
+            return
+        key = json.dumps([method.method, told, id(situation.preset)], sort_keys=True)
+        if key in self._tried:
+            return
+        self._tried.add(key)
+        if problem := cannot_build(method.method, options, situation.preset, situation.cases):
+            name = next((name for name, known in self.study.methods.items() if known is method), "floor")
+            raise DataError(f"methods.{name}: {problem}")
 
     def _content(self, bundle: str, options: Mapping[str, Any], situation: _Situation) -> dict[str, Any]:
         """What decides a training, but for its seed."""
@@ -511,12 +564,27 @@ def told(plan: Plan, finished: Sequence[str]) -> Iterator[str]:
         + (f" ({plan.shared} shared)" if plan.shared else "")
         + f", {len(finished)} done, {len(left)} to do, {sum(task.iterations for task in left)} iterations"
     )
+    width = max((len(row.name) for row in plan.rows), default=0)
     for row in plan.rows:
         runs = [run for run in plan.runs if run.row == row.name]
         others = sorted({run.task for run in runs if not run.task.startswith(f"{row.name}-seed")})
         ready = sum(run.task in finished for run in runs)
         note = f", trained as {enumerated(others, 2)}" if others else ""
         scans = f"{row.n_labeled:>4} + {row.n_unlabeled:<4}"
-        yield f"  {row.name:<28} {row.role:<13} {scans} {ready} of {len(runs)} done{note}"
-    for remark in plan.remarks:
+        yield f"  {row.name:<{width}} {row.role:<13} {scans} {ready} of {len(runs)} done{note}"
+    for remark in _gathered(plan.remarks):
         yield f"note: {remark}"
+
+
+def _gathered(remarks: Sequence[str]) -> list[str]:
+    """Remarks about several methods that say the same, as one.
+
+    Example:
+        >>> _gathered(["no oracle for dtc: it learns none", "few scans", "no oracle for tac: it learns none"])
+        ['no oracle for dtc, tac: it learns none', 'few scans']
+    """
+    names: dict[tuple[str, str], list[str]] = {}
+    for remark in remarks:
+        found = REMARK.fullmatch(remark)
+        names.setdefault((found[1], found[3]) if found else (remark, ""), []).append(found[2] if found else "")
+    return [f"{head}{', '.join(who)}{tail}" for (head, tail), who in names.items()]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from monai_ssl.data.yaml_mapping import read_mapping
-from monai_ssl.errors import DataError, UsageError, plural
+from monai_ssl.errors import DataError, UsageError, one_line, plural
 
 Reference = Literal["floor", "matched_floor", "ceiling", "no_pool", "oracle"]
 REFERENCES: tuple[Reference, ...] = ("floor", "matched_floor", "ceiling", "no_pool", "oracle")
@@ -168,14 +168,14 @@ class StudySettings(_Strict):
         for name in self.methods:
             if name in ("floor", "ceiling"):
                 raise ValueError(f"methods: {name} is the name of a reference; call the row otherwise")
-        for key, values in (("seeds", self.seeds), ("labels", self.labels), ("flavors", self.flavors)):
+        for key, values in self._lists():
             if len(set(values)) < len(values):
                 raise ValueError(f"{key}: must differ, got {', '.join(map(str, values))}")
-        low = [n for n in (*self.labels, *(n for d in self.data.values() for n in d.labels or ())) if n < 1]
-        if low:
-            raise ValueError(f"labels: must be at least 1, got {low[0]}")
-        if [s for s in self.seeds if not 0 <= s < 2**32]:
-            raise ValueError(f"seeds: must be from 0 to 4294967295, got {', '.join(map(str, self.seeds))}")
+            if key.endswith("labels") and (low := [n for n in values if n < 1]):
+                raise ValueError(f"{key}: must be at least 1, got {low[0]}")
+            if key.endswith("seeds") and [s for s in values if not 0 <= s < 2**32]:
+                raise ValueError(f"{key}: must be from 0 to 4294967295, got {', '.join(map(str, values))}")
+        self._methods_choose()
         if sum([self.splits is not None, self.folds is not None, any(d.folds for d in self.data.values())]) > 1:
             raise ValueError("splits, folds: give one of the two")
         if self.splits is not None and not self.labels:
@@ -192,6 +192,31 @@ class StudySettings(_Strict):
                 if key in RESERVED:
                     raise ValueError(f"{place}: {key}: {RESERVED[key]}")
         return self
+
+    def _lists(self) -> list[tuple[str, tuple[Any, ...]]]:
+        """Every list of the file whose values must differ, with its place."""
+        found: list[tuple[str, tuple[Any, ...] | None]] = [
+            ("seeds", self.seeds), ("labels", self.labels), ("flavors", self.flavors)
+        ]  # fmt: skip
+        found += [(f"data.{name}.labels", data.labels) for name, data in self.data.items()]
+        for name, method in self.methods.items():
+            found += [(f"methods.{name}.{key}", getattr(method, key)) for key in ("seeds", "labels", "flavors")]
+        return [(key, values) for key, values in found if values is not None]
+
+    def _methods_choose(self) -> None:
+        """A method is trained with labels and flavors of the study: what the study lacks would be left out unsaid."""
+        studied = {
+            "labels": {n for data in self.data.values() for n in data.labels or self.labels},
+            "flavors": set(self.flavors),
+        }
+        for name, method in self.methods.items():
+            for key, known in studied.items():
+                absent = [value for value in getattr(method, key) or () if value not in known]
+                if absent and known:
+                    raise ValueError(
+                        f"methods.{name}.{key}: must be among those of the study ({', '.join(map(str, sorted(known)))}), "
+                        f"got {absent[0]}"
+                    )
 
     def option_places(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Every mapping of options, with its place in the file."""
@@ -281,6 +306,10 @@ def read_study(path: Path) -> dict[str, Any]:
     for part in methods.values() if isinstance(methods, dict) else ():
         if isinstance(part, dict) and isinstance(part.get("method"), str) and "/" in part["method"]:
             part["method"] = str(_place(part["method"], base, path))
+    if isinstance(methods, list):
+        content["methods"] = [
+            str(_place(name, base, path)) if isinstance(name, str) and "/" in name else name for name in methods
+        ]
     return content
 
 
@@ -317,10 +346,37 @@ def checked(content: Mapping[str, Any], where: str) -> StudySettings:
     try:
         return StudySettings.model_validate(dict(content))
     except ValidationError as error:
-        told = list(dict.fromkeys(_told(problem) for problem in error.errors()))
+        problems = error.errors()
+        places = [problem["loc"] for problem in problems]
+        # a list whose items are refused is not empty as well
+        problems = [p for p in problems if p["type"] != "too_short" or not _is_above(p["loc"], places)]
+        told = list(dict.fromkeys(_told(problem) for problem in problems))
         kind = UsageError if where == "compare" else DataError
         head = f"{where}: " if len(told) == 1 else f"{where}: {plural(len(told), 'mistake')}: "
         raise kind(head + "; ".join(told)) from None
+
+
+def _is_above(place: Sequence[Any], others: Sequence[Sequence[Any]]) -> bool:
+    return any(len(other) > len(place) and tuple(other[: len(place)]) == tuple(place) for other in others)
+
+
+# what pydantic calls a mistake -> the rule, in words of a study file
+PLAIN_RULES = {
+    "int_parsing": "must be an integer",
+    "int_type": "must be an integer",
+    "int_from_float": "must be an integer",
+    "string_type": "must be text",
+    "dict_type": "must be a mapping of names to values",
+    "model_type": "must be a mapping of names to values",
+    "tuple_type": "must be a list",
+    "too_short": "must not be empty",
+    "greater_than_equal": "must be at least {}",
+    "less_than_equal": "must be at most {}",
+}
+
+
+def _shown(value: Any) -> str:
+    return "none" if value in ((), [], {}) else one_line(repr(value), 60)
 
 
 def _told(problem: Any) -> str:
@@ -337,6 +393,9 @@ def _told(problem: Any) -> str:
         near = difflib.get_close_matches(str(problem["input"]), allowed, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{where}: must be of {', '.join(allowed)}, got {problem['input']!r}{hint}"
+    if rule := PLAIN_RULES.get(problem["type"]):
+        bound = next(iter((problem.get("ctx") or {}).values()), "")
+        return f"{where}: {rule.format(bound)}, got {_shown(problem['input'])}"
     text = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{where}: {text}" if where else text
