@@ -39,6 +39,7 @@ COMMANDS = [
     "self-train",
     "evaluate",
     "predict",
+    "rank",
     "report",
     "package",
     "bundle",
