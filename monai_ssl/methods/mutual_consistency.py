@@ -55,7 +55,8 @@ class MutualConsistency(SemiSupervisedMethod):
     levels of the ramp-up       40                      200                     ``ramp_levels``, ``ramp_up``
     Dice                        class 1, plain sums     factor 2 missing        ``dice``
     cross-entropy               logged, not learned     logged, not learned
-    consistency                 sum over ordered pairs, labeled and unlabeled
+    consistency                 sum over ordered pairs  sum over ordered pairs
+    images of the consistency   labeled and unlabeled   labeled and unlabeled
     targets                     with gradient           with gradient           ``detach_target``
     more than two classes       each channel by itself  each channel by itself  ``sharpening``
     deployed                    first decoder           first decoder           ``average_decoders`` of the network

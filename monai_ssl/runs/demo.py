@@ -97,9 +97,8 @@ def _one_seed(output: Path, seed: int, iterations: int) -> tuple[Path, dict[str,
             done = self_train(output=folder / "self_training", **common)
             trained = {"floor": done.floors[0], "method": done.run}
         elif role == "matched_floor":
-            trained = {
-                role: train("self_training", output=folder / role, **common, **{"method#unsupervised_weight": 0})
-            }
+            weightless: dict[str, Any] = {"method#unsupervised_weight": 0}
+            trained = {role: train("self_training", output=folder / role, **common, **weightless)}
         else:
             listed: dict[str, Any] = {"datalist": "datalist_all_labels.json"} if all_labels else {}
             trained = {role: train("supervised", output=folder / role, **common, **listed)}

@@ -205,7 +205,7 @@ class StudySettings(_Strict):
 
     def _methods_choose(self) -> None:
         """A method is trained with labels and flavors of the study: what the study lacks would be left out unsaid."""
-        studied = {
+        studied: dict[str, set[Any]] = {
             "labels": {n for data in self.data.values() for n in data.labels or self.labels},
             "flavors": set(self.flavors),
         }
