@@ -66,6 +66,13 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
     if command.several and (runs := _runs(positions)) and places and places[0] == next(iter(named)):
         given[places.pop(0)] = runs
         positions = positions[len(runs) :]
+    shown = [key for key in places if named[key].default is inspect.Parameter.empty or key.upper() in command.optional]
+    if command.several and len(positions) > len(shown):
+        bare = next((word for word in positions if not (Path(word).expanduser() / RECORD).is_file()), positions[-1])
+        raise UsageError(
+            f"{command.name}: too many arguments, or one that is no run: {bare!r} holds no {RECORD}; "
+            f"usage: {command.usage}"
+        )
     if len(positions) > len(places):
         excess = positions[len(places)]
         raise UsageError(f"{command.name}: too many arguments, from {excess!r} on; usage: {command.usage}")
