@@ -191,9 +191,7 @@ class TestReadingArguments:
             (["split", "d", "--label_names", "organ"], "--label_names: must look like"),
             (["split", "d", "--seed", "1", "--seed", "2"], "--seed: given twice"),
             (["list", "all"], "list: too many arguments, from 'all' on"),
-            (["evaluate", "runs/a", "runs/b"], "evaluate: too many arguments, or one that is no run: 'runs/a' holds no"),
-            (["predict", "a", "b", "images"], "predict: too many arguments, or one that is no run: 'a' holds no"),
-            (["package", "a", "b", "new"], "package: too many arguments, or one that is no run: 'a' holds no"),
+            (["evaluate", "a", "b"], "section: must be testing, validation or training, got 'b'; as a run it would"),
             (["check", ""], "--dataset_dir: must not be empty"),
             (["evaluate"], "evaluate: give either RUN or --predictions DIR"),
             (["demo", "--seeds", "0"], "seeds: must be >= 1, got 0"),
@@ -211,6 +209,15 @@ class TestReadingArguments:
     )
     def test_mistakes_are_one_line(self, words, message, capsys):
         assert message in fails(capsys, *words)
+
+
+@pytest.mark.parametrize("words", [["predict", "a", "c", "images"], ["package", "a", "b", "c", "new"]])
+def test_a_misspelled_run_among_runs_is_named(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(name, "run.json").write_text("{}")
+    assert f"{words[0]}: c is no run, there is no such folder" in fails(capsys, *words)
 
 
 class TestMistakesBeforeTraining:
@@ -231,7 +238,10 @@ class TestMistakesBeforeTraining:
                 "--method#variannt: is no argument of DualTaskConsistency; did you mean variant?",
             ),
             (["--method#variant", "null"], "--method#variant: must not be null; leave it away for the default"),
-            (["--method#distance_weight", "much"], "--method#distance_weight: must be a number, got 'much'"),
+            (
+                ["--method#distance_weight", "much"],
+                "--method#distance_weight: must be a finite number >= 0, got 'much'",
+            ),
             (["--method#distance_weight", "true"], "--method#distance_weight: must be a number, got True"),
             (["--method", "null"], "--method: is a block of settings, give one of them: --method#ID VALUE, got None"),
             (["--optimizer#nesterov", "maybe"], "--optimizer#nesterov: must be true or false, got 'maybe'"),

@@ -99,7 +99,7 @@ def rows_of(path):
         ({"methods": {"dtc": {"seeds": [0, 0]}}}, "methods.dtc.seeds: must differ, got 0, 0"),
         ({"methods": {"dtc": {"seeds": [-1]}}}, "methods.dtc.seeds: must be from 0"),
         ({"methods": {"dtc": {"labels": [0]}}, "labels": [2]}, "methods.dtc.labels: must be at least 1, got 0"),
-        ({"methods": {"dtc": {"labels": [9]}}, "labels": [2, 4]}, "labels: must be among those of the study (2, 4), got 9"),
+        ({"methods": {"dtc": {"labels": [9]}}, "labels": [2, 4]}, "must be among those of the study (2, 4), got 9"),
         ({"methods": {"dtc": {"flavors": ["x"]}}, "flavors": ["y"]}, "must be among those of the study (y), got x"),
         ({"data": {"a": {"scans": "x", "labels": [2, 2]}}}, "data.a.labels: must differ, got 2, 2"),
         ({"seeds": [1, 1]}, "seeds: must differ, got 1, 1"),
@@ -168,7 +168,10 @@ def _absolute(entry, folder):
         (["SCANS", "--methods", "dtc", "--method#variant", "foo"], "methods.dtc: variant"),
         (["SCANS", "--methods", "ad_mt", "--method#variant", "foo"], "is no argument of AlternateDiverseTeaching"),
         (["SCANS", "--methods", "mc_net", "--network_def#decoders", "7"], "methods.mc_net: decoders"),
-        (["SCANS", "--methods", "cps", "--weights", "best", "--datalist", "no_validation.json"], "has no validation case"),
+        (
+            ["SCANS", "--methods", "cps", "--weights", "best", "--datalist", "no_validation.json"],
+            "has no validation case",
+        ),
         (["SCANS", "--methods", "cps", "--datalist", "bare_tests.json"], "'testing' has 2 cases without label"),
         (["SCANS", "--output", "file.txt"], "output: must be a folder, new or a study's, got the file"),
         (["SCANS", "--output", "other"], "other, which holds notes.txt; give another --output"),
@@ -254,7 +257,8 @@ def test_rows_and_what_they_learn_from(scans, tmp_path):
 
 
 def test_what_two_rows_share_is_trained_once(scans, tmp_path):
-    methods = {"dtc": None, "same": {"method": "dtc", "options": {"network_def#base_channels": 2, "max_iterations": 2.0}},
+    same = {"network_def#base_channels": 2, "max_iterations": 2.0}
+    methods = {"dtc": None, "same": {"method": "dtc", "options": same},
                "other": {"method": "dtc", "options": {"network_def#dropout": 0.4}},
                "plain": {"method": "supervised"}}  # fmt: skip
     plan = make_plan(settings(scans, methods=methods, labels=[2]), tmp_path)
@@ -294,7 +298,10 @@ def test_variants_flavors_and_methods_of_their_own(scans, tmp_path):
     assert "floor-literature-wide" not in names  # nobody there asks for one
     assert [run.seed for run in plan.runs if run.row == "dtc-practical-wide"] == [3]
     wide = next(row for row in plan.rows if row.name == "dtc-practical-wide")
-    assert (wide.title, wide.settings["network"].split()[:3]) == ("DTC [wide]", ["literature_dual_task_network", "base_channels", "4"])
+    assert (wide.title, wide.settings["network"].split()[:3]) == (
+        "DTC [wide]",
+        ["literature_dual_task_network", "base_channels", "4"],
+    )
 
 
 def test_folds_score_every_labeled_case_once():

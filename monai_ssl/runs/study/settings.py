@@ -213,9 +213,9 @@ class StudySettings(_Strict):
             for key, known in studied.items():
                 absent = [value for value in getattr(method, key) or () if value not in known]
                 if absent and known:
+                    those = ", ".join(map(str, sorted(known)))
                     raise ValueError(
-                        f"methods.{name}.{key}: must be among those of the study ({', '.join(map(str, sorted(known)))}), "
-                        f"got {absent[0]}"
+                        f"methods.{name}.{key}: must be among those of the study ({those}), got {absent[0]}"
                     )
 
     def option_places(self) -> list[tuple[str, Mapping[str, Any]]]:
