@@ -12,7 +12,7 @@ import itertools
 import re
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -63,14 +63,21 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
         if command.name == "prepare":
             given[key] = _today(given[key])
     places = [key for key in named if key not in given]
-    if command.several and (runs := _runs(positions)) and places and places[0] == next(iter(named)):
+    runs = _runs(positions) if command.several else []
+    if command.several:
+        _check_runs(command, positions)
+    if runs and places and places[0] == next(iter(named)):
         given[places.pop(0)] = runs
         positions = positions[len(runs) :]
     if len(positions) > len(places):
         excess = positions[len(places)]
         raise UsageError(f"{command.name}: too many arguments, from {excess!r} on; usage: {command.usage}")
     for key, text in zip(places, positions, strict=False):
-        given[key] = own_value(key, text, hints[named[key].name])
+        try:
+            given[key] = own_value(key, text, hints[named[key].name])
+        except UsageError as error:
+            meant = f"; as a run it would hold {RECORD}: check the path" if command.several else ""
+            raise UsageError(f"{error}{meant}") from None
     missing = [key for key, p in named.items() if p.default is p.empty and key not in given]
     if missing:
         raise UsageError(f"{command.name}: missing {missing[0].upper()}; usage: {command.usage}")
@@ -81,6 +88,19 @@ def _runs(words: list[str]) -> list[str]:
     """The first words as far as they name folders of runs, where that are several."""
     found = list(itertools.takewhile(lambda word: (Path(word).expanduser() / RECORD).is_file(), words))
     return found if len(found) > 1 else []
+
+
+def _check_runs(command: Command, words: Sequence[str]) -> None:
+    """
+    Raises:
+        UsageError: for a word between a run and the last word that would lie beside that run, and does not exist: a
+            misspelled run, not the folder of images or results that it would be taken for.
+    """
+    home = Path(words[0]).expanduser() if words else Path()
+    for word in words[1:-1]:
+        path = Path(word).expanduser()
+        if (home / RECORD).is_file() and path.parent == home.parent and not path.exists():
+            raise UsageError(f"{command.name}: {word} is no run, there is no such folder; usage: {command.usage}")
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

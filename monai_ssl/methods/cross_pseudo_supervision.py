@@ -96,6 +96,8 @@ class CrossPseudoSupervision(SemiSupervisedMethod):
     ) -> None:
         super().__init__(network, unsupervised_weight)
         self.ramp_up = staircase(ramp_up, max_iterations, weight, ramp_levels)
+        if second is not None and not isinstance(second, nn.Module):
+            raise TypeError(f"second must be a network or null, got {second!r}")
         if second is network:
             raise ValueError("second must be another network than the first one, got the same object")
         if second is None:

@@ -29,7 +29,10 @@ WRONG = {
     "optimizer#weight_decay": (-1, math.nan, math.inf),
     "network_def#dropout": (-0.1, 1, 1.5, math.nan),
     "network_def#base_channels": (0, -4, 2.5, math.nan, BIG),
-    "method#unsupervised_weight": (),
+    "network_def#in_channels": (0, -1, 1.5),
+    "network_def#out_channels": (0, -1, 1.5),
+    "network_def#spatial_dims": (1, 4, 2.5),
+    "method#unsupervised_weight": (-1, math.nan, math.inf),
 }  # fmt: skip
 METHODS = {
     "mean_teacher": {"decay": (-0.1, 1, 1.01, math.nan), "weight": (-1, math.nan, math.inf), "ramp_levels": (0, 1.5),

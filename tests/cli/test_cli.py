@@ -194,6 +194,7 @@ class TestReadingArguments:
             (["split", "d", "--label_names", "organ"], "--label_names: must look like"),
             (["split", "d", "--seed", "1", "--seed", "2"], "--seed: given twice"),
             (["list", "all"], "list: too many arguments, from 'all' on"),
+            (["evaluate", "a", "b"], "section: must be testing, validation or training, got 'b'; as a run it would"),
             (["check", ""], "--dataset_dir: must not be empty"),
             (["evaluate"], "evaluate: give either RUN or --predictions DIR"),
             (["demo", "--seeds", "0"], "seeds: must be >= 1, got 0"),
@@ -211,6 +212,15 @@ class TestReadingArguments:
     )
     def test_mistakes_are_one_line(self, words, message, capsys):
         assert message in fails(capsys, *words)
+
+
+@pytest.mark.parametrize("words", [["predict", "a", "c", "images"], ["package", "a", "b", "c", "new"]])
+def test_a_misspelled_run_among_runs_is_named(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(name, "run.json").write_text("{}")
+    assert f"{words[0]}: c is no run, there is no such folder" in fails(capsys, *words)
 
 
 class TestMistakesBeforeTraining:

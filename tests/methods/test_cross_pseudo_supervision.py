@@ -137,3 +137,5 @@ class TestCrossPseudoSupervision(MethodTester):
         network = self.network()
         with pytest.raises(ValueError, match="second must be another network"):
             CrossPseudoSupervision(network, network)
+        with pytest.raises(TypeError, match="second must be a network or null, got 7"):
+            CrossPseudoSupervision(network, 7)
