@@ -184,6 +184,7 @@ class AlternateDiverseTeaching(SemiSupervisedMethod):
         if teaching is not None:
             label, confidence = self.settle(teaching, of_weak.detach(), box)
             label = label.masked_fill(confidence < self.threshold, IGNORE_LABEL)
+            self.note_pseudo_labels(label, logits.shape[1])
             weight = self.unsupervised_weight * self.ramp_up(self.iteration)
             terms["pseudo"] = weight * self.pseudo_loss(of_strong, label)
         return terms

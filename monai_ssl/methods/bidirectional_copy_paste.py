@@ -248,7 +248,10 @@ class BidirectionalCopyPaste(SemiSupervisedMethod):
         """
         p = self.teacher(image).float().softmax(1)
         label = (p[:, 1:] >= 0.5).long() if p.shape[1] == 2 else p.argmax(1, keepdim=True)
-        return largest_components(label, p.shape[1], self.connectivity) if self.keep_largest else label
+        if self.keep_largest:
+            label = largest_components(label, p.shape[1], self.connectivity)
+        self.note_pseudo_labels(label, p.shape[1])
+        return label
 
     def loss(self, logits: Tensor, label: Tensor, region: Tensor | None = None) -> Tensor:
         """Half of cross-entropy and Dice over a region.

@@ -131,6 +131,7 @@ class CrossPseudoSupervision(SemiSupervisedMethod):
         }
         if len(z) == 2 and len(z[0]) > rows:
             weight = self.unsupervised_weight * self.ramp_up(self.iteration)
+            self.note_pseudo_labels(z[1][rows:].argmax(1), z[1].shape[1])  # what the deployed network learns
             for name, loss in zip(names, self.pseudo.each(*(member[rows:] for member in z)), strict=True):
                 terms[f"pseudo{name}"] = weight * loss
         return terms

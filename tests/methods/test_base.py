@@ -10,6 +10,7 @@ from torch import nn
 
 from monai_ssl import methods
 from monai_ssl.methods import SemiSupervisedMethod, joint_images
+from monai_ssl.networks import VNet
 
 
 def has_option(name, option):
@@ -30,6 +31,29 @@ def test_joint_images_puts_labeled_rows_first():
     assert torch.equal(images[:1], labeled["image"])
     assert torch.equal(images[1:], unlabeled["image"])
     assert joint_images(labeled, None) is labeled["image"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        (methods.CrossPseudoSupervision, {}),
+        (methods.BidirectionalCopyPaste, {"pretrain": 0.0}),
+        (methods.AlternateDiverseTeaching, {"threshold": 0.0}),
+        (methods.WeakToStrong, {"burn_in": 0.0, "threshold": 0.0}),
+    ],
+)
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_methods_that_draw_labels_say_which(method, options, weight):
+    """What :class:`monai_ssl.handlers.Alarms` looks at."""
+    torch.manual_seed(0)
+    learner = method(VNet(spatial_dims=2, base_channels=2), **options, unsupervised_weight=weight)
+    labeled = {"image": torch.rand(2, 1, 32, 32), "label": torch.zeros(2, 1, 32, 32, dtype=torch.long)}
+    learner(labeled, {"image": torch.rand(2, 1, 32, 32)})
+    counts = learner.take_pseudo_labels()
+    if weight:
+        assert sum(counts) == 2 * 32 * 32
+    else:
+        assert counts is None
 
 
 def test_the_contract_is_abstract():
