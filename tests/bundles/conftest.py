@@ -5,8 +5,13 @@ from __future__ import annotations
 import pytest
 from commands import IN_FULL
 
-# what is tried on these, and on the others with `pytest -m slow`
-PROCESSES = ("test_two_processes", "test_onnx_gives_the_same_logits")
+# long ones are tried on the bundles of `ALWAYS`, and on the others with `pytest -m slow`
+LONG = (
+    "test_two_processes",
+    "test_onnx_gives_the_same_logits",
+    "test_inference_equals_evaluation_to_the_voxel",
+    "test_evaluation_equals_validation_of_the_training",
+)
 ALWAYS = {"dtc", "ug_mcl", "ss_net", "tac", "caml", "self_training", "sassnet", "urpc", "cps"}
 
 
@@ -21,7 +26,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         callspec = getattr(item, "callspec", None)
         folder = callspec.params.get("bundle") if callspec else None
-        if folder is not None and item.originalname in PROCESSES and folder.name not in ALWAYS:  # type: ignore[attr-defined]
+        if folder is not None and item.originalname in LONG and folder.name not in ALWAYS:  # type: ignore[attr-defined]
             item.add_marker("slow")
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

@@ -515,6 +515,7 @@ def test_killed_at_a_random_moment_it_ends_the_same(scans, tmp_path, inline):
     assert models == {path: digest(tmp_path / "whole" / path) for path in models}
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(scans, tmp_path):
     plan = make_plan(settings(scans, references="none", options={**TINY, "max_iterations": 100000}), tmp_path)
     from monai_ssl.runs.study.tasks import write_plan
