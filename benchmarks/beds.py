@@ -92,7 +92,7 @@ ARMS = ("self_training", "matched_floor", "oracle", "ceiling")
 
 
 def data(source: str, output: str, repetitions: int = 3) -> None:
-    """Write images, labels and datalists of all beds; existing files are kept.
+    """Write images, labels and datalists of all beds, and that of `studies/hippocampus_few.yaml`; files are kept.
 
     Args:
         source: folder with ``left_atrium``, ``acdc`` and ``hippocampus``, each with images, labels and datalists.
@@ -116,6 +116,11 @@ def data(source: str, output: str, repetitions: int = 3) -> None:
             if bed.data == name:
                 for repetition in range(repetitions):
                     _write_lists(target, bed_name, bed, repetition, list(zip(images, labels, strict=True)))
+        if name == "hippocampus":
+            training, validation = cases["training"], cases["validation"]
+            pool = [{"image": entry["image"]} for entry in training[5:65]]
+            content = {"training": training[:5], "unlabeled": pool, "validation": validation}
+            write_text(target / "hippocampus_5_60_val20.json", json.dumps(content, indent=1) + "\n")
         print(target)
 
 

@@ -259,6 +259,20 @@ def test_rows_and_what_they_learn_from(scans, tmp_path):
     assert plan.tasks["self_training-n1-seed1"].floor == "floor-n1-seed1"
 
 
+def test_labels_beyond_those_of_a_row_are_no_missing_pool(scans, tmp_path, capsys):
+    """All labels are known: the check reads them all, and the pool is what a row leaves unlabeled."""
+    from monai_ssl.runs.study import compare as command
+
+    content = json.loads((scans / "datalist_all_labels.json").read_text())
+    (tmp_path / "all.json").write_text(json.dumps({**content, "unlabeled": []}))
+    data = {"scans": str(scans), "dataset": "phantom", "datalist": str(tmp_path / "all.json")}
+    with pytest.raises(DataError, match="has no unlabeled image to learn from; give fewer labels"):
+        make_plan(settings(scans, data={"heart": data}), tmp_path)
+    plan = make_plan(settings(scans, data={"heart": data}, labels=[1]), tmp_path)
+    command._check_data(plan, tmp_path)
+    assert "there are no unlabeled cases" not in capsys.readouterr().err
+
+
 def test_what_two_rows_share_is_trained_once(scans, tmp_path):
     methods = {"dtc": None, "same": {"method": "dtc", "options": {"method#variant": "released", "max_iterations": 2.0}},
                "other": {"method": "dtc", "options": {"network_def#dropout": 0.4}},
@@ -489,29 +503,40 @@ def test_a_self_training_waits_for_its_floor(tmp_path):
     assert local._next([later], [], tmp_path, local.Share(1, 1)) is later
 
 
+def tables_of(study):
+    """What a report is made of, without what differs from start to start: seconds, memory, machine."""
+    names = ("per_case.csv", "summary.csv", "comparisons.csv")
+    return {name: (study / "results" / name).read_bytes() for name in names}
+
+
 @pytest.mark.slow
-def test_killed_at_a_random_moment_it_ends_the_same(scans, tmp_path, inline):
-    """The whole study with SIGKILL, its runs with it, at two random moments; then the same command."""
-    words = ["--methods", "dtc,self_training", "--references", "floor", "--seeds", "0,1",
-             "--max_iterations", "12", "--epoch_length", "4", "--checkpoint_interval", "3"]  # fmt: skip
+def test_killed_at_random_moments_it_ends_the_same(scans, tmp_path, inline):
+    """The whole study with SIGKILL, its runs with it, at five random moments; then the same command."""
+    words = ["--methods", "dtc,self_training", "--references", "floor", "--seeds", "0,1,2",
+             "--max_iterations", "40", "--epoch_length", "4", "--checkpoint_interval", "3"]  # fmt: skip
     assert compare(scans, tmp_path / "whole", *words) == 0
     output = tmp_path / "killed"
     command = [sys.executable, "-m", "monai_ssl", "compare", str(scans), "--dataset", "phantom", "--all_labels",
                "datalist_all_labels.json", "--output", str(output), *tiny(words), *words, "--jobs", "2"]  # fmt: skip
-    rng = random.Random(time.time_ns())
-    for _ in range(2):
+
+    def logged():
+        return sum(path.stat().st_size for path in output.glob("runs/**/training.csv"))
+
+    rng, killed = random.Random(time.time_ns()), 0
+    for _ in range(5):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        begun = len(list(output.glob("runs/*/training.csv")))
-        while process.poll() is None and len(list(output.glob("runs/*/training.csv"))) == begun:
+        begun = logged()
+        while process.poll() is None and logged() <= begun:
             time.sleep(0.01)
-        time.sleep(rng.uniform(0, 8))
+        time.sleep(rng.uniform(0, 4))
+        killed += process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
+    assert killed == 5
     assert subprocess.run(command, capture_output=True).returncode == 0
-    for name in ("per_case.csv", "summary.csv", "comparisons.csv"):
-        tables = [(folder / "results" / name).read_bytes() for folder in (tmp_path / "whole", output)]
-        assert tables[0] == tables[1], name
+    assert tables_of(output) == tables_of(tmp_path / "whole")
     models = {path.relative_to(output): digest(path) for path in output.glob("runs/**/model.pt")}
+    assert len(models) >= 9
     assert models == {path: digest(tmp_path / "whole" / path) for path in models}
 
 
@@ -609,6 +634,9 @@ def test_on_a_ray_cluster_a_lost_worker_takes_no_run_with_it(scans, tmp_path, in
         assert work.work(tmp_path / "b", task.name) == 0
         models = [digest(task.folder(tmp_path / place) / "model.pt") for place in "ab"]
         assert models[0] == models[1]
+    for place in "ab":
+        assert run("compare", tmp_path / place, "--jobs", "0") == 0
+    assert tables_of(tmp_path / "a") == tables_of(tmp_path / "b")
 
 
 # ------------------------------------------------------------------------------------------------------- to look at

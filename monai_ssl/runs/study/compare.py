@@ -355,7 +355,7 @@ def _check_data(plan: Plan, folder: Path) -> None:
         sections = ("training", "unlabeled", "validation", "testing")
         key = digest([contents.of_list(cases, sections), preset.model_dump(mode="json")])
         if key not in known:
-            verified(cases, preset)
+            verified(cases, preset, pool=bool(cases.unlabeled))  # a method without a pool is refused before
             known.add(key)
             write_text(path, json.dumps(sorted(known)) + "\n")
     contents.keep()
