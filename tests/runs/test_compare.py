@@ -672,6 +672,28 @@ def test_progress_on_a_terminal_and_elsewhere(tmp_path):
         (tasks[0].folder(tmp_path) / "training.csv").unlink()
 
 
+def test_progress_of_a_self_training_whose_floor_another_run_trained(tmp_path):
+    import io
+
+    from monai_ssl.runs.folder import RECORD
+    from monai_ssl.runs.study.progress import Progress
+
+    task = Task("self", "self_train", {}, "s", "", "testing", floor="floor", iterations=40)
+    folder = task.folder(tmp_path)
+    with Progress([task], tmp_path, io.StringIO()) as progress:
+        assert progress._part("self") == "0/40"
+        for made, place in ((40, "floor"), (0, "pseudo_labels-1")):
+            (folder / place).mkdir(parents=True)
+            (folder / place / RECORD).write_text("{}")
+            (folder / place / "training.csv").write_text(f"iteration,loss\n{made},0.5\n")
+        assert progress._part("self") == "labeling"
+        (folder / "round-1").mkdir()
+        (folder / "round-1" / RECORD).write_text("{}")
+        for made, said in ((7, "7/40"), (40, "scoring")):
+            (folder / "round-1" / "training.csv").write_text(f"iteration,loss\n{made},0.5\n")
+            assert progress._part("self") == said
+
+
 @pytest.mark.slow
 def test_dry_run_tells_how_long_it_takes_and_trains_nothing(scans, tmp_path, capsys):
     output = tmp_path / "study"

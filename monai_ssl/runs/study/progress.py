@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from monai_ssl.runs.study.tasks import Task, done, iterations_done
+from monai_ssl.runs.study.tasks import Task, done, is_labeling, iterations_done
 
 console = logging.getLogger("monai_ssl.console")
 
@@ -106,6 +106,8 @@ class Progress:
 
     def _part(self, name: str) -> str:
         total = self.tasks[name].iterations
+        if is_labeling(self.tasks[name], self.study):
+            return "labeling"
         made = iterations_done(self.tasks[name], self.study)
         return f"{made}/{total}" if made < total or not total else "scoring"
 

@@ -152,10 +152,23 @@ def read_task(study: Path, name: str) -> Task:
 
 
 def iterations_done(task: Task, study: Path) -> int:
-    """Iterations that a run has made, all of its trainings together; quick enough to be asked every second."""
+    """Iterations that a run has made, all of its trainings together; quick enough to be asked every second.
+
+    A floor that a self-training shares with another run is that one's.
+    """
     folder = task.folder(study)
     places = [folder] if task.kind == "train" else [path.parent for path in folder.glob(f"*/{RECORD}")]
-    return sum(_last_iteration(place / "training.csv") for place in places)
+    return sum(_last_iteration(place / "training.csv") for place in places if not (task.floor and place.name == "floor"))
+
+
+def is_labeling(task: Task, study: Path) -> bool:
+    """Whether a self-training labels the pool just now: a round has labels, and no training yet."""
+    folder = task.folder(study)
+    return any(
+        not (folder / f"round-{number}" / "training.csv").is_file()
+        for path in folder.glob("pseudo_labels-*")
+        if (number := path.name.rpartition("-")[2]).isdigit()
+    )
 
 
 def _last_iteration(log: Path) -> int:
