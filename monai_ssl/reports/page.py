@@ -11,7 +11,7 @@ import html
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -56,10 +56,15 @@ class Picture:
     caption: str
     alternative: str
 
+    @cached_property
+    def png(self) -> bytes:
+        """The figure as a PNG file."""
+        return figure_png(self.figure)
+
     @property
     def uri(self) -> str:
         """The figure as PNG, inside the page."""
-        return "data:image/png;base64," + base64.b64encode(figure_png(self.figure)).decode("ascii")
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 def markdown_text(value: Any) -> Markup:

@@ -362,11 +362,19 @@ def test_files_are_the_same_wherever_and_whenever_they_are_written(tmp_path):
         for each in (row, floor):
             maker.run(each, 0)
             maker.run(each, 1)
+        (maker.folder / "figures").mkdir(parents=True, exist_ok=True)
+        (maker.folder / "figures" / "label_fraction.png").write_bytes(b"of a study with more labels")
         write(maker)
         files = sorted(path for path in maker.folder.rglob("*") if path.is_file() and "runs" not in path.parts)
         texts.append({path.relative_to(maker.folder).as_posix(): path.read_bytes() for path in files})
     assert texts[0] == texts[1]
     assert {"index.html", "report.md", "tables.tex", "results/per_case.csv", "results/trainings.csv"} <= set(texts[0])
+    figures = {name for name in texts[0] if name.startswith("figures/")}
+    assert {"figures/gains.png", "figures/cases-1.png"} <= figures
+    assert "figures/label_fraction.png" not in figures  # of one number of labels there is none
+    for name in figures:
+        assert texts[0][name].startswith(b"\x89PNG")
+        assert f"]({name})".encode() in texts[0]["report.md"]
     for name, content in texts[0].items():
         assert str(tmp_path).encode() not in content, name
     assert b"runs/dtc--0/evaluation-testing" in texts[0]["results/trainings.csv"]

@@ -146,7 +146,7 @@ def write_page(
         "command": command,
         "facts": facts(study),
     }  # fmt: skip
-    pictures = {
+    pictures: dict[str, Any] = {
         "gains_picture": _picture(charts.gains_figure(analysis), FOREST_NOTE, "Gains over the matched floors"),
         "fractions": _picture(charts.fraction_figure(analysis), FRACTION_NOTE, "Dice against the number of labels"),
         "cases": _pictures(charts.case_figures(analysis)),
@@ -157,10 +157,19 @@ def write_page(
         "learning": _picture(charts.learning_figure(study), LEARNING_NOTE, "Validation Dice while training"),
         "losses": _picture(charts.loss_figure(study), LOSS_NOTE, "Loss of every training"),
     }  # fmt: skip
+    # those that go into a paper, as files: Markdown shows them, too
+    names = {"gains": "gains_picture", "label_fraction": "fractions", "ranks": "ranks_picture", "learning": "learning"}
+    drawn = {f"figures/{name}.png": pictures[key] for name, key in names.items() if pictures[key] is not None}
+    drawn |= {f"figures/cases-{number}.png": picture for number, picture in enumerate(pictures["cases"], 1)}
+    text["figures"] = [(path, picture.alternative) for path, picture in drawn.items()]
+    for former in (folder / "figures").glob("*.png"):
+        if f"figures/{former.name}" not in drawn:
+            former.unlink()
     page = folder / "index.html"
     write_atomically(
         {
             **{folder / "results" / name: content for name, content in numbers.items()},
+            **{folder / path: picture.png for path, picture in drawn.items()},
             folder / "tables.tex": _latex(title, text),
             folder / "report.md": render_markdown("study.md.j2", **text),
             page: render_html("study.html.j2", **text, **pictures),

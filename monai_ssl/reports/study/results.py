@@ -20,7 +20,7 @@ def write_study_report(
     command: str,
     quoted: Path | None = None,
 ) -> Path:
-    """Write the report of a study: ``index.html``, ``report.md``, ``tables.tex`` and ``results/*.csv``.
+    """Write the report of a study: ``index.html``, ``report.md``, ``tables.tex``, ``figures/*.png``, ``results/*.csv``.
 
     Args:
         folder: where the report is written; created if needed.
