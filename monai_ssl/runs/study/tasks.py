@@ -158,7 +158,9 @@ def iterations_done(task: Task, study: Path) -> int:
     """
     folder = task.folder(study)
     places = [folder] if task.kind == "train" else [path.parent for path in folder.glob(f"*/{RECORD}")]
-    return sum(_last_iteration(place / "training.csv") for place in places if not (task.floor and place.name == "floor"))
+    return sum(
+        _last_iteration(place / "training.csv") for place in places if not (task.floor and place.name == "floor")
+    )
 
 
 def is_labeling(task: Task, study: Path) -> bool:
