@@ -216,7 +216,8 @@ def shield_bfloat16_convolutions(module: nn.Module) -> nn.Module:
     oneDNN 3.12 (PyTorch 2.13) has out-of-bounds reads (kernels of 3 and 5) and writes (7) in the bfloat16 weight
     gradient of such a convolution (depths of 2 with a kernel of 3, 2 to 4 with 5): the gradient is then NaN, infinite
     or silently wrong, at random. Patches of 32 voxels reach a depth of 2 after four halvings. The test
-    ``test_precision.py`` shows it.
+    ``test_precision.py`` shows it. A network in eval mode without gradients is left alone, so that the validation of a
+    training sees what inference, where nothing is shielded, will compute.
 
     Args:
         module: the ``forward`` of its ``Conv3d`` children is wrapped, in place and once. State dicts are unchanged.
@@ -245,7 +246,7 @@ class _ShieldedForward:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         convolution = self.convolution
-        shallow = x.shape[2] < convolution.kernel_size[0]
+        shallow = x.shape[2] < convolution.kernel_size[0] and (convolution.training or torch.is_grad_enabled())
         if not (shallow and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
             return type(convolution).forward(convolution, x)
         with torch.autocast("cpu", enabled=False):

@@ -115,6 +115,22 @@ def is_right(actual, expected):
     return all(((a - e).abs().max() / e.abs().max()).item() < 0.05 for a, e in zip(actual, expected, strict=True))
 
 
+@pytest.mark.parametrize(("training", "gradient"), [(True, True), (True, False), (False, True), (False, False)])
+def test_only_what_may_meet_a_gradient_is_shielded(training, gradient):
+    """A validation in the middle of a training computes what inference, without the shield, computes later."""
+    torch.manual_seed(0)
+    plain = nn.Conv3d(3, 3, 3, padding=1).train(training)
+    shielded = shield_bfloat16_convolutions(copy.deepcopy(plain))
+    x = torch.randn(1, 3, 2, 4, 4)
+    with torch.set_grad_enabled(gradient), torch.autocast("cpu", dtype=torch.bfloat16):
+        found, expected = shielded(x), plain(x)
+    if training or gradient:
+        assert found.dtype == torch.float32
+    else:
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize(
     ("depth", "kernel_size"),
     [(2, 3), (2, 5), (3, 5), (4, 5), (2, 7), (6, 7), (1, 3), (3, 3), (4, 3), (5, 5), (7, 7), (2, 1)],
