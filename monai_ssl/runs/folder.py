@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from monai_ssl.runs.record import Record
 
 CHECKPOINT, MODEL, BEST = "checkpoint.pt", "model.pt", "best.pt"
+SELF_TRAINING = "self_training.json"
 RECORD, PRESET, PRECISION, COSTS, ALARMS = "run.json", "preset.yaml", "precision.json", "costs.json", "alarms.json"
 LOGS = ("training.csv", "validation.csv")
 LOCK = ".lock"
@@ -32,6 +33,24 @@ NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckp
                  "pseudo_labels")  # fmt: skip
 
 console = logging.getLogger("monai_ssl.console")
+
+
+def trained_in(folder: str | os.PathLike[str]) -> Path:
+    """``folder``; where a self-training in rounds ended there, the folder of the training whose network is used.
+
+    Example:
+        >>> trained_in("runs/dtc").name
+        'dtc'
+    """
+    place = Path(folder).expanduser()
+    if (place / RECORD).is_file() or not (place / SELF_TRAINING).is_file():
+        return place
+    try:
+        told = json.loads((place / SELF_TRAINING).read_text(encoding="utf-8"))
+        name = str(told["fine_tuned"] or told["rounds"][-1])
+    except (OSError, ValueError, TypeError, KeyError, IndexError):
+        return place  # its missing record will be told
+    return place / Path(name).name
 
 
 class Run:
@@ -55,12 +74,12 @@ class Run:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str] | Run) -> Run:
-        """The run that a training left in ``folder``.
+        """The run that a training left in ``folder``; of a finished self-training, its last one.
 
         Raises:
             DataError: when it is no folder of a training.
         """
-        run = folder if isinstance(folder, Run) else cls(folder)
+        run = folder if isinstance(folder, Run) else cls(trained_in(folder))
         if not run.folder.is_dir():
             raise DataError(f"run: {run.folder} is no folder; train first: {PROGRAM} train BUNDLE DATASET_DIR")
         for name in (RECORD, PRESET):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_ssl.errors import PROGRAM, DataError, UsageError, enumerated, plural
-from monai_ssl.runs.folder import Run
+from monai_ssl.runs.folder import SELF_TRAINING, Run
 
 if TYPE_CHECKING:
     from monai_ssl.data.datalist import Datalist
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 console = logging.getLogger("monai_ssl.console")
 
 FLOOR, METHOD = "supervised", "self_training"
-SUMMARY, PAGE = "self_training.json", "report.html"
+PAGE = "report.html"
 # a class that has less than this share of its voxels in the labeled scans has all but vanished from the pool's labels
 VANISHING = 0.2
 # and with more than this many times its share, it covers what it is not
@@ -351,7 +351,7 @@ def _write_summary(done: SelfTraining, seconds: Mapping[str, float], total: floa
     from monai_ssl.files import write_text
     from monai_ssl.metrics import environment
 
-    path = done.folder / SUMMARY
+    path = done.folder / SELF_TRAINING
     former = json.loads(path.read_text(encoding="utf-8")).get("seconds", {}) if path.is_file() else {}
     content = {
         "floors": [run.folder.name for run in done.floors],

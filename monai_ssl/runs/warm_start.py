@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_ssl.errors import DataError, enumerated, plural
-from monai_ssl.runs.folder import MODEL, RECORD
+from monai_ssl.runs.folder import MODEL, RECORD, trained_in
 from monai_ssl.weights import content_digest, load
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def weights_file(init: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(init, (str, os.PathLike)) or not os.fspath(init):
         raise DataError(f"init: must be the folder of a run, a file of weights or null, got {init!r}")
-    place = Path(init).expanduser().resolve()
+    place = trained_in(init).resolve()
     if place.is_dir():
         for file in (place / MODEL, place / "models" / MODEL):
             if file.is_file():

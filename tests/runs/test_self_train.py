@@ -24,7 +24,9 @@ from monai_ssl.data import reading as reading_module
 from monai_ssl.errors import DataError, UsageError
 from monai_ssl.runs import pseudo_labels
 from monai_ssl.runs.pseudo_labels import Rules, _judged, anatomy, largest_component
+from monai_ssl.runs.folder import SELF_TRAINING, Run, trained_in
 from monai_ssl.runs.self_training import alarms
+from monai_ssl.runs.warm_start import weights_file
 from monai_ssl.weights import content_digest, load
 
 TINY = {"dataset": "phantom", "max_iterations": 3, "epoch_length": 2, "val_interval": 9, "num_workers": 0, "amp": "off",
@@ -78,6 +80,18 @@ class TestOneRound:
         with open(done.run.folder / "training.csv") as file:
             assert all(float(row["pseudo"]) > 0 for row in csv.DictReader(file))
         assert 0 <= monai_ssl.evaluate(done.run, "validation").dice["validation_0000"] <= 1
+
+    def test_the_folder_of_all_rounds_stands_for_the_last(self, done, tmp_path):
+        assert Run.open(done.folder).folder == done.run.folder
+        assert weights_file(done.folder) == done.run.model
+        scores = monai_ssl.evaluate(done.folder, "validation", output=tmp_path).dice
+        assert scores == monai_ssl.evaluate(done.run, "validation", output=tmp_path / "run").dice
+        (tmp_path / "begun").mkdir()
+        (tmp_path / "begun" / SELF_TRAINING).write_text('{"rounds": ["../../elsewhere"], "fine_tuned": null}')
+        assert trained_in(tmp_path / "begun") == tmp_path / "begun" / "elsewhere"  # never out of the folder
+        (tmp_path / "begun" / SELF_TRAINING).write_text('{"rounds": []')
+        with pytest.raises(DataError, match="holds no run.json"):
+            Run.open(tmp_path / "begun")
 
     def test_every_scan_of_the_pool_has_a_label_map_on_its_grid(self, data, done):
         cases = load_datalist("datalist.json", data.scans)

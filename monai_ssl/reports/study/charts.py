@@ -94,6 +94,8 @@ def fraction_figure(analysis: Analysis) -> Figure | None:
     figure, grid = _grid(len(panels), 5.6, 4.3)
     for axes, (name, curves, ceilings) in zip(grid, panels, strict=True):
         style_axes(axes, name, "labeled cases", "Dice %")
+        # the ceiling is the floor with all labels: its curve ends there
+        curves = [curve + [row for row in ceilings if curve[0].row.role == "floor"] for curve in curves]
         counts = sorted({row.row.n_labeled for curve in curves for row in curve})
         place = {count: number for number, count in enumerate(counts)}
         for row in ceilings:
