@@ -23,8 +23,8 @@ from monai_ssl.data import load_datalist, load_preset
 from monai_ssl.data import reading as reading_module
 from monai_ssl.errors import DataError, UsageError
 from monai_ssl.runs import pseudo_labels
-from monai_ssl.runs.pseudo_labels import Rules, _judged, anatomy, largest_component
 from monai_ssl.runs.folder import SELF_TRAINING, Run, trained_in
+from monai_ssl.runs.pseudo_labels import Rules, _judged, anatomy, largest_component
 from monai_ssl.runs.self_training import alarms
 from monai_ssl.runs.warm_start import weights_file
 from monai_ssl.weights import content_digest, load
@@ -90,7 +90,7 @@ class TestOneRound:
         (tmp_path / "begun" / SELF_TRAINING).write_text('{"rounds": ["../../elsewhere"], "fine_tuned": null}')
         assert trained_in(tmp_path / "begun") == tmp_path / "begun" / "elsewhere"  # never out of the folder
         (tmp_path / "begun" / SELF_TRAINING).write_text('{"rounds": []')
-        with pytest.raises(DataError, match="holds no run.json"):
+        with pytest.raises(DataError, match=r"holds no run\.json"):
             Run.open(tmp_path / "begun")
 
     def test_every_scan_of_the_pool_has_a_label_map_on_its_grid(self, data, done):
