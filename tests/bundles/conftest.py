@@ -11,8 +11,12 @@ LONG = (
     "test_onnx_gives_the_same_logits",
     "test_inference_equals_evaluation_to_the_voxel",
     "test_evaluation_equals_validation_of_the_training",
+    "test_torchscript_gives_the_same_logits",
+    "test_verify_net_in_out",
+    "test_overrides_of_monai_label",
+    "test_from_training_to_segmentation",
 )
-ALWAYS = {"dtc", "ug_mcl", "ss_net", "tac", "caml", "self_training", "sassnet", "urpc", "cps"}
+ALWAYS = {"dtc", "ss_net", "caml", "self_training", "sassnet", "cps"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
@@ -26,7 +30,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         callspec = getattr(item, "callspec", None)
         folder = callspec.params.get("bundle") if callspec else None
-        if folder is not None and item.originalname in LONG and folder.name not in ALWAYS:  # type: ignore[attr-defined]
+        name = getattr(folder, "name", folder)  # a path, or a name
+        if name is not None and item.originalname in LONG and name not in ALWAYS:  # type: ignore[attr-defined]
             item.add_marker("slow")
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
