@@ -638,6 +638,7 @@ def test_on_a_ray_cluster_a_lost_worker_takes_no_run_with_it(scans, tmp_path, in
         models = [digest(task.folder(tmp_path / place) / "model.pt") for place in "ab"]
         assert models[0] == models[1]
     for place in "ab":
+        (tmp_path / place / "study.yaml").write_text(settings(scans, references="floor", options=options).text())
         assert run("compare", tmp_path / place, "--jobs", "0") == 0
     assert tables_of(tmp_path / "a") == tables_of(tmp_path / "b")
 
