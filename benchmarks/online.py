@@ -77,7 +77,7 @@ def _scans(study: Path) -> Path:
 
 def _scores(source: Path, target: Path) -> Iterator[tuple[str, int, str, float]]:
     """Arm, seed, case, Dice."""
-    places = {name: source / "runs" for name in ROWS} | {name: target for name in ARMS}
+    places = dict.fromkeys(ROWS, source / "runs") | dict.fromkeys(ARMS, target)
     for arm, place in places.items():
         for seed in SEEDS:
             folder = place / f"{arm}-seed{seed}" / "evaluation-validation"
