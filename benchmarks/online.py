@@ -104,8 +104,8 @@ def write(source: Path, target: Path, results: Path) -> None:
                          f"{100 * min(every):.0f} | {failed} |")  # fmt: skip
     head = (
         "# Online pseudo-labels from a finished floor\n\n"
-        "Left atrium at 2.5 mm, 4 labels and 60 unlabeled scans, 16 validation cases, flavor `practical`, 800 iterations, "
-        "three seeds, last iterate, no mirrored views. Four rows are those of [the label-fraction curve]"
+        "Left atrium at 2.5 mm, 4 labels and 60 unlabeled scans, 16 validation cases, flavor `practical`, 800 "
+        "iterations, three seeds, last iterate, no mirrored views. Four rows are those of [the label-fraction curve]"
         "(../label_fraction/README.md). Written by `python benchmarks/online.py`.\n\n"
     )
     findings = results / "FINDINGS.md"
