@@ -21,6 +21,7 @@ from monai_ssl.errors import DataError
 from monai_ssl.metrics import write_results
 from monai_ssl.reports.study import StudyRow, StudyRun, write_study_report
 from monai_ssl.reports.study.analysis import Analysis
+from monai_ssl.reports.study.charts import fraction_figure
 from monai_ssl.reports.study.findings import findings, warnings
 from monai_ssl.reports.study.latex import latex_text
 from monai_ssl.reports.study.load import load_study
@@ -547,6 +548,18 @@ def test_equal_rows(tmp_path):
     (sentence,) = findings(found)
     assert "no gap to close" in sentence
     write(maker)
+
+
+def test_the_label_fraction_curve_of_the_floor_ends_at_the_ceiling(tmp_path):
+    maker = Maker(tmp_path)
+    for n, role in ((4, "floor"), (4, "method"), (8, "floor"), (8, "method"), (64, "ceiling")):
+        maker.run(maker.row(f"{role}-{n}", role, title=role, n_labeled=n))
+    axes = fraction_figure(analysis(maker)).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "8", "64"]
+    ends = {
+        line.get_label(): line.get_xdata()[-1] for line in axes.lines if line.get_marker() not in ("None", None, "")
+    }
+    assert (ends["floor"], ends["method"]) == (2, 1)
 
 
 def test_a_loss_is_said(tmp_path):
