@@ -82,6 +82,10 @@ class Run:
         run = folder if isinstance(folder, Run) else cls(trained_in(folder))
         if not run.folder.is_dir():
             raise DataError(f"run: {run.folder} is no folder; train first: {PROGRAM} train BUNDLE DATASET_DIR")
+        if not (run.folder / RECORD).is_file() and list(run.folder.glob(f"floor*/{RECORD}")):
+            raise DataError(
+                f"run: the self-training in {run.folder} has not ended; repeat its command, or name one of its runs"
+            )
         for name in (RECORD, PRESET):
             if not (run.folder / name).is_file():
                 raise DataError(

@@ -92,6 +92,9 @@ class TestOneRound:
         (tmp_path / "begun" / SELF_TRAINING).write_text('{"rounds": []')
         with pytest.raises(DataError, match=r"holds no run\.json"):
             Run.open(tmp_path / "begun")
+        shutil.copytree(done.floors[0].folder, tmp_path / "begun" / "floor")
+        with pytest.raises(DataError, match="has not ended; repeat its command"):
+            Run.open(tmp_path / "begun")
 
     def test_every_scan_of_the_pool_has_a_label_map_on_its_grid(self, data, done):
         cases = load_datalist("datalist.json", data.scans)
