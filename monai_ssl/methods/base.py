@@ -108,6 +108,21 @@ class SemiSupervisedMethod(nn.Module, ABC):
         self._pseudo_label_counts: Tensor | None = None
         self.adversaries = nn.ModuleDict()
 
+    @classmethod
+    def matched_floor(cls, options: Mapping[str, Any]) -> Any:
+        """What is trained at ``unsupervised_weight`` 0, where other methods train the same.
+
+        Methods that agree in it, and in network, batches and recipe, train the same network bit for bit at weight 0, and
+        a study trains it once (:func:`joint_pass_floor`).
+
+        Args:
+            options: of the method, as its bundle gives them: name -> plain value.
+
+        Returns:
+            a plain value, equal for equal trainings; None where nobody else trains this.
+        """
+        return None
+
     @abstractmethod
     def forward(self, labeled: Batch, unlabeled: Batch | None) -> dict[str, Tensor]:
         """Named, already weighted loss terms; the trainer sums and logs them.
@@ -214,6 +229,17 @@ class SemiSupervisedMethod(nn.Module, ABC):
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         self.iteration = int(state["iteration"])
+
+
+def joint_pass_floor(options: Mapping[str, Any]) -> list[Any]:
+    """:meth:`SemiSupervisedMethod.matched_floor` of the methods that send both streams through the network in one pass
+    and learn the labels by ``HalfDiceCELoss``: of the pool, nothing but its share in the batch statistics is left.
+
+    Example:
+        >>> joint_pass_floor({"include_background": True, "decay": 0.99})
+        ['joint pass, HalfDiceCELoss', True]
+    """
+    return ["joint pass, HalfDiceCELoss", options.get("include_background", True)]
 
 
 def joint_images(labeled: Batch, unlabeled: Batch | None) -> Tensor:

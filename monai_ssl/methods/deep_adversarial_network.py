@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from monai_ssl.losses import HalfDiceCELoss
 from monai_ssl.methods.adversarial import AdversarialMethod
-from monai_ssl.methods.base import Batch, joint_images, staircase
+from monai_ssl.methods.base import Batch, joint_images, joint_pass_floor, staircase
 
 
 class DeepAdversarialNetwork(AdversarialMethod):
@@ -87,6 +88,10 @@ class DeepAdversarialNetwork(AdversarialMethod):
         super().__init__(network, discriminator, discriminator_learning_rate, unsupervised_weight)
         self.ramp_up = staircase(ramp_up, max_iterations, weight, ramp_levels)
         self.supervised = HalfDiceCELoss(include_background)
+
+    @classmethod
+    def matched_floor(cls, options: Mapping[str, Any]) -> Any:
+        return joint_pass_floor(options)
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         logits = self.network(joint_images(labeled, unlabeled)).float()

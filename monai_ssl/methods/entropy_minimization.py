@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from monai_ssl.losses import HalfDiceCELoss, predictive_entropy
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images, staircase
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images, joint_pass_floor, staircase
 
 
 class EntropyMinimization(SemiSupervisedMethod):
@@ -77,6 +78,10 @@ class EntropyMinimization(SemiSupervisedMethod):
         self.ramp_up = staircase(ramp_up, max_iterations, weight, ramp_levels)
         self.labeled_too = bool(labeled_too)
         self.supervised = HalfDiceCELoss(include_background)
+
+    @classmethod
+    def matched_floor(cls, options: Mapping[str, Any]) -> Any:
+        return joint_pass_floor(options)
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         return self.terms(self.network(joint_images(labeled, unlabeled)), labeled)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
 from monai_ssl.losses import add_noise
 from monai_ssl.methods.averaged_teacher import AveragedTeacher
-from monai_ssl.methods.base import Batch, check_at_least, joint_images
+from monai_ssl.methods.base import Batch, check_at_least, joint_images, joint_pass_floor
 
 
 class MeanTeacher(AveragedTeacher):
@@ -83,6 +84,10 @@ class MeanTeacher(AveragedTeacher):
         )
         check_at_least(0, delay=delay)
         self.delay = int(delay)
+
+    @classmethod
+    def matched_floor(cls, options: Mapping[str, Any]) -> Any:
+        return joint_pass_floor(options)
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         taught = None

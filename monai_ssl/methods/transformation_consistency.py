@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from monai_ssl.losses import MaskedMSELoss, add_noise
 from monai_ssl.methods.averaged_teacher import AveragedTeacher
-from monai_ssl.methods.base import Batch, check_at_least, joint_images
+from monai_ssl.methods.base import Batch, check_at_least, joint_images, joint_pass_floor
 from monai_ssl.transforms import Poses, random_poses
 
 NETWORKS = ("teacher", "student")
@@ -111,6 +111,12 @@ class TransformationConsistency(AveragedTeacher):
         self.rotate90_axes = None if rotate90_axes is None else tuple(rotate90_axes)
         self.scale, self.noise, self.transformed = float(scale), float(noise), transformed
         self.difference = MaskedMSELoss()
+
+    @classmethod
+    def matched_floor(cls, options: Mapping[str, Any]) -> Any:
+        if options.get("transformed", "teacher") != "teacher":  # the student's images are moved then
+            return None
+        return joint_pass_floor(options)
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         if unlabeled is None or (self.unsupervised_weight == 0 and self.transformed == "teacher"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from monai_ssl.losses import (
     predictive_entropy,
 )
 from monai_ssl.methods.averaged_teacher import AveragedTeacher
-from monai_ssl.methods.base import Batch, check_at_least, joint_images
+from monai_ssl.methods.base import Batch, check_at_least, joint_images, joint_pass_floor
 
 
 class UncertaintyAwareMeanTeacher(AveragedTeacher):
@@ -103,6 +104,10 @@ class UncertaintyAwareMeanTeacher(AveragedTeacher):
         self.passes, self.passes_per_call = int(passes), int(passes_per_call)
         self.entropy_classes = entropy_classes
         self.masked_mse = MaskedMSELoss(entropy_classes)
+
+    @classmethod
+    def matched_floor(cls, options: Mapping[str, Any]) -> Any:
+        return joint_pass_floor(options)
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         taught: tuple[Tensor | None, Tensor | None] = (None, None)

@@ -100,3 +100,39 @@ def test_an_adversary_must_say_how_it_learns():
     method.add_adversary("critic", torch.nn.Linear(1, 1))
     with pytest.raises(NotImplementedError, match="Silent has the adversary 'critic' and must define adversary_terms"):
         method.adversary_terms("critic", {}, None)
+
+
+@pytest.mark.parametrize("include_background", [True, False])
+def test_methods_with_the_same_matched_floor_train_the_same_network(include_background):
+    """Bit for bit, dropout and batch statistics included: that is why a study trains it once."""
+    groups = {}
+    for name in names():
+        method = testers()[name]()
+        kind = type(tiny(name))
+        options = {"include_background": include_background}
+        if (floor := kind.matched_floor(options)) is None:
+            continue
+        assert kind.matched_floor({"include_background": not include_background}) != floor
+        method = tiny(name, unsupervised_weight=0.0, **options).train()
+        torch.manual_seed(1)
+        optimizer = torch.optim.SGD(method.network.parameters(), lr=0.1)
+        for _ in range(3):
+            labeled, unlabeled = batches()
+            optimizer.zero_grad()
+            sum(method(labeled, unlabeled).values()).backward()
+            optimizer.step()
+            method.after_step()
+        groups.setdefault(str(floor), {})[name] = method.network.state_dict()
+    for trained in groups.values():
+        assert set(trained) == {"dan", "entropy_minimization", "mean_teacher", "tcse", "ua_mt"}
+        first, *others = trained.values()
+        for other in others:
+            assert all(torch.equal(first[key], other[key]) for key in first)
+    assert len(groups) == 1
+
+
+def test_a_student_that_sees_moved_images_has_a_matched_floor_of_its_own():
+    from monai_ssl.methods import TransformationConsistency
+
+    assert TransformationConsistency.matched_floor({"transformed": "student"}) is None
+    assert TransformationConsistency.matched_floor({"transformed": "teacher"}) is not None

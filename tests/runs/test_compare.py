@@ -291,6 +291,22 @@ def test_what_two_rows_share_is_trained_once(scans, tmp_path):
     assert plan.shared == 3
 
 
+def test_a_matched_floor_that_several_methods_share_is_trained_once(scans, tmp_path):
+    methods = {"dan": None, "mean_teacher": None, "ua_mt": None, "tcse": None, "ict": None,
+               "gated": {"method": "dan", "options": {"network_def#gates": True}},
+               "moved": {"method": "tcse", "options": {"method#transformed": "student"}},
+               "bare": {"method": "mean_teacher", "options": {"method#include_background": False}}}  # fmt: skip
+    plan = make_plan(settings(scans, methods=methods, labels=[2]), tmp_path)
+    task = {run.row: run.task for run in plan.runs}
+    shared = task["dan-matched_floor"]
+    assert task["mean_teacher-matched_floor"] == task["tcse-matched_floor"] == shared
+    assert len({task[name] for name in ("dan", "mean_teacher", "tcse")}) == 3
+    # UA-MT leaves the background out in 3D, as one of the others does when told
+    assert task["ua_mt-matched_floor"] == task["bare-matched_floor"] != shared
+    for other in ("ict", "gated", "moved", "ua_mt"):
+        assert task[f"{other}-matched_floor"] != shared
+
+
 def test_the_identity_is_the_content(scans, tmp_path):
     def digests(**changes):
         return {name: task.digest for name, task in make_plan(settings(scans, **changes), tmp_path).tasks.items()}

@@ -58,6 +58,30 @@ def resolved(config: Mapping[str, Any], preset: Preset, picking: bool = False) -
     return found
 
 
+def at_weight_zero(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a matched floor: equal for methods that train the same network at weight 0.
+
+    Args:
+        config: as :func:`resolved` gives it. Its method's options are replaced by what the method says of itself at
+            weight 0, see :meth:`monai_ssl.methods.SemiSupervisedMethod.matched_floor`; where that is None, nothing
+            changes.
+    """
+    import inspect
+    import pydoc
+
+    options = {key.partition("#")[2]: value for key, value in config.items() if key.startswith("method#")}
+    method = pydoc.locate(str(options.get("_target_")))
+    floor = getattr(method, "matched_floor", lambda options: None)(options)
+    if floor is None or not str(options["_target_"]).startswith("monai_ssl.methods."):
+        return dict(config)
+    found = {key: value for key, value in config.items() if not key.startswith("method#")}
+    if callable(network := pydoc.locate(str(config.get("network_def#_target_")))):
+        for name, parameter in inspect.signature(network).parameters.items():  # an option left out is its default
+            if parameter.default is not parameter.empty:
+                found.setdefault(f"network_def#{name}", parameter.default)
+    return {**found, "matched_floor": floor}
+
+
 def cannot_build(bundle: str, options: Mapping[str, Any], preset: Preset, cases: Datalist) -> str:
     """Why a bundle's network and method cannot be built with some options; "" where they can.
 

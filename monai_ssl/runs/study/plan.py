@@ -25,7 +25,7 @@ from monai_ssl.runs.study.cases import (
     true_labels,
     write_list,
 )
-from monai_ssl.runs.study.identity import Contents, cannot_build, digest, resolved
+from monai_ssl.runs.study.identity import Contents, at_weight_zero, cannot_build, digest, resolved
 from monai_ssl.runs.study.settings import DataSettings, MethodSettings, StudySettings
 from monai_ssl.runs.study.tasks import Task
 
@@ -493,6 +493,8 @@ class _Planner:
             place = self.folder / TRUE_LABELS / f"{situation.data}{split}{kind}"
             arguments["pseudo_labels"] = str(true_labels(situation.deal, cases.unlabeled, place, preset))
             content["pseudo_labels"] = self.contents.of_folder(place)
+        if role == "matched_floor":
+            content["config"] = at_weight_zero(content["config"])
         arguments = {"bundle": method.method, **arguments, **options}
         return Task(name, "train", arguments, digest(content), iterations=iterations, **whole)
 
