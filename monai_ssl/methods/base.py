@@ -112,8 +112,8 @@ class SemiSupervisedMethod(nn.Module, ABC):
     def matched_floor(cls, options: Mapping[str, Any]) -> Any:
         """What is trained at ``unsupervised_weight`` 0, where other methods train the same.
 
-        Methods that agree in it, and in network, batches and recipe, train the same network bit for bit at weight 0, and
-        a study trains it once (:func:`joint_pass_floor`).
+        Methods that agree in it, and in network, batches and recipe, train the same network bit for bit at weight 0,
+        and a study trains it once (:func:`joint_pass_floor`).
 
         Args:
             options: of the method, as its bundle gives them: name -> plain value.
