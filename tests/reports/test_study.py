@@ -351,6 +351,31 @@ def test_costs(whole):
     assert (line["Peak memory, GB"], line["Peak GPU memory, GB"]) == ("5.00", "–")
 
 
+def test_the_hours_of_a_self_training_are_those_of_all_its_parts(tmp_path):
+    from dataclasses import replace
+
+    maker = Maker(tmp_path)
+    maker.run(maker.row("self_training", title="Self-training"), 0)
+    [run] = maker.runs
+    chain = tmp_path / "chain"
+    for name, seconds in (("floor", 200.0), ("round-1", 300.0)):
+        (chain / name).mkdir(parents=True)
+        (chain / name / "costs.json").write_text(
+            json.dumps({"seconds": seconds, "sessions": [{"first": 1, "last": 100, "seconds": seconds}]})
+        )
+    told = {"floors": ["floor"], "rounds": ["round-1"], "fine_tuned": None, "pseudo_labels": ["pseudo_labels-1"]}
+    (chain / "self_training.json").write_text(json.dumps({**told, "seconds": {"pseudo_labels-1": 76.0}}))
+    shutil.copytree(run.run, chain / "round-1", dirs_exist_ok=True)
+    (chain / "round-1" / "costs.json").write_text(
+        json.dumps({"seconds": 300.0, "sessions": [{"first": 1, "last": 100, "seconds": 300.0}]})
+    )
+    maker.runs[:] = [replace(run, run=chain / "round-1", chain=chain)]
+    write(maker)
+    [[line]] = tables((maker.folder / "report.md").read_text())["Costs"]
+    assert line["Hours per training"] == f"{(200 + 300 + 76) / 3600:.2f}"
+    assert line["Seconds per iteration"] == "3.00"
+
+
 # ------------------------------------------------------------------------------------------------------- the files
 
 

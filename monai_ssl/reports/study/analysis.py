@@ -163,7 +163,7 @@ class Costs:
         parameters, parameters_trained: of the deployed network, and of everything that is trained.
         macs: multiply-accumulates of one patch through the deployed network.
         patch: shape of that patch.
-        hours: mean per training.
+        hours: mean per training; of a self-training, floor, labeling and all rounds together.
         seconds_per_iteration: mean over everything that a training does.
         memory, gpu_memory: largest peaks, in bytes.
     """
@@ -412,6 +412,7 @@ def _costs(row: LoadedRow) -> Costs:
         for record in records
         if record.get("seconds") and record.get("sessions")
     ]
+    whole = [float(record.get("seconds_in_all") or record["seconds"]) for record in records if record.get("seconds")]
     return Costs(
         row=row,
         n_trainings=len(records),
@@ -419,7 +420,7 @@ def _costs(row: LoadedRow) -> Costs:
         parameters_trained=largest("parameters_trained"),
         macs=largest("macs"),
         patch=next((tuple(record["patch"]) for record in records if record.get("patch")), None),
-        hours=float(np.mean(seconds)) / 3600 if seconds else None,
+        hours=float(np.mean(whole)) / 3600 if whole else None,
         seconds_per_iteration=sum(seconds) / sum(steps) if seconds and sum(steps) else None,
         memory=largest("peak_memory_bytes"),
         gpu_memory=largest("peak_gpu_memory_bytes"),

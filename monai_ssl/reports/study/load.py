@@ -19,6 +19,8 @@ from monai_ssl.reports.study.rows import ROLES, Role, StudyRow, StudyRun
 
 __all__ = ["Key", "LoadedRow", "Study", "Trained", "load_study", "read_json"]
 
+SELF_TRAINING = "self_training.json"
+
 Key = tuple[str, int]
 """Split and seed: what two trainings that are compared have in common."""
 
@@ -45,7 +47,8 @@ class Trained:
         meta: of the evaluation.
         training: how it was trained, as far as anything says so.
         record: content of ``run.json``; empty where there is none.
-        costs: content of ``costs.json``; empty where there is none.
+        costs: content of ``costs.json``; empty where there is none. Of a self-training, ``seconds_in_all`` and
+            ``parts`` tell what floors, labels and all rounds took together.
     """
 
     run: StudyRun
@@ -166,7 +169,7 @@ def load_study(rows: Sequence[StudyRow], runs: Sequence[StudyRun], quoted: Seque
             continue
         trained[run.row].append(
             Trained(run, results.rows, results.meta, training_of(run.evaluation, results.meta),
-                    read_json(run.run / "run.json"), read_json(run.run / "costs.json"))
+                    read_json(run.run / "run.json"), _costs(run))
         )  # fmt: skip
     colors = _colors(rows)
     order = {name: number for number, name in enumerate(dict.fromkeys(row.dataset for row in rows))}
@@ -231,6 +234,21 @@ def _colors(rows: Sequence[StudyRow]) -> dict[str, str]:
     return {
         row.name: methods.get(row.name) or serving.get(row.role) or methods.get(row.of) or FLOOR_COLOR for row in rows
     }
+
+
+def _costs(run: StudyRun) -> dict[str, Any]:
+    """What a training cost; of a self-training, every part of it."""
+    own = read_json(run.run / "costs.json")
+    if run.chain is None:
+        return own
+    told = read_json(run.chain / SELF_TRAINING)
+    names = [*told.get("floors", []), *told.get("rounds", []), *filter(None, [told.get("fine_tuned")])]
+    parts = {name: read_json(run.chain / name / "costs.json").get("seconds") for name in names}
+    took = told.get("seconds", {})
+    parts |= {name: took.get(name) for name in told.get("pseudo_labels", []) if name in took}
+    if not parts or not all(parts.values()):
+        return own
+    return {**own, "seconds_in_all": sum(parts.values()), "parts": parts}
 
 
 def read_json(path: Path) -> dict[str, Any]:

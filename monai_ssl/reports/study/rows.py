@@ -77,6 +77,7 @@ class StudyRun:
         split: fold or random split; "" for none. Runs of two rows are compared where seed and split are the same.
         run: folder of the run (``run.json``, ``training.csv``, ``costs.json``).
         evaluation: folder with ``per_case.csv`` and ``summary.json``. Where it is missing, the page says so.
+        chain: of a self-training, whose last training ``run`` is: its folder. What the others cost, counts too.
 
     Example:
         >>> StudyRun("dtc-8", 0, "", Path("runs/dtc-8-0"), Path("runs/dtc-8-0/evaluation-testing")).seed
@@ -88,3 +89,4 @@ class StudyRun:
     split: str
     run: Path
     evaluation: Path
+    chain: Path | None = None

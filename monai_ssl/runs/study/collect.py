@@ -51,7 +51,8 @@ def collect(study: StudySettings, plan: Plan, folder: Path, command: str) -> Pat
         facts.append(_facts(row, run.seed, run.split, task, folder, ready))
         if not ready:
             continue
-        runs.append(StudyRun(run.row, run.seed, run.split, last_run(task, folder), task.evaluation(folder)))
+        chain = task.folder(folder) if task.kind == "self_train" else None
+        runs.append(StudyRun(run.row, run.seed, run.split, last_run(task, folder), task.evaluation(folder), chain))
     write_text(folder / RESULTS / TABLE, _csv(facts, RUN))
     if not runs:
         return None
