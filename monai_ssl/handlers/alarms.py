@@ -176,7 +176,8 @@ class Alarms:
             "metric": None if metric is None or not math.isfinite(values[metric]) else float(values[metric]),
             "classes": {str(value): {"drawn": drawn, "dice": dice / n if n else None, "cases": n}
                         for value, (drawn, dice, n) in self._counts.items()},
-            "pseudo_labels": None if pseudo is None else [float(count) for count in pseudo],
+            "pseudo_labels": None if pseudo is None else [float(count) for count in pseudo[:-1]],
+            "left_open": None if pseudo is None else float(pseudo[-1]),
         })  # fmt: skip
         second_half = 2 * iteration >= total
         for value, name in self.labels.items():

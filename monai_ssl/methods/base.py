@@ -161,11 +161,13 @@ class SemiSupervisedMethod(nn.Module, ABC):
         """
         label = label.detach()
         counts = torch.stack([(label == value).sum() for value in range(n_classes)])
+        counts = torch.cat([counts, label.numel() - counts.sum(keepdim=True, dim=0)])
         former = self._pseudo_label_counts
         self._pseudo_label_counts = counts if former is None else former + counts
 
     def take_pseudo_labels(self) -> list[int] | None:
-        """Voxels per class that were noted since the last call; None where none were."""
+        """Voxels per class that were noted since the last call, and at the end those that teach nothing; None where
+        none were."""
         counts, self._pseudo_label_counts = self._pseudo_label_counts, None
         return None if counts is None else [int(count) for count in counts]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -17,12 +18,23 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 from monai_ssl.data.reading import LabelFile, read_volume
 from monai_ssl.files import text_of_cell
 from monai_ssl.metrics.statistics import FAILURE_DICE, bootstrap_interval, case_values
-from monai_ssl.reports.figures import GRID, INK, comparison_figure, new_figure, plain_text, style_axes, upright
+from monai_ssl.reports.figures import (
+    GRID,
+    INK,
+    class_color,
+    comparison_figure,
+    new_figure,
+    plain_text,
+    style_axes,
+    upright,
+)
 from monai_ssl.reports.numbers import number_text
 from monai_ssl.reports.run import LoadedRun
 
 __all__ = ["case_figure", "curves_figure", "overlay_figures", "read_log"]
 
+# where a training notes the pseudo-labels that it made, beside its log
+ALARMS = "alarms.json"
 # columns of a training log that are no terms of the loss; a part of an adversary's has its name before it: name/term
 NO_TERM = {"loss", "iteration", "step", "epoch", "lr", "learning_rate", "grad_norm", "time", "seconds"}
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#7b8794")
@@ -74,7 +86,8 @@ def _draw_curve(axes: Axes, x: np.ndarray, y: np.ndarray, color: str, name: str)
 
 
 def curves_figure(runs: Sequence[LoadedRun]) -> Figure | None:
-    """Loss and validation Dice of all runs, and the loss terms of every method; None without logs.
+    """Loss and validation Dice of all runs, the loss terms of every method, and what its pseudo-labels hold; None
+    without logs.
 
     Raises:
         ValueError: if a log lacks its columns.
@@ -97,6 +110,7 @@ def curves_figure(runs: Sequence[LoadedRun]) -> Figure | None:
     for run in runs:
         if run.role == "method" and run.name in logs:
             panels += _term_panels(run.name, logs[run.name])
+            panels += _pseudo_label_panels(run)
     if not panels:
         return None
     columns = min(3 if len(panels) > 6 else 2, len(panels))
@@ -133,6 +147,32 @@ def _term_panels(name: str, log: dict[str, np.ndarray]) -> list[Panel]:
         title = f"Terms of {owner}: {name}" if owner else f"Loss terms, weighted: {name}"
         panels.append((title, "loss", shown, False))
     return panels
+
+
+def _pseudo_label_panels(run: LoadedRun) -> list[Panel]:
+    """What a method taught of the pool between two validations: the share of its voxels, and how they divide over the
+    classes. Empty for methods that note no pseudo-labels."""
+    path = run.run.training_log
+    try:
+        history = (
+            [] if path is None else json.loads(Path(path).with_name(ALARMS).read_text(encoding="utf-8"))["history"]
+        )
+        rows = [row for row in history if row.get("pseudo_labels") and row.get("left_open") is not None]
+        x = np.array([row["iteration"] for row in rows], dtype=np.float64)
+        taught = np.array([row["pseudo_labels"] for row in rows], dtype=np.float64)
+        left_open = np.array([row["left_open"] for row in rows], dtype=np.float64)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return []
+    if not len(rows):
+        return []
+    total = taught.sum(1)
+    kept, shares = (100 * part / np.where(of > 0, of, np.nan) for part, of in ((total, total + left_open),
+                                                                               (taught.T, total)))  # fmt: skip
+    named = list(dict.fromkeys(str(row["class"]) for row in run.rows))
+    names = ["", *named] if len(named) == len(shares) - 1 else [f"class {value}" for value in range(len(shares))]
+    classes = [(x, share, class_color(value), names[value]) for value, share in enumerate(shares)]
+    return [(f"Voxels of the pool that teach: {run.name}", "% of all", [(x, kept, run.color, "kept")], True),
+            (f"Classes of the pseudo-labels: {run.name}", "% of the kept voxels", classes[1:], True)]  # fmt: skip
 
 
 def case_figure(runs: Sequence[LoadedRun]) -> Figure:

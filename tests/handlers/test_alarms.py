@@ -117,7 +117,7 @@ class TestPseudoLabels:
         assert method.take_pseudo_labels() is None
         for _ in range(2):
             method.note_pseudo_labels(torch.tensor([[0, 1, 1, IGNORE_LABEL]]), 3)
-        assert method.take_pseudo_labels() == [2, 4, 0]
+        assert method.take_pseudo_labels() == [2, 4, 0, 2]  # the last: left open
         assert method.take_pseudo_labels() is None
 
 
@@ -169,6 +169,7 @@ class TestTraining:
         assert content["alarms"] == found.alarms == []
         assert len(content["history"]) == 4
         assert (content["history"][-1]["pseudo_labels"] is not None) == (bundle == "weak_to_strong")
+        assert content["history"][-1]["left_open"] == (0 if bundle == "weak_to_strong" else None)
         assert "alarm" not in capsys.readouterr().err
 
     def test_changes_no_bit_of_the_weights(self, scans, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -236,6 +237,26 @@ def test_what_an_adversary_learns_is_drawn_by_itself(tmp_path):
     assert shown == {
         "Total loss": ["dtc"], "Loss terms, weighted: dtc": ["dice"], "Terms of critic: dtc": ["real", "fake"]
     }  # fmt: skip
+
+
+def test_what_pseudo_labels_hold_is_drawn(tmp_path):
+    log = tmp_path / "training.csv"
+    log.write_text("iteration,loss,supervised,lr\n" + "".join(f"{i},1,1,0.01\n" for i in range(9)))
+    history = [
+        {"iteration": 3, "pseudo_labels": [0.0, 0.0], "left_open": 200.0},
+        {"iteration": 6, "pseudo_labels": [90.0, 30.0], "left_open": 80.0},
+        {"iteration": 9, "pseudo_labels": None, "left_open": None},
+    ]
+    (tmp_path / "alarms.json").write_text(json.dumps({"alarms": [], "history": history}))
+    (run,) = load_runs([make_run(tmp_path / "m", "online", 0.1, cases=2, training_log=log)])
+    panels = {axes.get_title(loc="left"): axes.lines for axes in curves_figure([run]).axes if axes.lines}
+    kept, classes = (panels[f"{title}: online"] for title in ("Voxels of the pool that teach",
+                                                              "Classes of the pseudo-labels"))  # fmt: skip
+    assert (kept[0].get_xdata().tolist(), kept[0].get_ydata().tolist()) == ([3, 6], [0, 60])
+    assert (classes[0].get_xdata().tolist(), classes[0].get_ydata().tolist()) == ([6], [25])  # of 120 kept voxels
+    for broken in ("{", "[]", '{"history": [{"pseudo_labels": [1], "left_open": "x"}]}'):
+        (tmp_path / "alarms.json").write_text(broken)
+        assert len([axes for axes in curves_figure([run]).axes if axes.lines]) == 2
 
 
 def overlaps(figure, artists):

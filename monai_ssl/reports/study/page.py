@@ -58,8 +58,8 @@ RANK_NOTE = (
 COST_NOTE = (
     "Parameters of the network that is deployed, and of everything that optimizers train. GMAC: multiply-accumulates "
     "of one patch through the deployed network, convolutions and matrix products only, in 10⁹. Hours and seconds "
-    "include reading, validation and checkpoints, on the machines below, which may have done other work; the hours of a "
-    "self-training are those of its floor, its labeling and all its rounds. Memory is "
+    "include reading, validation and checkpoints, on the machines below, which may have done other work; the hours of "
+    "a self-training are those of its floor, its labeling and all its rounds. Memory is "
     "the largest peak of a training's own process; GB are 10⁹ bytes."
 )
 QUOTED_NOTE = (
