@@ -17,6 +17,8 @@ Arms of every bed, all with the same recipe, iterations and labeled images per s
 * ``no_pool``: the same with copies of the labeled scans as pool: what the strong changes alone are worth.
 * ``oracle``: the same with the true labels of the pool: what perfect pseudo-labels would be worth.
 * ``ceiling``: supervised, all labels.
+* ``floor_long`` (where asked for): the floor with twice the iterations. A self-training is two trainings one after the
+  other; what the second one gains could be length alone.
 * ``floor_sgd`` (where asked for): the floor with SGD 0.01, as the papers train, for as many iterations.
 
 A run that is killed goes on where it was, a finished arm is skipped. The last iterate is scored, with and without the
@@ -192,8 +194,8 @@ def run(
         output: folder of the runs.
         beds: comma-separated; default: all.
         repetitions: comma-separated numbers.
-        arms: of ``self_training`` (with floor and no_pool), ``matched_floor``, ``oracle``, ``ceiling``, and of the
-            ablations; default: those four.
+        arms: of ``self_training`` (with floor and no_pool), ``matched_floor``, ``oracle``, ``ceiling``, ``floor_long``,
+            ``floor_sgd``, and of the ablations; default: the first four.
         jobs: trainings at a time, one thread each.
         device: of all.
         minutes: no training is begun, and those under way are stopped, after this many; 0: no limit.
@@ -274,6 +276,9 @@ def one(bed_name: str, repetition: int, arm: str, data: Path, output: Path, devi
         trained = monai_ssl.train("self_training", **own, output=folder / arm, pseudo_labels=_true_labels(place))
     elif arm == "matched_floor":
         trained = monai_ssl.train("self_training", **own, output=folder / arm, **{"method#unsupervised_weight": 0})
+    elif arm == "floor_long":
+        once = load_preset(common["dataset"], flavor="practical").training.max_iterations
+        trained = monai_ssl.train("supervised", **own, output=folder / arm, max_iterations=2 * once)
     elif arm == "floor_sgd":
         sgd = {"optimizer#algorithm": "sgd", "learning_rate": 0.01, "optimizer#weight_decay": 1e-4,
                "lr_scheduler#warmup": 0.0}  # fmt: skip
@@ -281,7 +286,7 @@ def one(bed_name: str, repetition: int, arm: str, data: Path, output: Path, devi
     elif arm in VARIANTS:
         trained = _variant(arm, own, folder, device)
     else:
-        raise DataError(f"arms: must be of {', '.join((*ARMS, *VARIANTS))}, got {arm!r}")
+        raise DataError(f"arms: must be of {', '.join((*ARMS, 'floor_long', 'floor_sgd', *VARIANTS))}, got {arm!r}")
     score(trained, folder / arm / "scores", device)
 
 

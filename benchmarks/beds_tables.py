@@ -32,7 +32,8 @@ FLOOR, CEILING, METHOD = "matched_floor", "ceiling", "self_training"
 # in the order of tables; other arms, those of ablations, follow in a table of their own
 ARMS = {
     "floor": "supervised, labels only (floor)",
-    "floor_sgd": "the same with SGD 0.01, as the papers train",
+    "floor_long": "the same, twice the iterations",
+    "floor_sgd": "the floor with SGD 0.01, as the papers train",
     FLOOR: "self-training with weight 0 (matched floor)",
     METHOD: "**self-training, one round**",
     "no_pool": "the labeled scans as pool",
