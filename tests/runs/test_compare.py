@@ -350,6 +350,27 @@ def test_folds_score_every_labeled_case_once():
         study_cases.folded(Datalist(training=entries), 4, "validation")
 
 
+def test_what_the_folds_of_a_study_share_is_said_once(scans, tmp_path, monkeypatch, caplog):
+    from monai_ssl.runs import train
+    from monai_ssl.runs.study import compare as command
+
+    def verified(cases, preset, pool):
+        train.console.warning("the pool holds %d scans", 5)
+        train.console.warning("%d scans learn", len(cases.training))
+
+    monkeypatch.setattr(train, "verified", verified)
+    monkeypatch.setattr(train.console, "propagate", True)
+    plan = make_plan(settings(scans, splits={"number": 3, "n_testing": 2}, labels=[2]), tmp_path)
+    lists = [cases for _, cases in plan.lists]
+    assert len(lists) > 1
+    with caplog.at_level("WARNING", train.console.name):
+        command._check_data(plan, tmp_path)
+    assert caplog.messages.count("the pool holds 5 scans") == 1
+    assert len(set(caplog.messages)) == len(caplog.messages) > 1
+    train.console.warning("the pool holds %d scans", 5)  # of another command: it is heard
+    assert caplog.messages.count("the pool holds 5 scans") == 2
+
+
 def test_random_splits_and_an_index_of_folds(scans, tmp_path):
     splits = {"number": 3, "n_testing": 2, "n_validation": 1}
     plan = make_plan(settings(scans, splits=splits, labels=[1, 2], methods=["dtc"]), tmp_path)

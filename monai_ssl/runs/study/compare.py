@@ -351,14 +351,33 @@ def _check_data(plan: Plan, folder: Path) -> None:
     except (OSError, ValueError, TypeError):
         known = set()
     contents = Contents(folder / "lists" / ".digests.json")
-    for preset, cases in plan.lists:
-        sections = ("training", "unlabeled", "validation", "testing")
-        key = digest([contents.of_list(cases, sections), preset.model_dump(mode="json")])
-        if key not in known:
-            verified(cases, preset, pool=bool(cases.unlabeled))  # a method without a pool is refused before
-            known.add(key)
-            write_text(path, json.dumps(sorted(known)) + "\n")
+    once = _Once()
+    console.addFilter(once)
+    try:
+        for preset, cases in plan.lists:
+            sections = ("training", "unlabeled", "validation", "testing")
+            key = digest([contents.of_list(cases, sections), preset.model_dump(mode="json")])
+            if key not in known:
+                verified(cases, preset, pool=bool(cases.unlabeled))  # a method without a pool is refused before
+                known.add(key)
+                write_text(path, json.dumps(sorted(known)) + "\n")
+    finally:
+        console.removeFilter(once)
     contents.keep()
+
+
+class _Once(logging.Filter):
+    """Folds share most of their scans, and what is to be said of these is the same: it is said once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in self._said
+        self._said.add(text)
+        return new
 
 
 class _only_here:  # noqa: N801
