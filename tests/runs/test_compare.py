@@ -307,6 +307,24 @@ def test_a_matched_floor_that_several_methods_share_is_trained_once(scans, tmp_p
         assert task[f"{other}-matched_floor"] != shared
 
 
+def test_the_preset_of_a_row_is_that_of_its_methods_paper():
+    """SS-Net's paper keeps the largest component, the others do not: a page says that the two differ."""
+    from monai_ssl.bundle.library import find_bundle
+    from monai_ssl.bundle.overrides import merged_config
+    from monai_ssl.data import load_preset
+    from monai_ssl.runs.study.identity import resolved
+
+    found = {}
+    for flavor in ("literature", "practical"):
+        preset = load_preset("left_atrium", flavor)
+        for name in ("ss_net", "dtc"):
+            config = merged_config(find_bundle(name), ["train.yaml"])
+            found[flavor, name] = resolved(config, preset)["preset"]
+    assert found["literature", "ss_net"] == {**found["literature", "dtc"], "largest_component": True}
+    assert not found["literature", "dtc"]["largest_component"]
+    assert found["practical", "ss_net"] == found["practical", "dtc"]
+
+
 def test_the_identity_is_the_content(scans, tmp_path):
     def digests(**changes):
         return {name: task.digest for name, task in make_plan(settings(scans, **changes), tmp_path).tasks.items()}

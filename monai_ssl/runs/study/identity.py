@@ -55,6 +55,9 @@ def resolved(config: Mapping[str, Any], preset: Preset, picking: bool = False) -
     if picking:
         found["val_interval"] = _plain(parser, config, "val_interval", config.get("val_interval"))
     found["preset"] = preset.model_dump(mode="json", exclude={"description", "codes", "training", "dicom"})
+    for key, value in protocol.preset.items():  # in which the method's paper differs from the others
+        mapping = isinstance(value, Mapping) and isinstance(found["preset"].get(key), Mapping)
+        found["preset"][key] = {**found["preset"][key], **value} if mapping else value
     return found
 
 
