@@ -189,28 +189,26 @@ def test_golden_ad_mt_whole_steps(golden, dims, monkeypatch):
     module = "monai_ssl.methods.alternate_diverse_teaching.paste"
     monkeypatch.setattr(module, lambda rows, box: torch.where(box, rows.flip(0), rows))
     method.remaining = 1  # first iteration teacher 1, second teacher 2
-    method.double()  # in float32 voxels near the threshold change sides
     batches = (
-        {"image": image[half:].double(), "label": torch.from_numpy(label)[half:, None]},
-        {"image": image[:half].double(), "strong": strong[:half].double()},
+        {"image": image[half:], "label": torch.from_numpy(label)[half:, None]},
+        {"image": image[:half], "strong": strong[:half]},
     )
 
     def losses(terms):
         return {"loss_lb": terms["supervised"].item(),
                 "loss_ulb": terms["pseudo"].item() / method.ramp_up(method.iteration)}  # fmt: skip
 
-    with float64():
-        check_steps(golden, f"admt{dims}", method, batches, 3000, losses, {}, gradients={"": method.network},
-                    rate=poly(15000 if n == 3 else 30000))  # fmt: skip
+    check_steps(golden, f"admt{dims}", method, batches, 3000, losses, {}, gradients={"": method.network},
+                rate=poly(15000 if n == 3 else 30000))  # fmt: skip
     assert method.active == 1
     modules = {"model": method.network, "ema_model": method.teachers[0].network,
                "ema_model_another": method.teachers[1].network}  # fmt: skip
     for name, module in modules.items():
         expected = golden[f"step_admt{dims}_param_norms_after_{name}"]
-        np.testing.assert_allclose(norms(module.parameters()), expected, rtol=3e-6, err_msg=name)
+        np.testing.assert_allclose(norms(module.parameters()), expected, rtol=1e-6, err_msg=name)
         # the released code averages the teachers' batch counters as well, which mean nothing then
         counted = [name == "model" or not key.endswith("tracked") for key, _ in module.named_buffers()]
         expected = golden[f"step_admt{dims}_buffer_norms_after_{name}"]
         np.testing.assert_allclose(
-            np.array(norms(module.buffers()))[counted], expected[counted], rtol=3e-6, err_msg=name
+            np.array(norms(module.buffers()))[counted], expected[counted], rtol=1e-6, err_msg=name
         )

@@ -237,9 +237,8 @@ def test_golden_bcp_whole_steps(golden, corners, dims, variant, given, keys):
     method = BidirectionalCopyPaste(step_network(dims), variant=variant, pretrain=0)
     fill(method.network, 1000)
     fill(method.teacher.network, 2000)
-    method.double()  # in float32 a voxel of probability 0.5 may get the other label
     shape = (8, 1, 32, 32, 16) if dims == 3 else (8, 1, 32, 32)
-    image = rs(1910 if dims == 3 else 1920, shape).double()
+    image = rs(1910 if dims == 3 else 1920, shape)
     random = np.random.RandomState(1911 if dims == 3 else 1921)
     label = torch.from_numpy(random.randint(0, 2 if dims == 3 else 4, (8, *shape[2:])))[:, None]
     corners(*given)
@@ -264,14 +263,13 @@ def test_golden_bcp_whole_steps(golden, corners, dims, variant, given, keys):
 
     averages = {} if dims == 2 else {"ema_model": method.teacher.network}
     batches = {"image": image[:4], "label": label[:4]}, {"image": image[4:]}
-    with float64():
-        check_steps(golden, f"bcp{dims}", method, batches, 3000, losses, {"model": method.network}, averages)
+    check_steps(golden, f"bcp{dims}", method, batches, 3000, losses, {"model": method.network}, averages)
     if dims == 2:
         teacher = method.teacher.network
         np.testing.assert_allclose(
-            norms(teacher.parameters()), golden["step_bcp2_param_norms_after_ema_model"], rtol=3e-6
+            norms(teacher.parameters()), golden["step_bcp2_param_norms_after_ema_model"], rtol=1e-6
         )
         # the released code averages the batch counters as well, which mean nothing then
         counted = [not name.endswith("tracked") for name, _ in teacher.named_buffers()]
         expected = golden["step_bcp2_buffer_norms_after_ema_model"]
-        np.testing.assert_allclose(np.array(norms(teacher.buffers()))[counted], expected[counted], rtol=3e-6)
+        np.testing.assert_allclose(np.array(norms(teacher.buffers()))[counted], expected[counted], rtol=1e-6)

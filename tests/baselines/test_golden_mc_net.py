@@ -152,15 +152,15 @@ def test_golden_numbers_of_parameters(golden):
 
 
 @pytest.mark.parametrize(
-    ("dims", "n", "weights"),
+    ("dims", "n"),
     [
-        pytest.param(3, 2, 3e-6, marks=pytest.mark.claims("step_mcnet3n2_*")),
-        pytest.param(3, 3, 4e-5, marks=pytest.mark.claims("step_mcnet3n3_*")),
-        pytest.param(2, 2, 1e-4, marks=pytest.mark.claims("step_mcnet2n2_*")),
-        pytest.param(2, 3, 3e-6, marks=pytest.mark.claims("step_mcnet2n3_*")),
+        pytest.param(3, 2, marks=pytest.mark.claims("step_mcnet3n2_*")),
+        pytest.param(3, 3, marks=pytest.mark.claims("step_mcnet3n3_*")),
+        pytest.param(2, 2, marks=pytest.mark.claims("step_mcnet2n2_*")),
+        pytest.param(2, 3, marks=pytest.mark.claims("step_mcnet2n3_*")),
     ],
 )
-def test_golden_whole_steps(golden, dims, n, weights):
+def test_golden_whole_steps(golden, dims, n):
     width, classes, start = (2, 2, 3000) if dims == 3 else (4, 4, 15000)
     network = literature_network(dims, 1, classes, width, dropout=0.0, decoders=n, mixed_upsampling=True)
     released = InReleasedOrder(network, decoder_by_decoder(n))
@@ -191,5 +191,4 @@ def test_golden_whole_steps(golden, dims, n, weights):
         start,
         losses,
         {"model": released},
-        tolerances={"gradients": 1e-3, "weights": weights},
     )
