@@ -160,6 +160,22 @@ def test_methods_read_like_their_papers():
     assert not tricks
 
 
+def test_methods_share_code_instead_of_repeating_it():
+    """Four lines in a row of two methods' functions; signatures and docstrings do not count."""
+    seen: dict[tuple[str, ...], set[str]] = {}
+    for path in sorted((PACKAGE / "methods").glob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        for function in ast.walk(ast.parse(source)):
+            if isinstance(function, ast.FunctionDef):
+                body = function.body[1:] if ast.get_docstring(function) else function.body
+                rows = source.splitlines()[body[0].lineno - 1 : body[-1].end_lineno] if body else []
+                code = [row.strip() for row in rows if row.strip(" ()[]{},")]
+                for i in range(len(code) - 3):
+                    seen.setdefault(tuple(code[i : i + 4]), set()).add(path.name)
+    assert len(seen) > 200
+    assert not {run: names for run, names in seen.items() if len(names) > 1}
+
+
 def test_importing_changes_no_environment():
     """Statements that an import runs; functions are another matter."""
 

@@ -16,7 +16,7 @@ from monai_ssl.losses import (
     SigmoidRampUp,
     most_confident,
 )
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, check_at_least, checked_ramp_up, joint_images
 from monai_ssl.methods.variants import Columns, of_variant
 from monai_ssl.networks import MemoryBank, VoxelHeads, unlabeled_rows
 
@@ -180,19 +180,16 @@ class CorrelationAwareMutualLearning(SemiSupervisedMethod):
             similarity=similarity,
         )
         weights = {name: options[name] for name in ("supervised_weight", "correlation_weight")}
-        for name, weight in {"cross_weight": cross_weight, **weights}.items():
-            if not weight >= 0:
-                raise ValueError(f"{name} must be >= 0, got {weight}")
-        for name, count in (
-            ("max_iterations", max_iterations),
-            ("ramp_levels", ramp_levels),
-            ("ramp_step", 1 if ramp_step is None else ramp_step),
-            ("embedding_channels", options["embedding_channels"]),
-            ("rows_per_class", rows_per_class),
-            ("prototypes_per_class", prototypes_per_class),
-        ):
-            if count < 1:
-                raise ValueError(f"{name} must be >= 1, got {count}")
+        check_at_least(0, cross_weight=cross_weight, **weights)
+        check_at_least(
+            1,
+            max_iterations=max_iterations,
+            ramp_levels=ramp_levels,
+            ramp_step=1 if ramp_step is None else ramp_step,
+            embedding_channels=options["embedding_channels"],
+            rows_per_class=rows_per_class,
+            prototypes_per_class=prototypes_per_class,
+        )
         if bank_capacity is not None and bank_capacity < prototypes_per_class:
             raise ValueError(
                 f"bank_capacity must be None or at least prototypes_per_class, {prototypes_per_class}, got "

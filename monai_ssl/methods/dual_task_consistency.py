@@ -9,10 +9,11 @@ from monai.transforms import Transform
 from torch import Tensor
 
 from monai_ssl.losses import DualTaskConsistencyLoss, ForegroundDiceLoss, SigmoidRampUp, supervised_mse
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, check_at_least, checked_ramp_up, joint_images
+from monai_ssl.methods.dual_task import check_dual_task, distance_target, distance_transforms
 from monai_ssl.methods.variants import Columns, of_variant
 from monai_ssl.networks import DualTaskNetwork
-from monai_ssl.transforms import SignedDistanceMap, SignedDistanceMapd
+from monai_ssl.transforms import SignedDistanceMap
 
 COLUMNS: Columns = {
     "released": {"distance_weight": 0.3, "plain_dice": False},
@@ -98,18 +99,11 @@ class DualTaskConsistency(SemiSupervisedMethod):
     ) -> None:
         super().__init__(network, unsupervised_weight)
         options = of_variant(variant, COLUMNS, distance_weight=distance_weight, plain_dice=plain_dice)
-        if not hasattr(network, "tasks"):
-            raise TypeError(
-                f"network must offer tasks(image) -> (logits, distance), got {type(network).__name__}; wrap your "
-                "backbone in monai_ssl.networks.DualTaskNetwork"
-            )
+        check_dual_task(network)
         released = variant == "released"
-        for name, value in (("distance_weight", options["distance_weight"]), ("dice_weight", dice_weight)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be >= 0, got {value}")
+        check_at_least(0, distance_weight=options["distance_weight"], dice_weight=dice_weight)
         self.distance_weight, self.dice_weight = float(options["distance_weight"]), float(dice_weight)
-        if max_iterations < 1:
-            raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
+        check_at_least(1, max_iterations=max_iterations)
         step = max(round(max_iterations / 40), 1)
         staircase = SigmoidRampUp(40 * step, granularity=step)
         self.ramp_up = checked_ramp_up(ramp_up) or (staircase if released else SigmoidRampUp(max_iterations))
@@ -118,7 +112,7 @@ class DualTaskConsistency(SemiSupervisedMethod):
         self.signed_distance_map = SignedDistanceMap(network.n_classes, degenerate)
 
     def loader_transforms(self) -> list[Transform]:
-        return [SignedDistanceMapd("label", self.signed_distance_map.n_classes, self.signed_distance_map.degenerate)]
+        return distance_transforms(self.signed_distance_map)
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         logits, raw_distance = self.network.tasks(joint_images(labeled, unlabeled))  # type: ignore[operator]
@@ -146,9 +140,7 @@ class DualTaskConsistency(SemiSupervisedMethod):
         rows = label.shape[0]
         # float32 from here on: with slope 1500 the rounding of a half-precision tanh would be the signal
         logits, distance = logits.float(), torch.tanh(raw_distance.float())
-        target = labeled.get("signed_distance")
-        if target is None:
-            target = torch.stack([self.signed_distance_map(item) for item in label])
+        target = distance_target(self.signed_distance_map, labeled)
         weight = self.unsupervised_weight * self.ramp_up(self.iteration)
         return {
             "dice": self.dice_weight * self.dice(logits[:rows], label),

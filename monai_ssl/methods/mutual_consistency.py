@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from monai_ssl.losses import ForegroundDiceLoss, SharpenedConsistencyLoss
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, check_at_least, joint_images, staircase
+from monai_ssl.methods.base import Batch, check_at_least, staircase
+from monai_ssl.methods.several_outputs import SeveralOutputs
 
 DICE = ("foreground", "all_classes", "halved")
 SHARPENING = ("per_channel", "normalized")
 
 
-class MutualConsistency(SemiSupervisedMethod):
+class MutualConsistency(SeveralOutputs):
     r"""Two (MC-Net) or three (MC-Net+) decoders on one encoder are pulled to each other's sharpened probabilities.
 
     .. math:: L = \lambda \sum_i L_{Dice}(p_i, y) + w(t) \sum_{i \ne j} \overline{\left(p_i - S(p_j)\right)^2},
@@ -83,8 +84,6 @@ class MutualConsistency(SemiSupervisedMethod):
         ['consistency', 'dice']
     """
 
-    honors_ignore_label = True
-
     def __init__(
         self,
         network: nn.Module,
@@ -99,12 +98,8 @@ class MutualConsistency(SemiSupervisedMethod):
         detach_target: bool = False,
         unsupervised_weight: float = 1.0,
     ) -> None:
-        super().__init__(network, unsupervised_weight)
-        if not hasattr(network, "outputs"):
-            raise TypeError(
-                f"network must offer outputs(image), the logits of every decoder, got {type(network).__name__}; wrap "
-                "your backbone in monai_ssl.networks.MultiHeadNetwork"
-            )
+        cure = "wrap your backbone in monai_ssl.networks.MultiHeadNetwork"
+        super().__init__(network, unsupervised_weight, "the logits of every decoder", cure)
         if (decoders := len(getattr(network, "decoders", (1, 2)))) < 2:
             raise ValueError(f"network must have two decoders or more, got {decoders}; give it decoders=2 or 3")
         for name, value, known in (("dice", dice, DICE), ("sharpening", sharpening, SHARPENING)):
@@ -122,9 +117,6 @@ class MutualConsistency(SemiSupervisedMethod):
         )
         self.consistency = SharpenedConsistencyLoss(temperature, detach_target, normalized=sharpening == "normalized")
 
-    def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
-        return self.terms(self.network.outputs(joint_images(labeled, unlabeled)), labeled)  # type: ignore[operator]
-
     def terms(self, outputs: Sequence[Tensor], labeled: Batch) -> dict[str, Tensor]:
         """Loss terms from the logits of the decoders; the labeled rows come first.
 
@@ -140,8 +132,3 @@ class MutualConsistency(SemiSupervisedMethod):
             weight = self.unsupervised_weight * self.ramp_up(self.iteration + 1)
             terms["consistency"] = weight * self.consistency(*probabilities)
         return terms
-
-    def second_opinion(self, image: Tensor) -> Tensor:
-        """Mean class probabilities of the decoders that are not deployed."""
-        others = self.network.outputs(image)[1:]  # type: ignore[operator]
-        return torch.stack([logits.float().softmax(1) for logits in others]).mean(0)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from monai_ssl.losses import HalfDiceCELoss, PyramidConsistencyLoss
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images, staircase
+from monai_ssl.methods.base import Batch, staircase
+from monai_ssl.methods.several_outputs import SeveralOutputs
 
 
-class PyramidConsistency(SemiSupervisedMethod):
+class PyramidConsistency(SeveralOutputs):
     r"""Uncertainty-rectified pyramid consistency of a network with outputs at several scales.
 
     .. math:: L = \frac1S \sum_s \tfrac12 \left(L_{CE}(p_s, y) + L_{Dice}(p_s, y)\right)
@@ -66,8 +67,6 @@ class PyramidConsistency(SemiSupervisedMethod):
         ['consistency', 'supervised']
     """
 
-    honors_ignore_label = True
-
     def __init__(
         self,
         network: nn.Module,
@@ -78,18 +77,11 @@ class PyramidConsistency(SemiSupervisedMethod):
         include_background: bool = True,
         unsupervised_weight: float = 1.0,
     ) -> None:
-        super().__init__(network, unsupervised_weight)
-        if not hasattr(network, "outputs"):
-            raise TypeError(
-                "network must offer outputs(image), logits at several scales brought to full resolution, got "
-                f"{type(network).__name__}; put it into monai_ssl.networks.PyramidNetwork"
-            )
+        what = "logits at several scales brought to full resolution"
+        super().__init__(network, unsupervised_weight, what, "put it into monai_ssl.networks.PyramidNetwork")
         self.ramp_up = staircase(ramp_up, max_iterations, weight, ramp_levels)
         self.supervised = HalfDiceCELoss(include_background)
         self.consistency = PyramidConsistencyLoss()
-
-    def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
-        return self.terms(self.network.outputs(joint_images(labeled, unlabeled)), labeled)  # type: ignore[operator]
 
     def terms(self, outputs: Sequence[Tensor], labeled: Batch) -> dict[str, Tensor]:
         """Loss terms from the logits of all scales; the labeled rows come first.
@@ -106,8 +98,3 @@ class PyramidConsistency(SemiSupervisedMethod):
             weight = self.unsupervised_weight * self.ramp_up(self.iteration)
             terms["consistency"] = weight * self.consistency(*(logits[len(label) :] for logits in outputs))
         return terms
-
-    def second_opinion(self, image: Tensor) -> Tensor:
-        """Mean class probabilities of the coarser outputs."""
-        others = self.network.outputs(image)[1:]  # type: ignore[operator]
-        return torch.stack([logits.float().softmax(1) for logits in others]).mean(0)

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from monai_ssl.losses import ForegroundDiceLoss, SmoothHeaviside, supervised_mse
 from monai_ssl.methods.adversarial import AdversarialMethod
 from monai_ssl.methods.base import Batch, check_at_least, joint_images, staircase
+from monai_ssl.methods.dual_task import check_dual_task, distance_target, distance_transforms
 from monai_ssl.networks import DualTaskNetwork
-from monai_ssl.transforms import SignedDistanceMap, SignedDistanceMapd
+from monai_ssl.transforms import SignedDistanceMap
 
 
 class ShapeAwareSegmentation(AdversarialMethod):
@@ -92,11 +93,7 @@ class ShapeAwareSegmentation(AdversarialMethod):
         unsupervised_weight: float = 1.0,
     ) -> None:
         super().__init__(network, discriminator, discriminator_learning_rate, unsupervised_weight)
-        if not hasattr(network, "tasks"):
-            raise TypeError(
-                f"network must offer tasks(image) -> (logits, distance), got {type(network).__name__}; wrap your "
-                "backbone in monai_ssl.networks.DualTaskNetwork"
-            )
+        check_dual_task(network)
         check_at_least(0, distance_weight=distance_weight)
         self.distance_weight = float(distance_weight)
         self.ramp_up = staircase(ramp_up, max_iterations, weight, ramp_levels)
@@ -104,15 +101,13 @@ class ShapeAwareSegmentation(AdversarialMethod):
         self.signed_distance_map = SignedDistanceMap(network.n_classes, degenerate)
 
     def loader_transforms(self) -> list[Transform]:
-        return [SignedDistanceMapd("label", self.signed_distance_map.n_classes, self.signed_distance_map.degenerate)]
+        return distance_transforms(self.signed_distance_map)
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         logits, raw_distance = self.network.tasks(joint_images(labeled, unlabeled))
         logits, distance = logits.float(), torch.tanh(raw_distance.float())
-        label, target = labeled["label"], labeled.get("signed_distance")
+        label, target = labeled["label"], distance_target(self.signed_distance_map, labeled)
         rows = len(label)
-        if target is None:
-            target = torch.stack([self.signed_distance_map(item) for item in label])
         error = supervised_mse(distance[:rows], target.to(distance), label)
         terms = {"dice": self.dice(logits[:rows], label), "signed_distance": self.distance_weight * error}
         if unlabeled is not None and self.unsupervised_weight > 0:

@@ -15,7 +15,7 @@ from monai_ssl.losses import (
     VirtualAdversarialLoss,
     ignored_voxels,
 )
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, check_at_least, checked_ramp_up, joint_images
 from monai_ssl.methods.variants import Columns, of_variant
 from monai_ssl.networks import PointwiseHead, PrototypeMemory, VoxelHeads
 
@@ -166,11 +166,8 @@ class SmoothnessSeparation(SemiSupervisedMethod):
             memory_weights=memory_weights,
             separation_pooling=separation_pooling,
         )
-        if max_iterations < 1:
-            raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
-        for name, value in (("smoothness_weight", smoothness_weight), ("separation_weight", separation_weight)):
-            if not value >= 0:
-                raise ValueError(f"{name} must be >= 0, got {value}")
+        check_at_least(1, max_iterations=max_iterations)
+        check_at_least(0, smoothness_weight=smoothness_weight, separation_weight=separation_weight)
         self.rank_by, self.memory_weights = options["rank_by"], bool(options["memory_weights"])
         if self.rank_by not in ("features", "prototypes"):
             raise ValueError(f"rank_by must be 'features' or 'prototypes', got {rank_by!r}")

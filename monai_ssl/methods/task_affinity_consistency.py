@@ -10,7 +10,7 @@ from monai.networks import one_hot
 from torch import Tensor, nn
 
 from monai_ssl.losses import ForegroundDiceLoss, RepresentationConsistencyLoss, ignored_voxels
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, check_at_least, joint_images
 from monai_ssl.methods.variants import Columns, of_variant
 
 _RELEASED = {
@@ -150,9 +150,7 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
             reduction=reduction,
             separate_passes=separate_passes,
         )
-        for name, weight in (("contextual_weight", contextual_weight), ("structural_weight", structural_weight)):
-            if not weight >= 0:
-                raise ValueError(f"{name} must be >= 0, got {weight}")
+        check_at_least(0, contextual_weight=contextual_weight, structural_weight=structural_weight)
         if masks not in MASKS:
             raise ValueError(f"masks must be one of {MASKS}, got {masks!r}")
         if activation not in ACTIVATIONS:

@@ -21,10 +21,11 @@ from monai_ssl.losses import (
     supervised_cross_entropy,
     supervised_mse,
 )
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod, checked_ramp_up, joint_images
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, check_at_least, checked_ramp_up, joint_images
+from monai_ssl.methods.dual_task import check_dual_task, distance_target, distance_transforms
 from monai_ssl.methods.variants import Columns, of_variant
 from monai_ssl.networks import DualTaskNetwork, EMATeacher
-from monai_ssl.transforms import SignedDistanceMap, SignedDistanceMapd
+from monai_ssl.transforms import SignedDistanceMap
 
 _PAPER = {
     "shared_logits": False,
@@ -178,17 +179,13 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
             intra_reduction=intra_reduction,
             decay_warm_up=decay_warm_up,
         )
-        if max_iterations < 1:
-            raise ValueError(f"max_iterations must be >= 1, got {max_iterations}")
+        check_at_least(1, max_iterations=max_iterations, passes=passes, passes_per_call=passes_per_call)
         self.shared_logits = bool(options["shared_logits"])
         self.distance_supervision = options["distance_supervision"]
         if self.distance_supervision not in SUPERVISION:
             raise ValueError(f"distance_supervision must be one of {SUPERVISION}, got {distance_supervision!r}")
-        if not self.shared_logits and not hasattr(network, "tasks"):
-            raise TypeError(
-                f"network must offer tasks(image) -> (logits, distance), got {type(network).__name__}; wrap your "
-                "backbone in monai_ssl.networks.DualTaskNetwork, or set shared_logits=True"
-            )
+        if not self.shared_logits:
+            check_dual_task(network, ", or set shared_logits=True")
         self.n_classes = int(_n_classes(network) if n_classes is None else n_classes)
         self.beta = float(options["beta"])
         if not 0 <= self.beta <= 1:
@@ -202,11 +199,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
             "cross_weight": cross_weight,
             "supervised_weight": options["supervised_weight"],
         }
-        for name, value in self.weights.items():
-            if not value >= 0:
-                raise ValueError(f"{name} must be >= 0, got {value}")
-        if passes < 1 or passes_per_call < 1:
-            raise ValueError(f"passes and passes_per_call must be >= 1, got {passes} and {passes_per_call}")
+        check_at_least(0, **self.weights)
         step = max(round(max_iterations / 200), 1)
         default = {
             None: SigmoidRampUp(max_iterations, 0.1),
@@ -228,7 +221,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
     def loader_transforms(self) -> list[Transform]:
         if self.distance_supervision == "dice":  # of the label itself
             return []
-        return [SignedDistanceMapd("label", self.n_classes, self.signed_distance_map.degenerate)]
+        return distance_transforms(self.signed_distance_map)
 
     def tasks(self, network: nn.Module, image: Tensor) -> tuple[Tensor, Tensor]:
         """Logits ``(B, C, *spatial)`` and signed distance in (-1, 1), both float32."""
@@ -303,9 +296,7 @@ class UncertaintyGuidedMutualConsistency(SemiSupervisedMethod):
             distance = distance[:, 1:]
         if self.distance_supervision == "dice":
             return self.dice.of_probabilities(self.heaviside(distance), labeled["label"])
-        target = labeled.get("signed_distance")
-        if target is None:
-            target = torch.stack([self.signed_distance_map(item) for item in labeled["label"]])
+        target = distance_target(self.signed_distance_map, labeled)
         return supervised_mse(distance, target.to(distance), labeled["label"])
 
     def after_step(self) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.losses import ForegroundDiceLoss, HalfDiceCELoss
-from monai_ssl.methods.base import Batch, SemiSupervisedMethod
+from monai_ssl.methods.base import Batch, SemiSupervisedMethod, check_at_least
 from monai_ssl.networks.ema import decay_at, move_toward
 from monai_ssl.transforms import change_strongly, cutmix
 
@@ -90,11 +90,12 @@ class WeakToStrong(SemiSupervisedMethod):
         unsupervised_weight: float = 1.0,
     ) -> None:
         super().__init__(network, unsupervised_weight)
-        _check_ranges(
-            [("max_iterations", max_iterations, 1), ("weight", weight, 0), ("strength", strength, 0)],
-            [("cutmix_probability", cutmix_probability), ("burn_in", burn_in), ("ramp", ramp),
-             ("threshold", 0.0 if threshold is None else threshold)],
-        )  # fmt: skip
+        check_at_least(1, max_iterations=max_iterations)
+        check_at_least(0, weight=weight, strength=strength)
+        shares = {"cutmix_probability": cutmix_probability, "burn_in": burn_in, "ramp": ramp, "threshold": threshold}
+        for name, value in shares.items():
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {value}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         if deploys not in ROLES:
@@ -212,12 +213,3 @@ def _drop_complementarily(encoded: Sequence[Tensor], rows: int) -> list[Tensor]:
         labeled = features.new_ones(rows, *shape[1:])
         dropped.append(features * torch.cat([labeled, first, 2.0 - first]))
     return dropped
-
-
-def _check_ranges(lows: Sequence[tuple[str, float, int]], shares: Sequence[tuple[str, float]]) -> None:
-    for name, value, low in lows:
-        if not value >= low:
-            raise ValueError(f"{name} must be >= {low}, got {value}")
-    for name, value in shares:
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {value}")

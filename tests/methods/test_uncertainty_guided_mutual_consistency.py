@@ -214,7 +214,7 @@ class TestUncertaintyGuidedMutualConsistency(MethodTester):
             ({"variant": "official"}, r"variant must be one of \('paper', 'released'\) or None, got 'official'"),
             ({"beta": 1.5}, r"beta must be in \[0, 1\], got 1.5"),
             ({"cross_weight": -1.0}, r"cross_weight must be >= 0, got -1.0"),
-            ({"passes": 0}, r"passes and passes_per_call must be >= 1, got 0 and 2"),
+            ({"passes": 0}, r"passes must be >= 1, got 0"),
             ({"decay": 1.0}, r"decay must be in \[0, 1\), got 1.0"),
             ({"max_iterations": 0}, r"max_iterations must be >= 1, got 0"),
         ],
