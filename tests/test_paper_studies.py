@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from monai_ssl.bundle.library import available_bundles, find_bundle
-from monai_ssl.bundle.overrides import check_overrides
-from monai_ssl.data import load_preset
+from monai_ssl.bundle.overrides import check_overrides, merged_config
+from monai_ssl.data import load_preset, training_protocol
 from monai_ssl.errors import DataError
 from monai_ssl.reports.study.quoted import jaccard_check, read_quoted
 from monai_ssl.runs.study.plan import check_options
@@ -61,6 +61,36 @@ class TestStudy:
         homes = [find_bundle(name) for name in available_bundles()]
         for key, value in study.get("options", {}).items():
             assert any(_fits(home, key, value) for home in homes), key
+
+    def test_all_rows_are_scored_alike(self, path):
+        """The largest component is kept in SS-Net's tables on the left atrium, as the paper says, and in no other."""
+        study = read(path)
+        (data,) = study["data"].values()
+        dataset = str(FOLDER / data["dataset"]) if data["dataset"].endswith(".yaml") else data["dataset"]
+        rows = [(given.get("method", row), given.get("options", {})) for row, given in study["methods"].items()]
+        if "floor" in study["references"]:
+            rows.append(("supervised", {}))
+        for flavor in study["flavors"]:
+            for name, options in rows:
+                literature = merged_config(find_bundle(name), ["train.yaml"], options).get("literature")
+                kept = load_preset(dataset, flavor, literature).largest_component
+                assert kept == (path.stem in ("ssnet_table1", "ssnet_table3")), name
+
+    def test_rows_of_one_papers_table_share_a_schedule(self, path):
+        """Where the paper says so: all of DTC's and UG-MCL's, and SS-Net's and CAML's on the left atrium."""
+        if path.stem.startswith("tac") or path.stem == "ssnet_table2":
+            pytest.skip("each method as its own code trains it")
+        study = read(path)
+        found = set()
+        for row, given in study["methods"].items():
+            home = find_bundle(given.get("method", row))
+            options = {**study.get("options", {}), **given.get("options", {})}
+            literature = merged_config(home, ["train.yaml"], given.get("options", {})).get("literature")
+            (preset,) = (preset_of(data, study["flavors"][0]) for data in study["data"].values())
+            protocol = training_protocol(preset, literature)
+            length = options.get("max_iterations", protocol.max_iterations)
+            found.add((length, options.get("lr_scheduler#schedule", protocol.schedule)))
+        assert len(found) == 1
 
     def test_titles_are_those_of_the_quoted_lines(self, path):
         study = read(path)
