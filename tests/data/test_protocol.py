@@ -15,6 +15,7 @@ from monai_ssl.bundle.spec import read_spec
 from monai_ssl.data import available_presets, load_preset, training_protocol
 from monai_ssl.data.preset import Training
 from monai_ssl.errors import DataError
+from monai_ssl.networks import EMATeacher
 from monai_ssl.runs.datasets import copy_preset
 
 PAIRS = [(name, dataset) for name in available_bundles() for dataset in read_spec(find_bundle(name)).literature]
@@ -88,6 +89,70 @@ class TestPublished:
         assert rates(parser, (0, 2499, 2500, 4999, 5000)) == [1e-2, 1e-2, 1e-3, 1e-3, 1e-4]
         maximum = {"dtc": 1.0, "ug_mcl": 0.1}[bundle]
         assert parser.get_parsed_content("method").ramp_up(6000) == pytest.approx(maximum)
+
+
+STEPS = {0: 1e-2, 2499: 1e-2, 2500: 1e-3, 4999: 1e-3, 5000: 1e-4}  # a tenth every 2500 of 6000 iterations
+CONSTANT = {0: 1e-2, 5999: 1e-2, 14999: 1e-2}
+SHORT, LONG = ({i: 0.01 * (1 - i / n) ** 0.9 for i in (0, 3000, n - 1)} for n in (6000, 30000))
+MIDDLE = {i: 0.01 * (1 - i / 15000) ** 0.9 for i in (0, 3000, 14999)}
+# comparison method and data set -> iterations, rates, (largest weight, levels, iterations of a level), batches, options
+COMPARED = {
+    ("mean_teacher", "left_atrium"): (6000, STEPS, (0.1, 40, 150), (2, 2), {"delay": 0}),
+    ("ua_mt", "left_atrium"): (6000, STEPS, (0.1, 40, 150), (2, 2), {"passes": 8, "passes_per_call": 2}),
+    ("entropy_minimization", "left_atrium"): (6000, STEPS, (0.1, 40, 150), (2, 2), {"labeled_too": True}),
+    ("ict", "left_atrium"): (6000, STEPS, (0.1, 40, 150), (2, 2), {"alpha": 0.2, "joint_pass": False}),
+    ("cps", "left_atrium"): (6000, STEPS, (0.1, 40, 150), (2, 2), {}),
+    ("dan", "left_atrium"): (6000, STEPS, (0.1, 40, 150), (2, 2), {"discriminator_learning_rate": 1e-4}),
+    ("sassnet", "left_atrium"): (6000, STEPS, (0.015, 40, 150), (2, 2), {"distance_weight": 0.3}),
+    ("tcse", "left_atrium"): (6000, STEPS, (0.1, 40, 150), (2, 2), {"transformed": "teacher"}),
+    ("cct", "left_atrium"): (6000, SHORT, (0.1, 40, 150), (2, 2), {"noise": 0.3, "dropout": 0.3}),
+    ("urpc", "left_atrium"): (6000, SHORT, (0.1, 400, 15), (2, 2), {}),
+    ("mc_net", "left_atrium"): (15000, CONSTANT, (1.0, 40, 150), (2, 2), {"supervised_weight": 0.5}),
+    ("bcp", "left_atrium"): (
+        17000, {0: 1e-2, 4499: 1e-2, 4500: 1e-3, 7000: 1e-4, 9500: 1e-5}, None, (4, 4),
+        {"pretrain": 2000, "pseudo_weight": 0.5, "box": 2 / 3, "connectivity": 3, "keep_largest": True},
+    ),
+    ("bcp", "pancreas_ct"): (7800, {0: 1e-3, 7799: 1e-3}, None, (4, 4), {"pretrain": 1800, "connectivity": 2}),
+    ("ad_mt", "left_atrium"): (15000, MIDDLE, (2.0, 40, 150), (2, 2), {"threshold": 0.8, "longest_period": 19}),
+    ("ad_mt", "pancreas_ct"): (15000, MIDDLE, (2.0, 40, 150), (2, 2), {"threshold": 0.8, "longest_period": 14}),
+    ("mean_teacher", "acdc"): (30000, LONG, (0.1, 200, 150), (12, 12), {"delay": 1000}),
+    ("ua_mt", "acdc"): (30000, LONG, (0.1, 200, 150), (12, 12), {}),
+    ("entropy_minimization", "acdc"): (30000, LONG, (0.1, 200, 150), (12, 12), {}),
+    ("ict", "acdc"): (30000, LONG, (0.1, 200, 150), (12, 12), {}),
+    ("cps", "acdc"): (30000, LONG, (0.1, 200, 150), (12, 12), {}),
+    ("dan", "acdc"): (30000, LONG, (0.1, 200, 150), (12, 12), {}),
+    ("sassnet", "acdc"): (30000, LONG, (0.015, 40, 750), (12, 12), {}),
+    ("cct", "acdc"): (30000, LONG, (0.1, 200, 150), (12, 12), {}),
+    ("urpc", "acdc"): (30000, LONG, (0.1, 200, 150), (12, 12), {}),
+    ("mc_net", "acdc"): (30000, {0: 1e-2, 29999: 1e-2}, (0.1, 200, 150), (12, 12), {"supervised_weight": 1.0}),
+    ("bcp", "acdc"): (40000, {0: 1e-2, 39999: 1e-2}, None, (12, 12), {"pretrain": 10000, "pretrain_loss": "regions"}),
+    ("ad_mt", "acdc"): (30000, LONG, (2.0, 50, 150), (12, 12), {"threshold": 0.95, "longest_period": 50}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("bundle", "dataset"), COMPARED)
+def test_comparison_methods_train_what_is_released(bundle, dataset):
+    """Of TCSE, and of CCT in 3D, nothing is released: what the others of their kind train."""
+    iterations, expected, ramp, batches, options = COMPARED[bundle, dataset]
+    eight = "$__import__('types').SimpleNamespace(training=[None] * 8)"  # labeled cases
+    parser = config(bundle, dataset, "literature", cases=eight)
+    assert parser.get_parsed_content("max_iterations") == iterations
+    assert rates(parser, expected) == pytest.approx(list(expected.values()))
+    assert tuple(parser.get_parsed_content(f"{kind}labeled_batch_size") for kind in ("", "un")) == batches
+    method = parser.get_parsed_content("method")
+    assert {name: getattr(method, name) for name in options} == pytest.approx(options)
+    if ramp is not None:
+        largest, levels, step = ramp
+        for i in (0, step - 1, step, 10 * step, levels * step - 1, levels * step, 2 * levels * step):
+            level = min(i // step, levels) / levels
+            assert method.ramp_up(i) == pytest.approx(largest * math.exp(-5 * (1 - level) ** 2))
+    teachers = [module for module in method.modules() if isinstance(module, EMATeacher)]
+    assert len(teachers) == {"ad_mt": 2, **dict.fromkeys(("mean_teacher", "ua_mt", "ict", "tcse", "bcp"), 1)}.get(
+        bundle, 0
+    )
+    assert all(teacher.decay == 0.99 for teacher in teachers)
+    if bundle == "ad_mt":
+        assert {teacher.copy_steps for teacher in teachers} == {50 if dataset == "acdc" else 40}
 
 
 @pytest.mark.parametrize(("bundle", "dataset"), PAIRS)
