@@ -104,7 +104,7 @@ COMPARED = {
     ("cps", "left_atrium"): (6000, STEPS, (0.1, 40, 150), (2, 2), {}),
     ("dan", "left_atrium"): (6000, STEPS, (0.1, 40, 150), (2, 2), {"discriminator_learning_rate": 1e-4}),
     ("sassnet", "left_atrium"): (6000, STEPS, (0.015, 40, 150), (2, 2), {"distance_weight": 0.3}),
-    ("tcse", "left_atrium"): (6000, STEPS, (0.1, 40, 150), (2, 2), {"transformed": "teacher"}),
+    ("tcse", "left_atrium"): (6000, STEPS, (0.1, 40, 150), (2, 2), {"scale": 0.1, "noise": 0.1}),
     ("cct", "left_atrium"): (6000, SHORT, (0.1, 40, 150), (2, 2), {"noise": 0.3, "dropout": 0.3}),
     ("urpc", "left_atrium"): (6000, SHORT, (0.1, 400, 15), (2, 2), {}),
     ("mc_net", "left_atrium"): (15000, CONSTANT, (1.0, 40, 150), (2, 2), {"supervised_weight": 0.5}),

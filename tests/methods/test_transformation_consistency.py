@@ -99,6 +99,28 @@ class TestTransformationConsistency(MethodTester):
         clean["teacher"] = bool(distance <= 0.1 + 1e-6)  # noise clipped at two sigma
         assert clean == {"student": transformed == "teacher", "teacher": transformed == "student"}
 
+    def test_noise_is_on_the_teachers_side(self):
+        torch.manual_seed(0)
+        method, (labeled, unlabeled) = self.build(transformed="student", noise=0.05), batches(n_unlabeled=3)
+        seen = []
+        method.teacher.register_forward_hook(lambda m, x, y: seen.append(x[0]))
+        method(labeled, unlabeled)
+        noise = seen[0] - unlabeled["image"]
+        assert noise.std().item() == pytest.approx(0.05 * 0.96, rel=0.05)  # of a normal law, clipped at two sigma
+        assert noise.abs().max().item() == pytest.approx(0.1, rel=1e-4)
+
+    def test_consistency_is_ramped_up(self):
+        method = self.build(max_iterations=80, weight=0.4, scale=0.0, noise=0.0)
+        labeled, _ = batches()
+        logits, taught = torch.randn(4, 2, 32, 32), torch.randn(2, 2, 32, 32)
+        found = []
+        for method.iteration in (0, 40, 80):
+            terms = method.terms(logits, taught, Poses((0, 0), ((), ()), (1.0, 1.0)), labeled)
+            found.append(terms["consistency"].item())
+        difference = (logits[2:].softmax(1) - taught.softmax(1)).square().mean().item()
+        assert [value / difference for value in found] == pytest.approx([method.ramp_up(t) for t in (0, 40, 80)])
+        assert found[2] == pytest.approx(0.4 * difference)
+
     def test_the_matched_floor_asks_no_teacher(self):
         method = self.build(unsupervised_weight=0.0)
         method.teacher.register_forward_hook(lambda *_: pytest.fail("the teacher was asked"))
