@@ -1,4 +1,4 @@
-"""What the methods with an averaged teacher have in common: mean teacher, UA-MT, interpolation consistency."""
+"""What the methods with an averaged teacher have in common: mean teacher, UA-MT, ICT, TCSE."""
 
 from __future__ import annotations
 
