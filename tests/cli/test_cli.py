@@ -758,6 +758,17 @@ def test_a_training_without_a_method(words, expected, tmp_path):
     assert _names_no_method([places.get(word, word) for word in words]) is expected
 
 
+def test_a_training_of_nothing_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for word in ("scnas", "dct"):
+        with pytest.raises(SystemExit):
+            cli.main(["train", word, "--seed", "3"])
+        assert f"got '{word}', which is neither; usage: monai-ssl train" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["train", "dtc"])
+    assert "missing DATASET_DIR" in capsys.readouterr().err
+
+
 def test_a_training_without_a_method_trains_itself(tmp_path, monkeypatch, capsys):
     from monai_ssl.runs import self_training
 
