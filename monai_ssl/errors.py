@@ -110,6 +110,16 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 100 else text[:97] + "..."
 
 
+def figure(value: float) -> str:
+    """A number to two figures, a large one whole, never as ``1e+02``.
+
+    Example:
+        >>> [figure(value) for value in (0.0514, 2.449, 99.7, 1234.5)]
+        ['0.051', '2.4', '100', '1234']
+    """
+    return f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.2g}"
+
+
 def plural(n: int, noun: str) -> str:
     """
     Example:

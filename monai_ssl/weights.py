@@ -55,6 +55,8 @@ def load(path: str | Path, map_location: Any = "cpu") -> Any:
             with zipfile.ZipFile(path) as archive:
                 if (damaged := archive.testzip()) is not None:
                     raise ValueError(f"the checksum of its part {damaged} is wrong: a damaged disk or copy")
+        else:
+            _refuse_other_content(path)
         return torch.load(path, map_location=map_location, weights_only=True)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; `monai-ssl train` writes it") from None
@@ -67,6 +69,23 @@ def load(path: str | Path, map_location: Any = "cpu") -> Any:
                 "a file may run any program); save the tensors where you trust it: torch.save(net.state_dict(), FILE)"
             ) from None
         raise DataError(f"{path}: not a readable file of weights ({reason})") from None
+
+
+def _refuse_other_content(path: str | Path) -> None:
+    """
+    Raises:
+        ValueError: for a file that is no archive of PyTorch's, and no pickle either, as which it wrote tensors once.
+    """
+    with open(path, "rb") as file:
+        head = file.read(2)
+    if not head:
+        raise ValueError("it is empty: copy or save it again")
+    if head == b"PK":
+        raise ValueError("it is cut off: copy or save it again")
+    if head[:1] != b"\x80":
+        raise ValueError(
+            "PyTorch has not written it: name a file of torch.save(net.state_dict(), FILE), or a run's folder"
+        )
 
 
 def content_digest(content: Any) -> str:

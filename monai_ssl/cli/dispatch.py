@@ -59,6 +59,16 @@ def _names_no_method(words: Sequence[str]) -> bool:
     return alone and not os.path.isfile(os.path.join(os.path.expanduser(words[0]), "configs", "train.yaml"))
 
 
+def _names_nothing(words: Sequence[str]) -> bool:
+    """Whether `train` is followed by a single word that is neither a method nor a folder."""
+    if not words or words[0].startswith("-") or any(not word.startswith("-") for word in words[1:2]):
+        return False
+    from monai_ssl.bundle.library import available_bundles
+
+    alone = not any(word.partition("=")[0] in ("--dataset_dir", "--dataset-dir", "-h", "--help") for word in words)
+    return alone and words[0] not in available_bundles() and not os.path.isdir(os.path.expanduser(words[0]))
+
+
 def _dispatch(words: list[str]) -> int:
     """Run the command that the words name; returns its exit status."""
     if not words or words[0] in ("-h", "--help", "help"):
@@ -73,6 +83,9 @@ def _dispatch(words: list[str]) -> int:
               file=sys.stderr)  # fmt: skip
         name = "self-train"
     command = _command(name)
+    if name == "train" and _names_nothing(rest):
+        raise UsageError(f"train: must be followed by a method (`{PROGRAM} list`) and a folder of scans, or by such a "
+                         f"folder alone, got {rest[0]!r}, which is neither; usage: {command.usage}")  # fmt: skip
     if any(word in ("-h", "--help") for word in rest):
         print(command_help(command))
         return 0

@@ -168,6 +168,8 @@ def own_value(key: str, text: str, hint: Any) -> Any:
     Example:
         >>> own_value("seed", "3", int | None), own_value("output", "3", str | None), own_value("check", "no", bool)
         (3, '3', False)
+        >>> own_value("tta", "False", bool | str), own_value("tta", "auto", bool | str)
+        (False, 'auto')
     """
     kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if type(None) in kinds and text in ("None", "null", ""):
@@ -180,7 +182,7 @@ def own_value(key: str, text: str, hint: Any) -> Any:
     if str in kinds or Path in kinds:
         if text == "":
             raise UsageError(f"--{key}: must not be empty")
-        return text
+        return BOOLEANS.get(text.lower(), text) if bool in kinds else text
     if bool in kinds:
         if text.lower() not in BOOLEANS:
             raise UsageError(f"--{key}: must be True or False, got {text!r}")

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from tqdm import tqdm
@@ -83,6 +83,7 @@ def verify(
     progress: bool = True,
     memory: ScanMemory | None = None,
     ignored: dict[str, tuple[int, int]] | None = None,
+    drawn: Sequence[Entry] = (),
 ) -> list[Problem]:
     """Read every scan of a datalist once and report all problems, never stopping at the first.
 
@@ -100,6 +101,8 @@ def verify(
         progress: show a progress bar (on a terminal only).
         memory: keeps what was read for the training's cache, see :func:`monai_ssl.data.reading.handed_over`.
         ignored: gets image file -> ignored voxels and all voxels, of every label that has ignored ones.
+        drawn: unlabeled cases with the label map that a network or another tool drew, see
+            :func:`monai_ssl.data.pseudo_labeled`; it is checked like a label.
 
     Returns:
         The problems in the order of the lists, those of the whole dataset last. More than five equal warnings of a
@@ -119,16 +122,32 @@ def verify(
         raise ValueError(f"workers must be at least 1, got {workers}")
     workers = workers or min(4, os.cpu_count() or 1)
     jobs = [(name, entry) for name in dict.fromkeys(sections) for entry in datalist.section(name)]
+    if drawn:
+        from monai_ssl.data.pseudo_labels import pseudo_label_preset
+
+        of_pool = pseudo_label_preset(preset)
+    else:
+        of_pool = preset
+    maps = {tuple(image_files(entry)): str(entry["label"]) for entry in drawn}
+
+    def checked(job: tuple[str, Entry]) -> _Case:
+        section, entry = job
+        if section == "unlabeled":
+            return _check_case(section, entry, maps.get(tuple(image_files(entry))), of_pool, memory)
+        # no training reads test cases: they would only take the room of others
+        return _check_case(section, entry, entry.get("label"), preset, None if section == "testing" else memory)
+
     with ThreadPoolExecutor(workers) as pool:
         bar = tqdm(total=len(jobs), desc="verify", unit="case", disable=None if progress else True)
         cases = []
-        for case in pool.map(lambda job: _check_case(job[0], job[1], preset, memory), jobs):
+        for case in pool.map(checked, jobs):
             cases.append(case)
             bar.update()
         bar.close()
 
     if ignored is not None:
-        ignored.update({case.file: (case.ignored, case.voxels) for case in cases if case.ignored})
+        ignored.update({case.file: (case.ignored, case.voxels) for case in cases
+                        if case.ignored and case.section != "unlabeled"})  # fmt: skip
     problems = _merge_equal([problem for case in cases for problem in case.problems], len(cases))
     problems += _check_paths(jobs)
     problems += _check_patients(jobs)
@@ -139,19 +158,20 @@ def verify(
     return problems
 
 
-def _check_case(section: str, entry: Entry, preset: Preset, memory: ScanMemory | None) -> _Case:
+def _check_case(section: str, entry: Entry, label: str | None, preset: Preset, memory: ScanMemory | None) -> _Case:
     files = image_files(entry)
     case = _Case(section, files[0])
     try:
-        label = None if section == "unlabeled" else entry.get("label")
-        # no training reads test cases: they would only take the room of others
-        _check_files(case, entry, label, preset, None if section == "testing" else memory)
+        _check_files(case, entry, label, preset, memory)
     except Exception as error:
         case.add(
             "check",
             "error",
             f"case cannot be checked ({type(error).__name__}: {without_quotes(error)}): look at its files",
         )
+    if section == "unlabeled":  # with a label map that was drawn
+        elsewhere, gone = "move the case to 'unlabeled'", "remove the file"
+        case.problems = [replace(known, message=known.message.replace(elsewhere, gone)) for known in case.problems]
     return case
 
 
@@ -199,7 +219,8 @@ def _check_files(case: _Case, entry: Entry, label_file: str | None, preset: Pres
 
     # what the comparison of all cases needs
     if voxels is not None and not any(p.file == label_file and p.severity == "error" for p in case.problems):
-        case.problems += [Problem(f.severity, case.section, label_file or "", f.message, f.rule)
+        if case.section != "unlabeled":
+            case.problems += [Problem(f.severity, case.section, label_file or "", f.message, f.rule)
                           for f in _partial_findings(entry, voxels, preset)]  # fmt: skip
         values, counts = np.unique(Annotated.of(entry).marked(voxels, preset), return_counts=True)
         found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}

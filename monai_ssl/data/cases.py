@@ -126,12 +126,15 @@ def case_names(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     return names
 
 
+_CHANNEL = re.compile(r"_\d{4}$")
+
+
 def prediction_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list[list[Path]]:
     """Files below a folder that may be the segmentation of each case, by name; one is what should be.
 
     Of a case ``a``: ``a_seg``, ``a`` or ``a_pred``, the first that there is, with any image suffix; of ``a_0000`` (a
-    channel, for nnU-Net) also those of ``a``. A repeated file name is told apart by its folder, as predictions repeat
-    folders.
+    channel, for nnU-Net) also those of ``a``, unless several cases would be called so. A repeated file name is told
+    apart by its folder, as predictions repeat folders.
 
     Args:
         folder: searched with its subfolders.
@@ -142,10 +145,15 @@ def prediction_files(folder: Path, entries: Sequence[Mapping[str, Any]]) -> list
         stem, suffix = split_suffix(file.name)
         if suffix:
             files.setdefault(stem, []).append(file)
-    found = []
-    for name, entry in zip(case_names(entries), entries, strict=True):
-        texts = (name, case_name(entry))
-        stems = dict.fromkeys([*texts, *(re.sub(r"_\d{4}$", "", text) for text in texts)])
+    found, names = [], case_names(entries)
+    texts_of = [(name, case_name(entry)) for name, entry in zip(names, entries, strict=True)]
+    called: dict[str, set[str]] = {}
+    for texts in texts_of:
+        for text in texts:
+            called.setdefault(_CHANNEL.sub("", text), set()).add(texts[1])
+    for texts, entry in zip(texts_of, entries, strict=True):
+        whole = [stem for text in texts if len(called[stem := _CHANNEL.sub("", text)]) == 1]
+        stems = dict.fromkeys([*texts, *whole])
         wanted = (f"{stem}{tail}" for stem in stems for tail in ("_seg", "", "_pred"))
         there = next((files[stem] for stem in wanted if stem in files), [])
         place = Path(image_files(entry)[0]).parent.name

@@ -71,6 +71,19 @@ def pseudo_labeled(entries: Sequence[Mapping[str, Any]], folder: str | Path | No
     return found
 
 
+def table_rows(table: Path) -> list[dict[str, str]]:
+    """Rows of a table, as they are.
+
+    Raises:
+        DataError: when it cannot be read as one.
+    """
+    try:
+        with open(table, newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read as a table in UTF-8 ({error}); remove it, or correct it") from None
+
+
 def rejected(folder: Path) -> set[str]:
     """Cases that the folder's ``reliability.csv`` does not keep.
 
@@ -80,11 +93,7 @@ def rejected(folder: Path) -> set[str]:
     table = folder / RELIABILITY
     if not table.is_file():
         return set()
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: cannot be read as a table in UTF-8 ({error}); remove it, or correct it") from None
+    rows = table_rows(table)
     found = set()
     for row in rows:
         kept = row.get("kept")

@@ -13,7 +13,7 @@ from monai_ssl.data.formats.promise import check_memory
 from monai_ssl.data.placement import placement
 from monai_ssl.data.preset import Intensity, Preset
 from monai_ssl.data.scan import AFFINE_RULE, affine_difference, same_affine, valid_affine
-from monai_ssl.errors import DataError, dimensions, plural
+from monai_ssl.errors import DataError, dimensions, figure, plural
 from monai_ssl.labels import IGNORE_LABEL
 
 Severity = Literal["error", "warning"]
@@ -260,9 +260,9 @@ def ignored_sentence(ignored: Mapping[str, tuple[int, int]]) -> str:
         return ""
     shares = sorted(100 * few / max(every, 1) for few, every in ignored.values())
     some, every = (sum(pair[k] for pair in ignored.values()) for k in (0, 1))
-    low, high = f"{shares[0]:.2g}", f"{shares[-1]:.2g}"
+    low, high = figure(shares[0]), figure(shares[-1])
     span = f" ({low} to {high} %)" if low != high else ""
-    return f"ignored: {some:,} voxels of {plural(len(shares), 'label')}, {100 * some / every:.2g} % of theirs{span}"
+    return f"ignored: {some:,} voxels of {plural(len(shares), 'label')}, {figure(100 * some / every)} % of theirs{span}"
 
 
 def _percent(share: float) -> str:

@@ -213,7 +213,7 @@ class TrainTask(BundleTrainTask):
         flips = bool(preset.augmentation.flip_axes) or preset.augmentation.policy == "literature"
         rules = Rules(tta=flips, one_piece=one_piece, always=always)
         teacher = Teacher(Path(self.bundle_path), weights, {"device": request.get("device") or "cpu"})
-        rows = draw([teacher], pool, preset, folder, rules)
+        rows, _ = draw([teacher], pool, preset, folder, rules)
         kept = sum(row["kept"] == "1" for row in rows)
         logger.info("monai_ssl: the present model has labeled %d scans of the pool, %d of them teach", len(rows), kept)
         if not kept:

@@ -124,9 +124,11 @@ def curves_figure(runs: Sequence[LoadedRun]) -> Figure | None:
             if dots and len(x) <= 60:
                 axes.plot(x, y, "o", color=color, markersize=3.2)
         style_axes(axes, wrapped(title, 44), "iteration", ylabel)
+        if not axes.get_legend_handles_labels()[0]:
+            continue  # no curve has a finite value
         if len(curves) <= BESIDE:
             axes.legend(fontsize=8, frameon=False)
-        elif axes.get_legend_handles_labels()[0]:  # below, where it covers nothing
+        else:  # below, where it covers nothing
             axes.legend(fontsize=7.5, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)

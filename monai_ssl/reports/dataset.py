@@ -17,7 +17,7 @@ from tqdm import tqdm
 from monai_ssl.data.cases import case_names
 from monai_ssl.data.datalist import SECTIONS, Datalist
 from monai_ssl.data.preset import Preset
-from monai_ssl.errors import DataError
+from monai_ssl.errors import DataError, figure
 from monai_ssl.files import write_text
 from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.reports.case import PERCENTILES, CaseStatistics, case_statistics
@@ -266,7 +266,7 @@ def _case_table(cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> T
         spacing = "–" if case.spacing is None else " × ".join(f"{s:.3g}" for s in case.spacing)
         gray = " – ".join(f"{case.values[i]:.3g}" for i in (0, 2, 4))
         volumes = ["" if case.voxels is None else f"{_volume(case, value):.3g}" for value in foreground]
-        volumes += ["" if case.voxels is None else f"{100 * case.ignored / float(np.prod(case.shape)):.2g}"] * some
+        volumes += ["" if case.voxels is None else figure(100 * case.ignored / float(np.prod(case.shape)))] * some
         body.append([case.name, NAMES[case.section], " × ".join(map(str, case.shape)), spacing, case.orientation or "–",
                      case.dtype, gray, *volumes])  # fmt: skip
     return Table(header, body, (0, 1, 4, 5))

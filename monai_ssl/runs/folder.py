@@ -43,14 +43,31 @@ def trained_in(folder: str | os.PathLike[str]) -> Path:
         'dtc'
     """
     place = Path(folder).expanduser()
-    if (place / RECORD).is_file() or not (place / SELF_TRAINING).is_file():
-        return place
+    parts = [] if (place / RECORD).is_file() else _trainings(place)
+    return parts[-1] if parts else place  # its missing record will be told
+
+
+def _trainings(folder: Path) -> list[Path]:
+    """The runs of an ended self-training, the last one last."""
     try:
-        told = json.loads((place / SELF_TRAINING).read_text(encoding="utf-8"))
-        name = str(told["fine_tuned"] or told["rounds"][-1])
-    except (OSError, ValueError, TypeError, KeyError, IndexError):
-        return place  # its missing record will be told
-    return place / Path(name).name
+        told = json.loads((folder / SELF_TRAINING).read_text(encoding="utf-8"))
+        names = [*told.get("floors", ()), *told["rounds"], *([told["fine_tuned"]] if told["fine_tuned"] else [])]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return []
+    return [folder / Path(str(name)).name for name in names]
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    """
+    Raises:
+        DataError: for a self-training that has begun, or begun anew, and not ended: it has no result to stand for.
+    """
+    began = [path for name in ("floor*", "round-*") for path in folder.glob(f"{name}/{RECORD}")]
+    ended = [Run(path) for path in _trainings(folder)]
+    if began and not (ended and all(run.complete for run in ended if (run.folder / RECORD).is_file())):
+        raise DataError(
+            f"run: the self-training in {folder} has not ended; repeat its command, or name one of its runs"
+        )
 
 
 class Run:
@@ -82,10 +99,9 @@ class Run:
         run = folder if isinstance(folder, Run) else cls(trained_in(folder))
         if not run.folder.is_dir():
             raise DataError(f"run: {run.folder} is no folder; train first: {PROGRAM} train BUNDLE DATASET_DIR")
-        if not (run.folder / RECORD).is_file() and list(run.folder.glob(f"floor*/{RECORD}")):
-            raise DataError(
-                f"run: the self-training in {run.folder} has not ended; repeat its command, or name one of its runs"
-            )
+        home = run.folder if isinstance(folder, Run) else Path(folder).expanduser().resolve()
+        if run.folder != home or not (run.folder / RECORD).is_file():
+            _refuse_unfinished(home)
         for name in (RECORD, PRESET):
             if not (run.folder / name).is_file():
                 raise DataError(
@@ -210,16 +226,25 @@ class Run:
 
     # ---------------------------------------------------------------------------------------------- who may write
 
-    def refuse_foreign(self, dataset_dir: Path) -> None:
+    def refuse_foreign(self, dataset_dir: Path, rounds: bool = False) -> None:
         """Stop before training overwrites what is not its own.
 
+        Args:
+            dataset_dir: folder of the data.
+            rounds: the folder is meant for a self-training, whose runs lie below it, instead of a run.
+
         Raises:
-            DataError: for a file, the folder of the data, or weights and logs that no training of ours wrote.
+            DataError: for a file, the folder of the data, of a self-training, for a run, and of a run, for a
+                self-training, which would hide it, or weights and logs that no training of ours wrote.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise DataError(f"output: must be a folder, got the file {self.folder}")
         if self.folder == dataset_dir:
             raise DataError(f"output: must not be the folder of the data, {self.folder}; give a folder for the run")
+        theirs = RECORD if rounds else SELF_TRAINING
+        if (self.folder / theirs).is_file():
+            what = f"a run of {self.record.bundle}" if rounds else "a self-training, whose runs are below it"
+            raise DataError(f"output: {self.folder} holds {what}; give another folder")
         ours = any((self.folder / name).exists() for name in (RECORD, CHECKPOINT, _waiting(RECORD)))
         foreign = [name for name in (MODEL, *LOGS) if (self.folder / name).exists()]
         if foreign and not ours:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,17 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from monai_ssl.data.cases import case_names
+from monai_ssl.data.cases import case_names, prediction_files
+from monai_ssl.data.partial import Annotated
 from monai_ssl.data.pipelines import plausible_flips, saver
 from monai_ssl.data.preset import Preset
-from monai_ssl.data.pseudo_labels import RELIABILITY
+from monai_ssl.data.pseudo_labels import RELIABILITY, table_rows
 from monai_ssl.data.reading import read_label
 from monai_ssl.engines.inferer import WindowInferer
 from monai_ssl.engines.segment import VolumeSegmenter
-from monai_ssl.errors import DataError
+from monai_ssl.errors import DataError, enumerated, plural
 from monai_ssl.files import cell, text_of_cell, write_text
 from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.runs.folder import Run
+from monai_ssl.runs.identity import digests
 from monai_ssl.runs.predict import open_segmenter
 from monai_ssl.transforms import largest_component
 from monai_ssl.weights import content_digest, load
@@ -84,6 +87,13 @@ class Teacher:
         return cls(bundle, run.weights(), settings)
 
 
+def known_label(entry: Entry, preset: Preset) -> tuple[Annotated, np.ndarray]:
+    """What of a labeled scan was annotated, and its label ``(1, *spatial)``: 255 where nobody has looked."""
+    annotated = Annotated.of(entry)
+    label = read_label(entry["label"], preset.label_map, preset.ignore_label)[0]
+    return annotated, annotated.marked(label, preset, by_class=False)
+
+
 def anatomy(entries: Sequence[Entry], preset: Preset) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """What the labeled scans tell of each class: those that are always one piece, and those that are always there.
 
@@ -93,9 +103,11 @@ def anatomy(entries: Sequence[Entry], preset: Preset) -> tuple[tuple[int, ...], 
     """
     shares: dict[int, list[float]] = {value: [] for value in range(1, preset.n_classes)}
     for entry in entries:
-        label = read_label(entry["label"], preset.label_map, preset.ignore_label)[0][0]
+        annotated, stored = known_label(entry, preset)
         for value, found in shares.items():
-            mask = label == value
+            if annotated.slices is not None or value not in (annotated.classes or shares):
+                continue  # slices of a structure are no pieces of it, and of a class that nobody drew nothing is known
+            mask = stored[0] == value
             found.append(float(largest_component(mask).sum() / mask.sum()) if mask.any() else math.nan)
     always = tuple(value for value, found in shares.items() if found and not any(map(math.isnan, found)))
     one_piece = []
@@ -107,8 +119,13 @@ def anatomy(entries: Sequence[Entry], preset: Preset) -> tuple[tuple[int, ...], 
 
 
 def draw(
-    teachers: Sequence[Teacher], entries: Sequence[Entry], preset: Preset, folder: Path, rules: Rules
-) -> list[dict[str, str]]:
+    teachers: Sequence[Teacher],
+    entries: Sequence[Entry],
+    preset: Preset,
+    folder: Path,
+    rules: Rules,
+    before: Callable[[], None] | None = None,
+) -> tuple[list[dict[str, str]], bool]:
     """Label every image; started again, it goes on with those that are missing.
 
     Args:
@@ -118,33 +135,44 @@ def draw(
         folder: gets ``CASE_seg.nii.gz`` (a picture for a picture) and ``reliability.csv``. What other networks or rules
             have left there is set aside.
         rules: how.
+        before: called when something is going to be drawn.
 
     Returns:
-        rows of ``reliability.csv``.
+        rows of ``reliability.csv``, and whether anything was drawn.
     """
-    record = _record(teachers, entries, rules)
+    record = _record(teachers, entries, preset, rules)
     stated = folder / RECORD
+    names, write = case_names(entries), LabelWriter(folder)
     if folder.is_dir() and any(folder.iterdir()):
-        if not stated.is_file() or json.loads(stated.read_text(encoding="utf-8")) != record:
-            set_aside(folder, "label maps of other networks or settings")
+        if not _equal(_stated(stated), record):
+            set_aside(folder, "label maps of other networks, images or settings")
         elif (folder / RELIABILITY).is_file():
-            return read_rows(folder)
+            rows = read_rows(folder, names, preset.n_classes)
+            absent = [name for name, found in zip(names, prediction_files(folder, entries), strict=True) if not found]
+            if not absent:
+                return rows, False
+            console.warning("warning: %s: %s gone, drawn again: %s; `kept` 0 in %s leaves a scan out", folder,
+                            plural(len(absent), "label map"), enumerated(absent), RELIABILITY)  # fmt: skip
+            if before is not None:
+                before()
+            again = [(name, entry) for name, entry in zip(names, entries, strict=True) if name in absent]
+            for name, entry, label, _ in _labels(teachers, again, preset, rules):
+                write(name, entry, label)
+            return rows, True
+    if before is not None:
+        before()
     folder.mkdir(parents=True, exist_ok=True)
     write_text(stated, json.dumps(record, indent=1) + "\n")
     done = {row["case"]: row for row in whole_lines(folder / ROWS)}
+    done = {
+        name: done[name] for name, entry in zip(names, entries, strict=True)
+        if name in done and write.file(name, entry).is_file()
+    }  # fmt: skip
     write_text(
         folder / ROWS, "".join(json.dumps(row) + "\n" for row in done.values())
     )  # without a line that a kill cut
-    labelers = [_Labeler(teacher, preset, rules.tta) for teacher in teachers]
-    names = case_names(entries)
-    from tqdm import tqdm
-
-    write = LabelWriter(folder)
-    for name, entry in tqdm(list(zip(names, entries, strict=True)), "label the pool", unit="case", disable=None):
-        if name in done:
-            continue
-        views = [view for labeler in labelers for view in labeler.views(entry["image"])]
-        label, row = _judged(views, rules, preset.n_classes)
+    left = [(name, entry) for name, entry in zip(names, entries, strict=True) if name not in done]
+    for name, entry, label, row in _labels(teachers, left, preset, rules):
         write(name, entry, label)
         done[name] = {"case": name, **row}
         with open(folder / ROWS, "a", encoding="utf-8") as file:
@@ -152,13 +180,59 @@ def draw(
     rows = _kept([done[name] for name in names], rules.drop)
     write_text(folder / RELIABILITY, _table(rows))
     (folder / ROWS).unlink(missing_ok=True)
-    return read_rows(folder)
+    return read_rows(folder, names, preset.n_classes), True
 
 
-def read_rows(folder: Path) -> list[dict[str, str]]:
-    """Rows of a folder's ``reliability.csv``."""
-    with open(folder / RELIABILITY, newline="", encoding="utf-8") as file:
-        return [{key: text_of_cell(value) for key, value in row.items()} for row in csv.DictReader(file)]
+def _labels(
+    teachers: Sequence[Teacher], cases: Sequence[tuple[str, Entry]], preset: Preset, rules: Rules
+) -> Iterator[tuple[str, Entry, Tensor, dict[str, Any]]]:
+    """Name, entry, label map and row of every case."""
+    from tqdm import tqdm
+
+    labelers = [_Labeler(teacher, preset, rules.tta) for teacher in teachers] if cases else []
+    for name, entry in tqdm(cases, "label the pool", unit="case", disable=None):
+        views = [view for labeler in labelers for view in labeler.views(entry["image"])]
+        yield name, entry, *_judged(views, rules, preset.n_classes)
+
+
+def read_rows(folder: Path, names: Sequence[str], n_classes: int) -> list[dict[str, str]]:
+    """Rows of a folder's ``reliability.csv``, which people may have edited.
+
+    Args:
+        folder: of the label maps.
+        names: of the pool's cases; the table must have a row of each.
+        n_classes: background included.
+
+    Raises:
+        DataError: when it is not such a table.
+    """
+    table = folder / RELIABILITY
+    advice = "correct it, or remove it: the same command writes it again"
+    numbers = ["reliability", "confidence", "unsure", *(f"voxels_{value}" for value in range(n_classes))]
+    rows = [{key: text_of_cell(value or "") for key, value in row.items() if key} for row in table_rows(table)]
+    missing = [key for key in ("case", "kept", "agreement", *numbers) if not rows or key not in rows[0]]
+    if missing:
+        raise DataError(f"{table}: must have the columns of the table that was written, got none called "
+                        f"{enumerated(missing)}; {advice}")  # fmt: skip
+    for row in rows:
+        if row["kept"] not in ("0", "1"):
+            raise DataError(f"{table}: kept must be 0 or 1, got {row['kept']!r} of {row['case']}; {advice}")
+        for key in (*numbers, *(["agreement"] if row["agreement"] else [])):
+            if not _is_number(row[key]):
+                raise DataError(f"{table}: {key} must be a number, got {row[key]!r} of {row['case']}; {advice}")
+    found = [row["case"] for row in rows]
+    if sorted(found) != sorted(names):
+        absent = enumerated([name for name in names if name not in found]) or "none is missing"
+        raise DataError(f"{table}: must have one row of each of the {plural(len(names), 'scan')} of the pool, got "
+                        f"{len(rows)} ({absent}); {advice}")  # fmt: skip
+    return rows
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 # ------------------------------------------------------------------------------------------------ views of one image
@@ -316,11 +390,28 @@ def whole_lines(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _record(teachers: Sequence[Teacher], entries: Sequence[Entry], rules: Rules) -> dict[str, Any]:
+def _stated(path: Path) -> Any:
+    """What a folder's record says; None where there is none that can be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _equal(former: Any, record: Mapping[str, Any]) -> bool:
+    """Whether label maps were made so; of images and preset, the records of earlier versions do not tell."""
+    return isinstance(former, dict) and {key: record[key] for key in ("images", "preset")} | former == record
+
+
+def _record(teachers: Sequence[Teacher], entries: Sequence[Entry], preset: Preset, rules: Rules) -> dict[str, Any]:
     """What decides the label maps."""
+    images = digests({"pool": [{"image": entry["image"]} for entry in entries]})[0]["pool"]
+    meaning = preset.model_dump_json(exclude={"description", "training", "codes"})
     return {
         "weights": [content_digest(load(teacher.weights)) for teacher in teachers],
         "cases": case_names(entries),
+        "images": [image for image, _ in images],
+        "preset": hashlib.sha256(meaning.encode()).hexdigest()[:16],
         "tta": rules.tta,
         "overlap of windows at most": OVERLAP,
         "sure": rules.sure,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monai_ssl.errors import PROGRAM, DataError, UsageError, enumerated, plural
+from monai_ssl.errors import PROGRAM, DataError, UsageError, enumerated, figure, plural
 from monai_ssl.runs.folder import SELF_TRAINING, Run
 
 if TYPE_CHECKING:
@@ -112,10 +112,13 @@ def self_train(
         >>> done.run.model, done.page  # doctest: +SKIP
     """
     check_rounds(rounds, networks, tta, drop, sure, largest_component, fine_tune)
+    if pseudo_labels is not None:
+        _refuse_idle(rounds, {"networks": networks}, {"tta": tta, "drop": drop, "sure": sure,
+                                                      "largest_component": largest_component})  # fmt: skip
     from monai_ssl.bundle.library import find_bundle
     from monai_ssl.bundle.overrides import check_overrides
     from monai_ssl.data.loading import load_datalist
-    from monai_ssl.runs.train import american_overrides, train
+    from monai_ssl.runs.train import american_overrides, train, verified
 
     overrides = american_overrides(overrides)
     check_overrides(find_bundle(METHOD), ["train.yaml"], overrides)
@@ -125,22 +128,28 @@ def self_train(
         raise DataError(f"{cases.path}: there is no unlabeled image to learn from; train on labels: {PROGRAM} train "
                         f"{FLOOR} {dataset_dir}")  # fmt: skip
     preset = _preset(dataset, overrides)
+    if overrides.get("unlabeled_batch_size", preset.training.unlabeled_batch_size) == 0:
+        raise UsageError(f"--unlabeled_batch_size: must be 1 or more, got 0: the pool would teach nothing; to train on "
+                         f"labels alone: {PROGRAM} train {FLOOR} {dataset_dir}")  # fmt: skip
     flips = _flips(preset, tta)
+    tuning = _fine_tuning(_floors_options(overrides), preset, fine_tune) if fine_tune else None
     folder = Path(output).expanduser().resolve() if output else _folder(preset, cases, seed)
-    shared: dict[str, Any] = {"dataset_dir": dataset_dir, "datalist": datalist, "dataset": dataset, "check": check}
-    done, began = SelfTraining(folder), time.monotonic()
-    seconds: dict[str, float] = {}
+    Run(folder).refuse_foreign(Path(dataset_dir).expanduser().resolve(), rounds=True)
+    if check:  # once for all trainings, and the pool, too: else its faults would show when the floor has been trained
+        verified(cases, preset, pool=True, pseudo_labels=None if pseudo_labels is None else Path(pseudo_labels))
+    shared: dict[str, Any] = {"dataset_dir": dataset_dir, "datalist": datalist, "dataset": dataset, "check": False}
+    done, told = SelfTraining(folder), _Summary(folder)
 
     def trained(bundle: str, name: str, number: int, given: Mapping[str, Any]) -> Run:
         run, start = Run(folder / name), time.monotonic()
         done_before = _finished(run)
+        if not done_before:
+            told.not_ended()
         console.info("== %s: %s%s", name, run.folder, ", complete" if done_before else "")
         # also a complete one: it knows whether it was trained with these settings, data and pseudo-labels
-        train(
-            bundle, output=run.folder, seed=number, **{**shared, **given, "check": shared["check"] and not done_before}
-        )
+        train(bundle, output=run.folder, seed=number, **{**shared, **given})
         if not done_before:
-            seconds[name] = time.monotonic() - start
+            told.took(name, time.monotonic() - start)
         return run
 
     if pseudo_labels is None:
@@ -158,18 +167,15 @@ def self_train(
         else:
             place = folder / f"pseudo_labels-{number}"
             assert rules is not None
-            start = time.monotonic()
-            rows = _labeled(teachers, cases, preset, place, rules, overrides)
-            seconds[place.name] = time.monotonic() - start
+            rows = _labeled(teachers, cases, preset, place, rules, overrides, told)
             labelings.append(_tell(rows, cases, preset, place))
             done.alarms = list(labelings[-1].alarms)
         done.labels.append(place)
         given = {**overrides, "pseudo_labels": place}
         done.rounds.append(trained(METHOD, f"round-{number}", seed, given))
         teachers = [done.rounds[-1]]
-    if fine_tune:
-        given = _fine_tuning(_floors_options(overrides), preset, fine_tune)
-        done.fine_tuned = trained(FLOOR, "fine-tuned", seed, {**given, "init": done.rounds[-1].folder})
+    if tuning is not None:
+        done.fine_tuned = trained(FLOOR, "fine-tuned", seed, {**tuning, "init": done.rounds[-1].folder})
     for labeling, run in zip(labelings[::-1], done.rounds[::-1], strict=False):
         labeling.alarms = [*labeling.alarms, *(f"training of {run.folder.name}: {text}" for text in run.alarms)]
     if labelings:
@@ -177,7 +183,7 @@ def self_train(
 
         title = f"Self-training: {cases.path.parent.name if cases.path else folder.name}"
         done.page = report_self_training(folder / PAGE, title, preset.labels, labelings)
-    _write_summary(done, seconds, time.monotonic() - began)
+    told.ended(done)
     return done
 
 
@@ -207,6 +213,26 @@ def check_rounds(
     for name, choice in (("tta", tta), ("largest_component", largest_component)):
         if not isinstance(choice, bool) and choice != "auto":
             raise UsageError(f"--{name}: must be true, false or auto, got {choice!r}")
+
+
+def _refuse_idle(rounds: int, of_floors: Mapping[str, Any], of_labels: Mapping[str, Any]) -> None:
+    """Options that would change nothing where the pseudo-labels are given.
+
+    Raises:
+        UsageError: for the first.
+    """
+    import inspect
+
+    usual = {name: parameter.default for name, parameter in inspect.signature(check_rounds).parameters.items()}
+    for name, value in of_floors.items():
+        if value != usual[name]:
+            raise UsageError(f"--{name}: must be left out with --pseudo_labels, which needs no floor, got {value!r}")
+    for name, value in of_labels.items():
+        if value != usual[name] and rounds == 1:
+            raise UsageError(
+                f"--{name}: must be left out where no network labels the pool, got {value!r}: with --pseudo_labels it "
+                "is for --rounds 2 and more; a scan is left out by reliability.csv (kept: 0) or without its file"
+            )
 
 
 def _preset(dataset: str | Path | None, overrides: Mapping[str, Any]) -> Preset:
@@ -277,13 +303,24 @@ def _rules(
 
 
 def _labeled(
-    teachers: Sequence[Run], cases: Datalist, preset: Preset, place: Path, rules: Rules, overrides: Mapping[str, Any]
+    teachers: Sequence[Run],
+    cases: Datalist,
+    preset: Preset,
+    place: Path,
+    rules: Rules,
+    overrides: Mapping[str, Any],
+    told: _Summary,
 ) -> list[dict[str, str]]:
     from monai_ssl.runs.pseudo_labels import Teacher, draw
 
     given = {key: overrides[key] for key in ("device", "amp") if key in overrides}
     console.info("== %s: labels of the pool (%s)", place.name, plural(len(cases.unlabeled), "scan"))
-    return draw([Teacher.of(run, **given) for run in teachers], cases.unlabeled, preset, place, rules)
+    start = time.monotonic()
+    labelers = [Teacher.of(run, **given) for run in teachers]
+    rows, drawn = draw(labelers, cases.unlabeled, preset, place, rules, told.not_ended)
+    if drawn:
+        told.took(place.name, time.monotonic() - start)
+    return rows
 
 
 def _tell(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset, place: Path) -> Labeling:
@@ -308,18 +345,22 @@ def _tell(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset, pl
 
 
 def class_shares(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset) -> dict[int, tuple[float, float]]:
-    """Class -> its share of the voxels in the labeled scans, and in the kept pseudo-labels."""
+    """Class -> its share of the voxels in the labeled scans, where somebody has looked, and in kept pseudo-labels."""
     import numpy as np
 
-    from monai_ssl.data.reading import read_label
+    from monai_ssl.labels import IGNORE_LABEL
+    from monai_ssl.runs.pseudo_labels import known_label
 
-    counts = np.zeros(preset.n_classes)
+    found, known = np.zeros(preset.n_classes), np.zeros(preset.n_classes)
     for entry in cases.training:
-        label = read_label(entry["label"], preset.label_map, preset.ignore_label)[0]
-        counts += [np.count_nonzero(label == value) for value in range(preset.n_classes)]
+        annotated, label = known_label(entry, preset)
+        for value in (0, *(annotated.classes or range(1, preset.n_classes))):
+            found[value] += np.count_nonzero(label == value)
+            known[value] += np.count_nonzero(label != IGNORE_LABEL)
     kept = [row for row in rows if row["kept"] == "1"]
     drawn = np.array([[float(row[f"voxels_{value}"]) for value in range(preset.n_classes)] for row in kept]).sum(0)
-    return {v: (float(counts[v] / counts.sum()), float(drawn[v] / drawn.sum())) for v in range(1, preset.n_classes)}
+    labeled = found / np.maximum(known, 1)
+    return {v: (float(labeled[v]), float(drawn[v] / drawn.sum())) for v in range(1, preset.n_classes)}
 
 
 def alarms(rows: Sequence[Mapping[str, str]], shares: Mapping[int, tuple[float, float]], preset: Preset) -> list[str]:
@@ -327,17 +368,17 @@ def alarms(rows: Sequence[Mapping[str, str]], shares: Mapping[int, tuple[float, 
     kept = [row for row in rows if row["kept"] == "1"]
     found = []
     for value, (labeled, drawn) in shares.items():
+        of_drawn, of_labels = f"{figure(100 * drawn)} % of their voxels", f"{figure(100 * labeled)} % of the labels'"
         missing = [row["case"] for row in kept if row[f"voxels_{value}"] == "0"]
         if labeled > 0 and drawn < VANISHING * labeled:
             found.append(
-                f"class {value} ({preset.labels[value]}) vanishes from the pseudo-labels: {100 * drawn:.2g} % of their "
-                f"voxels, {100 * labeled:.2g} % of the labels'; the new network will lose it. Label scans that show it"
+                f"class {value} ({preset.labels[value]}) vanishes from the pseudo-labels: {of_drawn}, "
+                f"{of_labels}; the new network will lose it. Label scans that show it"
             )
         elif labeled > 0 and drawn > GROWING * labeled:
             found.append(
-                f"class {value} ({preset.labels[value]}) takes {drawn / labeled:.2g} times its share in the "
-                f"pseudo-labels: {100 * drawn:.2g} % of their voxels, {100 * labeled:.2g} % of the labels'; look at "
-                "the pictures, and train the floor longer"
+                f"class {value} ({preset.labels[value]}) takes {figure(drawn / labeled)} times its share in the "
+                f"pseudo-labels: {of_drawn}, {of_labels}; look at the pictures, and train the floor longer"
             )
         elif len(missing) > len(kept) / 2:
             found.append(
@@ -347,19 +388,40 @@ def alarms(rows: Sequence[Mapping[str, str]], shares: Mapping[int, tuple[float, 
     return found
 
 
-def _write_summary(done: SelfTraining, seconds: Mapping[str, float], total: float) -> None:
-    from monai_ssl.files import write_text
-    from monai_ssl.metrics import environment
+class _Summary:
+    """``self_training.json``: what was done, and what each part took. Until the end it names no result."""
 
-    path = done.folder / SELF_TRAINING
-    former = json.loads(path.read_text(encoding="utf-8")).get("seconds", {}) if path.is_file() else {}
-    content = {
-        "floors": [run.folder.name for run in done.floors],
-        "pseudo_labels": [str(p.name if p.parent == done.folder else p) for p in done.labels],
-        "rounds": [run.folder.name for run in done.rounds],
-        "fine_tuned": done.fine_tuned.folder.name if done.fine_tuned else None,
-        "alarms": done.alarms,
-        "seconds": former | {key: round(value, 1) for key, value in seconds.items() if value >= 0.05},
-        **environment(),
-    }
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / SELF_TRAINING
+        try:
+            self.seconds = dict(json.loads(self.path.read_text(encoding="utf-8"))["seconds"])
+        except (OSError, ValueError, TypeError, KeyError):
+            self.seconds = {}
+
+    def not_ended(self) -> None:
+        """Something is going to be trained or labeled: what the folder held before is not its result any more."""
+        self._write({})
+
+    def took(self, name: str, seconds: float) -> None:
+        """Note the time of a part."""
+        self.seconds[name] = round(seconds, 1)
+        self._write({})
+
+    def ended(self, done: SelfTraining) -> None:
+        """Name the result."""
+        runs = [*done.floors, *done.rounds, *([done.fine_tuned] if done.fine_tuned else [])]
+        parts = {place.name for place in (*(run.folder for run in runs), *done.labels)}
+        self.seconds = {name: value for name, value in self.seconds.items() if name in parts}
+        self._write({
+            "floors": [run.folder.name for run in done.floors],
+            "pseudo_labels": [str(p.name if p.parent == done.folder else p) for p in done.labels],
+            "rounds": [run.folder.name for run in done.rounds],
+            "fine_tuned": done.fine_tuned.folder.name if done.fine_tuned else None,
+            "alarms": done.alarms,
+        })  # fmt: skip
+
+    def _write(self, content: Mapping[str, Any]) -> None:
+        from monai_ssl.files import write_text
+        from monai_ssl.metrics import environment
+
+        write_text(self.path, json.dumps({**content, "seconds": self.seconds, **environment()}, indent=1) + "\n")

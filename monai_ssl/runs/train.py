@@ -6,7 +6,6 @@ import logging
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,7 +204,7 @@ def verified(
         preset: what they must be.
         memory: keeps what was read.
         pool: whether the training reads unlabeled images.
-        pseudo_labels: folder of label maps of the pool; those of its images that have one are checked with it.
+        pseudo_labels: folder of label maps of the pool; they are checked like labels.
 
     Raises:
         DataError: when one is not; all errors are said before, a line each.
@@ -213,16 +212,16 @@ def verified(
     from monai_ssl.curation.verify import verify
     from monai_ssl.data.rules import ignored_sentence
 
+    drawn: list[Any] = []
+    if pseudo_labels is not None:
+        from monai_ssl.data.pseudo_labels import pseudo_labeled
+
+        drawn = pseudo_labeled(cases.unlabeled, pseudo_labels)
     ignored: dict[str, tuple[int, int]] = {}
-    sections = ("training", *["unlabeled"] * (pool and pseudo_labels is None), "validation", "testing")
-    problems = verify(cases, preset, sections, memory=memory, ignored=ignored)
+    sections = ("training", *["unlabeled"] * (pool or bool(drawn)), "validation", "testing")
+    problems = verify(cases, preset, sections, memory=memory, ignored=ignored, drawn=drawn)
     if ignored:
         console.info("%s", ignored_sentence(ignored))
-    if pseudo_labels is not None:
-        from monai_ssl.data.pseudo_labels import pseudo_label_preset, pseudo_labeled
-
-        drawn = replace(cases, training=pseudo_labeled(cases.unlabeled, pseudo_labels), unlabeled=[])
-        problems += verify(drawn, pseudo_label_preset(preset), ("training",), memory=memory)
     groups: dict[str, list[Problem]] = {}
     for problem in problems:
         if problem.severity == "warning":

@@ -143,6 +143,15 @@ class TestReadingArguments:
         assert got == {"bundle": "dtc", "dataset_dir": "2024_01", "output": "007", "check": False, "seed": 3,
                        "method#unsupervised_weight": 0, "learning_rate": -1, "amp": "off"}  # fmt: skip
 
+    @pytest.mark.parametrize(("text", "value"), [("False", False), ("true", True), ("yes", True), ("auto", "auto")])
+    def test_options_that_are_a_word_or_a_boolean(self, text, value):
+        """They could be given from Python alone: every word stayed text, and text was refused."""
+        from monai_ssl.runs.self_training import check_rounds
+
+        given = parse("self-train", "scans", "--tta", text, "--largest_component", text)
+        assert given == {"dataset_dir": "scans", "tta": value, "largest_component": value}
+        check_rounds(tta=given["tta"], largest_component=given["largest_component"])
+
     def test_hyphens_flags_and_mappings(self):
         got = parse("split", "d", "--n-labeled", "4", "--overwrite", "--label-names", "{1: left atrium}")
         assert got == {"source": "d", "n_labeled": 4, "overwrite": True, "label_names": {1: "left atrium"}}
@@ -756,6 +765,17 @@ def test_a_training_without_a_method(words, expected, tmp_path):
     (tmp_path / "bundle" / "configs" / "train.yaml").touch()
     places = {"SCANS": str(tmp_path / "scans"), "BUNDLE": str(tmp_path / "bundle")}
     assert _names_no_method([places.get(word, word) for word in words]) is expected
+
+
+def test_a_training_of_nothing_says_what_is_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for word in ("scnas", "dct"):
+        with pytest.raises(SystemExit):
+            cli.main(["train", word, "--seed", "3"])
+        assert f"got '{word}', which is neither; usage: monai-ssl train" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["train", "dtc"])
+    assert "missing DATASET_DIR" in capsys.readouterr().err
 
 
 def test_a_training_without_a_method_trains_itself(tmp_path, monkeypatch, capsys):

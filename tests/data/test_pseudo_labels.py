@@ -41,6 +41,15 @@ def test_by_name(tmp_path, files, table, expected):
     assert pseudo_labeled(POOL, place) == wanted
 
 
+def test_a_file_is_the_label_map_of_one_case(tmp_path):
+    """Without what nnU-Net calls the channel, many cases would have the same name."""
+    pool = [{"image": f"/scans/scan_{number:04d}.nii.gz"} for number in range(3)]
+    place = folder(tmp_path, "scan.nii.gz", "scan_0001.nii.gz")
+    assert [entry["image"] for entry in pseudo_labeled(pool, place)] == ["/scans/scan_0001.nii.gz"]
+    alone = [{"image": "/scans/scan_0000.nii.gz"}, {"image": "/scans/other_0000.nii.gz"}]
+    assert pseudo_labeled(alone, place) == [{"image": alone[0]["image"], "label": str(place / "scan.nii.gz")}]
+
+
 def test_without_a_folder_nothing_is_added():
     assert pseudo_labeled(POOL, None) == POOL
 

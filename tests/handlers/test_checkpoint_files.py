@@ -59,11 +59,20 @@ def test_whole_networks_are_refused(tmp_path):
         load(tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 no zip"])
-def test_damaged_files_are_named(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "it is empty: copy or save it again"),
+        (b"text", r"PyTorch has not written it: name a file of torch\.save"),
+        (b"\x1f\x8b image", "PyTorch has not written it"),
+        (b"PK\x03\x04 no zip", "it is cut off: copy or save it again"),
+        (b"\x80\x02 no pickle", "."),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, content, reason):
     path = tmp_path / "model.pt"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"model\.pt: not a readable file of weights \(.+\)"):
+    with pytest.raises(DataError, match=rf"model\.pt: not a readable file of weights \({reason}"):
         load(path)
 
 

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -254,6 +255,10 @@ def test_what_pseudo_labels_hold_is_drawn(tmp_path):
                                                               "Classes of the pseudo-labels"))  # fmt: skip
     assert (kept[0].get_xdata().tolist(), kept[0].get_ydata().tolist()) == ([3, 6], [0, 60])
     assert (classes[0].get_xdata().tolist(), classes[0].get_ydata().tolist()) == ([6], [25])  # of 120 kept voxels
+    (tmp_path / "alarms.json").write_text(json.dumps({"alarms": [], "history": history[:1]}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing was kept: there is no share to draw, and no legend to write
+        assert len(curves_figure([run]).axes) == 4
     for broken in ("{", "[]", '{"history": [{"pseudo_labels": [1], "left_open": "x"}]}'):
         (tmp_path / "alarms.json").write_text(broken)
         assert len([axes for axes in curves_figure([run]).axes if axes.lines]) == 2

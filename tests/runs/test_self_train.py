@@ -25,7 +25,7 @@ from monai_ssl.errors import DataError, UsageError
 from monai_ssl.runs import pseudo_labels
 from monai_ssl.runs.folder import SELF_TRAINING, Run, trained_in
 from monai_ssl.runs.pseudo_labels import Rules, _judged, anatomy, largest_component
-from monai_ssl.runs.self_training import alarms
+from monai_ssl.runs.self_training import alarms, class_shares
 from monai_ssl.runs.warm_start import weights_file
 from monai_ssl.weights import content_digest, load
 
@@ -205,7 +205,7 @@ def test_label_maps_of_another_tool(data, tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
-@pytest.mark.parametrize("fault", ["grid", "class", "none"])
+@pytest.mark.parametrize("fault", ["grid", "class", "unknown", "none"])
 def test_label_maps_are_checked_before_the_training(data, tmp_path, fault, caplog):
     place = tmp_path / "labels"
     shutil.copytree(data.oracle, place)
@@ -216,6 +216,8 @@ def test_label_maps_are_checked_before_the_training(data, tmp_path, fault, caplo
         values = values[:-1]
     elif fault == "class":
         values[0, 0, 0] = 7
+    elif fault == "unknown":
+        values[:] = 255
     else:
         for path in place.iterdir():
             path.unlink()
@@ -224,7 +226,8 @@ def test_label_maps_are_checked_before_the_training(data, tmp_path, fault, caplo
     with pytest.raises(DataError, match="pseudo_labels: " if fault == "none" else "data: 1 error, nothing was trained"):
         monai_ssl.train("self_training", data.scans, output=tmp_path / "run", pseudo_labels=place, **TINY)
     if fault != "none":
-        assert "unlabeled_0000" in caplog.text
+        assert f"error: unlabeled: {first}: " in caplog.text
+        assert "move the case to 'unlabeled'" not in caplog.text
     assert not (tmp_path / "run" / "model.pt").exists()
 
 
@@ -262,6 +265,11 @@ def test_changed_label_maps_are_another_run(data, tmp_path, caplog):
         ({"fine_tune": 2}, r"--fine_tune: must be a share in \[0, 1\), got 2"),
         ({"tta": "yes"}, "--tta: must be true, false or auto, got 'yes'"),
         ({"largest_component": 1}, "--largest_component: must be true, false or auto, got 1"),
+        ({"unlabeled_batch_size": 0}, "--unlabeled_batch_size: must be 1 or more, got 0: .*monai-ssl train supervised"),
+        ({"fine_tune": 0.1, "learning_rate": "$1e-3"}, "--fine_tune: goes with numbers for --max_iterations"),
+        ({"pseudo_labels": ".", "networks": 2}, "--networks: must be left out with --pseudo_labels.*got 2"),
+        ({"pseudo_labels": ".", "drop": 0.3}, "--drop: must be left out where no network labels the pool, got 0.3"),
+        ({"pseudo_labels": ".", "tta": False}, "--tta: must be left out where no network labels the pool, got False"),
         ({"method#weigth": 1}, "method#weigth: .*did you mean weight"),
         ({"max_iteration": 1}, "max_iteration: no such id.*did you mean max_iterations"),
     ],
@@ -362,6 +370,29 @@ def test_anatomy_is_read_from_the_labels(tmp_path):
     assert anatomy(entries, preset) == ((1,), (2,))
 
 
+def test_partly_annotated_scans_say_what_they_know(tmp_path):
+    """Slices of an organ are no pieces of it, and where nobody looked nothing is missing."""
+    organ = np.zeros((8, 8, 8), np.uint8)
+    organ[2:6, 2:6, 1:7] = 1
+    sparse, whole = organ.copy(), organ.copy()
+    sparse[..., [2, 3, 5, 6]] = 0
+    whole[7, 7] = 2
+    entries = []
+    for name, label, keys in (("sparse", sparse, {"slices": [0, 1, 4, 7]}), ("one", organ, {"classes": [1]}),
+                              ("whole", whole, {})):  # fmt: skip
+        nib.save(nib.Nifti1Image(label, np.eye(4)), tmp_path / f"{name}.nii.gz")
+        entries.append({"image": f"{name}.nii.gz", "label": str(tmp_path / f"{name}.nii.gz"), **keys})
+    preset = load_preset("phantom").model_copy(update={"labels": {0: "background", 1: "organ", 2: "vessel"}})
+    assert anatomy(entries, preset) == ((1, 2), (1, 2))
+    drawn = [{"case": "a", "kept": "1", "voxels_0": "408", "voxels_1": "96", "voxels_2": "8"}]
+    shares = class_shares(drawn, SimpleNamespace(training=entries), preset)
+    known = {1: ((32 + 96 + 96) / (256 + 512 + 512), 96 / 512), 2: (8 / (256 + 512), 8 / 512)}
+    assert shares == {value: pytest.approx(both) for value, both in known.items()}
+    assert alarms(drawn, shares, preset) == []
+    (found,) = alarms([{**drawn[0], "voxels_0": "0"}], {1: (0.1, 1.0)}, preset)
+    assert "takes 10 times its share in the pseudo-labels: 100 % of their voxels, 10 % of the labels'" in found
+
+
 def test_alarms():
     preset = load_preset("hippocampus")
     rows = [{"case": f"c{i}", "kept": "1", "voxels_0": "90", "voxels_1": "9", "voxels_2": "0" if i < 3 else "1"}
@@ -375,6 +406,187 @@ def test_alarms():
 
 
 # ------------------------------------------------------------------------------------------------ interruptions
+
+
+# ------------------------------------------------------------------------------------------------ changed meanwhile
+
+
+@pytest.fixture
+def again(data, done, tmp_path):
+    """A finished self-training, and its data, in folders that a test may change; `run` repeats the command."""
+    shutil.copytree(data.scans, tmp_path / "scans")
+    shutil.copytree(done.folder, tmp_path / "out")
+
+    def run(**options):
+        return monai_ssl.self_train(tmp_path / "scans", output=tmp_path / "out", **{**TINY, **options})
+
+    return SimpleNamespace(
+        scans=tmp_path / "scans", out=tmp_path / "out", labels=tmp_path / "out/pseudo_labels-1", run=run
+    )
+
+
+def turned(path, change):
+    volume = nib.load(path)
+    nib.save(nib.Nifti1Image(change(np.asarray(volume.dataobj)).copy(), volume.affine), path)
+
+
+def test_a_changed_image_of_the_pool_is_labeled_again(again, caplog):
+    before = content(again.out)
+    turned(again.scans / "images" / "unlabeled_0001.nii.gz", lambda image: image.max() - image)
+    again.run()
+    assert "label maps of other networks, images or settings; moved to pseudo_labels-1-previous-1" in caplog.text
+    after = content(again.out)
+    changed = {name for name in before if before[name] != after[name]}
+    assert "floor/model.pt" not in changed
+    assert {
+        "pseudo_labels-1/unlabeled_0001_seg.nii.gz",
+        "pseudo_labels-1/reliability.csv",
+        "round-1/model.pt",
+    } <= changed
+
+
+def test_label_maps_depend_on_how_the_preset_looks_at_an_image():
+    preset = load_preset("phantom")
+    wider = preset.model_copy(update={"window": preset.window.model_copy(update={"overlap": 0.25})})
+    longer = preset.model_copy(update={"training": preset.training.model_copy(update={"max_iterations": 7})})
+    plain, other, same = (pseudo_labels._record([], [], p, Rules(tta=True)) for p in (preset, wider, longer))
+    assert pseudo_labels._equal(plain, same)
+    assert not pseudo_labels._equal(plain, other)
+    former = {key: value for key, value in plain.items() if key not in ("images", "preset")}
+    assert pseudo_labels._equal(former, plain)  # of a version that did not note them
+    assert not pseudo_labels._equal(None, plain)
+
+
+def test_a_label_map_that_is_gone_is_drawn_again(again, done, caplog):
+    (again.labels / "unlabeled_0002_seg.nii.gz").unlink()
+    again.run()
+    assert "1 label map gone, drawn again: unlabeled_0002" in caplog.text
+    assert content(again.out) == content(done.folder)
+
+
+def test_a_row_without_its_label_map_counts_nothing(again, done):
+    """A kill of the whole machine may leave the row, and not the file."""
+    rows = [{"case": name, "agreement": 0.5, "confidence": 0.5, "unsure": 0.0, "reliability": 0.5, "voxels": [1, 1]}
+            for name in ("unlabeled_0000", "unlabeled_0003")]  # fmt: skip
+    (again.labels / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name in ("reliability.csv", "unlabeled_0000_seg.nii.gz", "unlabeled_0003_seg.nii.gz"):
+        (again.labels / name).unlink()
+    again.run()
+    assert content(again.out) == content(done.folder)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda text: text.replace(",", ";"), "must have the columns .*got none called case, kept"),
+        (lambda text: "", "must have the columns"),
+        (lambda text: text.splitlines()[0] + "\n", "must have the columns"),
+        (
+            lambda text: "\n".join(text.splitlines()[:3]),
+            r"must have one row of each of the 4 scans of the pool, got 2 \(",
+        ),
+        (
+            lambda text: text.replace("unlabeled_0003,", "unlabeled_0002,"),
+            r"must have one row .*got 4 \(unlabeled_0003\); corr",
+        ),
+        (
+            lambda text: text.replace("unlabeled_0003,0.", "unlabeled_0003,x0."),
+            "reliability must be a number, got 'x0.",
+        ),
+        (lambda text: text.replace(",1,", ",yes,"), "kept must be 0 or 1, got 'yes' of unlabeled_0000"),
+    ],
+)
+def test_an_edited_table_is_read_with_care(again, edit, message):
+    table = again.labels / "reliability.csv"
+    table.write_text(edit(table.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(DataError, match=rf"reliability\.csv: {message}"):
+        again.run()
+    with pytest.raises(DataError, match=r"reliability\.csv: "):
+        pseudo_labels.read_rows(again.labels, ["unlabeled_0000"], 2)
+
+
+def test_records_that_cannot_be_read(again, done):
+    (again.labels / "pseudo_labels.json").write_text("")
+    (again.out / SELF_TRAINING).write_text("{")
+    again.run()
+    assert (again.out / "pseudo_labels-1-previous-1").is_dir()
+    shutil.rmtree(again.out / "pseudo_labels-1-previous-1")
+    assert content(again.out) == content(done.folder)
+
+
+def test_changed_data_are_checked_again(again, caplog):
+    turned(again.scans / "labels" / "labeled_0000.nii.gz", lambda label: label * 7)
+    with pytest.raises(DataError, match="data: 1 error, nothing was trained"):
+        again.run()
+    assert "labeled_0000" in caplog.text
+    assert not list(again.out.glob("*/previous*"))
+
+
+def test_a_self_training_that_begins_anew_has_no_result(again, monkeypatch):
+    """With other settings, what the folder held is not what it is going to hold."""
+    took = json.loads((again.out / SELF_TRAINING).read_text())["seconds"]
+
+    def killed(*words, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pseudo_labels, "_labels", killed)
+        with pytest.raises(KeyboardInterrupt):
+            again.run(tta=False)
+    with pytest.raises(DataError, match="has not ended; repeat its command"):
+        Run.open(again.out)
+    again.run()
+    assert Run.open(again.out).folder == again.out / "round-1"
+    assert set(json.loads((again.out / SELF_TRAINING).read_text())["seconds"]) == set(took)
+    record = json.loads((again.out / "floor" / "run.json").read_text())
+    (again.out / "floor" / "run.json").write_text(json.dumps({**record, "status": "started"}))
+    with pytest.raises(DataError, match="has not ended; repeat its command"):
+        Run.open(again.out)
+
+
+def test_time_of_labels_that_are_there_is_kept(again):
+    told = json.loads((again.out / SELF_TRAINING).read_text())
+    told["seconds"]["pseudo_labels-1"] = 1234.5
+    (again.out / SELF_TRAINING).write_text(json.dumps(told))
+    again.run()
+    assert json.loads((again.out / SELF_TRAINING).read_text())["seconds"]["pseudo_labels-1"] == 1234.5
+
+
+def test_the_pool_is_checked_before_anything_is_trained(again, tmp_path, caplog):
+    """Its faults would else show when the floor has been trained; a scan of the test list in it is a leak."""
+    lists = json.loads((again.scans / "datalist.json").read_text())
+    shutil.copy(again.scans / lists["validation"][0]["image"], again.scans / "images" / "unlabeled_0001.nii.gz")
+    (again.scans / "images" / "unlabeled_0002.nii.gz").write_bytes(b"no scan")
+    with pytest.raises(DataError, match="data: 2 errors, nothing was trained"):
+        monai_ssl.self_train(again.scans, output=tmp_path / "new", **TINY)
+    assert "a scan must not be in unlabeled and validation (a leak)" in caplog.text
+    assert "unlabeled_0002.nii.gz: file must be gzip-compressed" in caplog.text
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_leak_shows_where_the_pool_has_label_maps(again, data, caplog):
+    lists = json.loads((again.scans / "datalist.json").read_text())
+    for part, source in (("images", lists["validation"][0]["image"]), ("maps", lists["validation"][0]["label"])):
+        (again.scans / part).mkdir(exist_ok=True)
+        shutil.copy(again.scans / source, again.scans / part / "unlabeled_0001.nii.gz")
+    with pytest.raises(DataError, match="data: 1 error, nothing was trained"):
+        monai_ssl.train(
+            "self_training", again.scans, output=again.out / "new", pseudo_labels=again.scans / "maps", **TINY
+        )
+    assert "a scan must not be in unlabeled and validation (a leak)" in caplog.text
+
+
+def test_folders_of_something_else(data, done, tmp_path):
+    (tmp_path / "file").touch()
+    for output, message in (
+        (tmp_path / "file", "output: must be a folder, got the file"),
+        (data.scans, "output: must not be the folder of the data"),
+        (done.run.folder, "holds a run of self_training; give another folder"),
+    ):
+        with pytest.raises(DataError, match=message):
+            monai_ssl.self_train(data.scans, output=output, **TINY)
+    with pytest.raises(DataError, match=r"output: .* holds a self-training, whose runs are below it; give another"):
+        monai_ssl.train("supervised", data.scans, output=done.folder, **TINY)
 
 
 @pytest.mark.slow
