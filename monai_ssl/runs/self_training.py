@@ -329,6 +329,9 @@ def _tell(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset, pl
     values = sorted(float(row["reliability"]) for row in rows)
     console.info("   reliability %.2f (median), %.2f (worst); %d of %d scans are kept; %s", values[len(values) // 2],
                  values[0], len(kept), len(rows), place / "reliability.csv")  # fmt: skip
+    if not kept and all(float(row["unsure"]) == 1 for row in rows):
+        raise DataError(f"{place}: no voxel of the pool is as sure as --sure asks, so nothing is left to learn from; "
+                        "lower it, or train the floor longer")  # fmt: skip
     if not kept:
         raise DataError(f"{place}: no scan of the pool has a label map to learn from; annotate more scans, or look at "
                         "the floor: does it find anything?")  # fmt: skip

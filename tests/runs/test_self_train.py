@@ -576,6 +576,11 @@ def test_a_leak_shows_where_the_pool_has_label_maps(again, data, caplog):
     assert "a scan must not be in unlabeled and validation (a leak)" in caplog.text
 
 
+def test_a_demand_that_no_voxel_meets_is_named(again):
+    with pytest.raises(DataError, match=r"no voxel of the pool is as sure as --sure asks.*; lower it, or train"):
+        again.run(sure=0.9999)
+
+
 def test_folders_of_something_else(data, done, tmp_path):
     (tmp_path / "file").touch()
     for output, message in (
