@@ -155,13 +155,13 @@ def _trained(task: Task, study: Path, state: State, cache_gb: float | None) -> R
 
 def last_run(task: Task, study: Path) -> Path:
     """Folder of the run whose network is scored: of a self-training, its last round."""
+    from monai_ssl.runs.folder import trained_in
+
     folder = task.folder(study)
     if task.kind == "train":
         return folder
-    rounds = sorted(folder.glob("round-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    if (folder / "fine-tuned").is_dir():
-        return folder / "fine-tuned"
-    return rounds[-1] if rounds else folder / "round-1"
+    last = trained_in(folder)
+    return folder / "round-1" if last == folder else last  # not ended yet: the record that is missing is told
 
 
 def _share_floor(study: Path, task: Task, folder: Path) -> None:
