@@ -110,30 +110,62 @@ def _write(results: Path, found: Mapping[str, Scores]) -> None:
 
 
 def gather(source: Path, target: Path) -> None:
-    """Two files from the folders of one bed: REPETITION/ARM, with the scores in it or in its folder `scores`."""
+    """Two files from the folders of one bed: REPETITION/ARM, with the scores in it or in its folder `scores`.
+
+    What the files hold of other arms and repetitions stays: beds are trained in parts, on whatever machine is free.
+    """
+    rows: dict[tuple[str, int], list[list[str]]] = {}
+    runs: dict[tuple[str, int], dict[str, Any]] = {}
+    for arm, repetition, views, folder in _scored(source):
+        scored, _, meta = read_results(folder)
+        if bool(meta.get("test_time_augmentation")) != (views == "mirrored"):
+            raise SystemExit(f"{folder}: was not scored with {views} views; remove it and run `beds.py run` again")
+        for row in scored:
+            texts = [cell(str(row[key])) for key in ("case", "class", "status")]
+            values = [arm, str(repetition), views, *texts, *(f"{row[key]:.6g}" for key in NUMBERS)]
+            rows.setdefault((arm, repetition), []).append(values)
+        if views == VIEWS[0]:
+            runs[arm, repetition] = {
+                "arm": arm,
+                "repetition": repetition,
+                **_record(meta, source / str(repetition), arm),
+            }
+    if not runs:
+        return
+    rows, runs = _former_rows(target / "per_case.csv") | rows, _former_runs(target / "runs.json") | runs
+    order = sorted(runs, key=lambda key: (key[1], list(ARMS).index(key[0]) if key[0] in ARMS else len(ARMS), key[0]))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)
-    runs: list[dict[str, Any]] = []
     environments: list[dict[str, Any]] = []
-    for arm, repetition, views, folder in _scored(source):
-        rows, _, meta = read_results(folder)
-        if bool(meta.get("test_time_augmentation")) != (views == "mirrored"):
-            raise SystemExit(f"{folder}: was not scored with {views} views; remove it and run `beds.py run` again")
-        for row in rows:
-            texts = [cell(str(row[key])) for key in ("case", "class", "status")]
-            writer.writerow([arm, repetition, views, *texts, *(f"{row[key]:.6g}" for key in NUMBERS)])
-        if views == VIEWS[0]:
-            record = _record(meta, source / str(repetition), arm)
-            environment = record.pop("environment")
-            if environment not in environments:
-                environments.append(environment)
-            runs.append(
-                {"arm": arm, "repetition": repetition, **record, "environment": environments.index(environment)}
-            )
-    if runs:
-        write_text(target / "per_case.csv", buffer.getvalue())
-        write_text(target / "runs.json", json.dumps({"environments": environments, "runs": runs}, indent=1) + "\n")
+    told = []
+    for key in order:
+        writer.writerows(rows.get(key, []))
+        environment = runs[key].pop("environment")
+        if environment not in environments:
+            environments.append(environment)
+        told.append({**runs[key], "environment": environments.index(environment)})
+    write_text(target / "per_case.csv", buffer.getvalue())
+    write_text(target / "runs.json", json.dumps({"environments": environments, "runs": told}, indent=1) + "\n")
+
+
+def _former_rows(path: Path) -> dict[tuple[str, int], list[list[str]]]:
+    found: dict[tuple[str, int], list[list[str]]] = {}
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                found.setdefault((row["arm"], int(row["repetition"])), []).append([row[key] for key in COLUMNS])
+    return found
+
+
+def _former_runs(path: Path) -> dict[tuple[str, int], dict[str, Any]]:
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return {
+        (run["arm"], run["repetition"]): {**run, "environment": content["environments"][run["environment"]]}
+        for run in content["runs"]
+    }
 
 
 def _scored(source: Path) -> Iterator[tuple[str, int, str, Path]]:

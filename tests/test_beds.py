@@ -122,6 +122,27 @@ def test_collect_writes_files_tables_and_a_picture(tables, tmp_path, capsys):
     assert str(tmp_path) not in "".join(path.read_text() for path in results.rglob("*.*") if path.suffix != ".png")
 
 
+def test_parts_of_a_bed_come_together(tables, tmp_path):
+    """Trained on two machines: what one lacks stays, what both have is the newer one's."""
+    write_bed(tmp_path / "runs" / "heart")
+    results = tmp_path / "results"
+    tables.collect(tmp_path / "runs", results)
+    before = {path.name: path.read_text() for path in (results / "heart").iterdir()}
+    tables.collect(tmp_path / "runs", results)
+    assert {path.name: path.read_text() for path in (results / "heart").iterdir()} == before
+    write_scores(tmp_path / "more" / "heart", "no_cutmix", 1, False, [0.7] * 4, fold=1)
+    write_scores(tmp_path / "more" / "heart", "oracle", 1, False, [0.9] * 4, fold=1)
+    tables.collect(tmp_path / "more", results)
+    found = tables.scores(results / "heart" / "per_case.csv")
+    assert set(found["no_cutmix"]["plain"]) == {1}
+    assert [row["dice"] for row in found["oracle"]["plain"][1]] == [0.9] * 4
+    assert len(found["oracle"]["plain"]) == len(found["floor"]["plain"]) == 3
+    runs = json.loads((results / "heart" / "runs.json").read_text())["runs"]
+    assert len(runs) == 6 * 3 + 1
+    keys = [(run["arm"], run["repetition"]) for run in runs]
+    assert len(set(keys)) == len(keys)
+
+
 def test_figures_come_from_the_written_files(tables, tmp_path):
     write_bed(tmp_path / "runs" / "heart")
     results = tmp_path / "results"
