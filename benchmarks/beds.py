@@ -5,9 +5,10 @@
     python benchmarks/beds_tables.py --runs runs/beds --results docs/results/gain
 
 A *repetition* is a seed together with a fold of validation cases: repetition k trains with seed k and is judged on fold
-k. Three repetitions judge three folds, so that at least 48 cases decide and none twice. The labeled cases are the first
-ones outside the fold (those of repetitions 1 and 2 are the same). Labeled sets are nested: the two labels of ``la_2``
-are the first two of the four of ``la_4``. No test list is read.
+k. Three repetitions judge three folds, so that at least 36 patients decide and none twice. Folds go in pairs (0 and 1, 2
+and 3): the labeled cases of a repetition are the first ones of the other fold of its pair, so no two repetitions share
+a labeled case. Labeled sets are nested: the two labels of ``la_2`` are the first two of the four of ``la_4``. No test
+list is read.
 
 Arms of every bed, all with the same recipe, iterations and labeled images per step:
 
@@ -63,6 +64,7 @@ class Bed:
         fold: patients that validate in a repetition.
         title: for tables.
         ceiling_of: another bed with the same scans and folds, whose ceiling is this one's, too.
+        iterations: of every training; 0: as the preset says.
     """
 
     data: str
@@ -71,14 +73,15 @@ class Bed:
     fold: int
     title: str
     ceiling_of: str = ""
+    iterations: int = 0
 
 
 BEDS = {
     "la_4": Bed("left_atrium", "la_quarter", 4, 16, "left atrium at 2.5 mm, 4 labels + 60"),
-    "acdc_3": Bed("acdc", "acdc_128", 3, 12, "ACDC at 128 x 128, 3 patients + 55"),
+    "acdc_3": Bed("acdc", "acdc_128", 3, 12, "ACDC at 128 x 128, 3 patients + 55", iterations=400),
     "hippocampus_3": Bed("hippocampus", "hippocampus_bed", 3, 20, "hippocampus, 3 labels + 187"),
     "la_2": Bed("left_atrium", "la_quarter", 2, 16, "left atrium at 2.5 mm, 2 labels + 62", "la_4"),
-    "acdc_1": Bed("acdc", "acdc_128", 1, 12, "ACDC at 128 x 128, 1 patient + 57", "acdc_3"),
+    "acdc_1": Bed("acdc", "acdc_128", 1, 12, "ACDC at 128 x 128, 1 patient + 57", "acdc_3", 400),
 }
 # where the cases of each data set come from: (list, its sections), all of them for development
 SOURCES = {
@@ -150,9 +153,10 @@ def _write_lists(folder: Path, name: str, bed: Bed, repetition: int, cases: list
         groups.setdefault(patient, []).append((image, label))
     patients = list(groups)
     fold = patients[repetition * bed.fold : (repetition + 1) * bed.fold]
-    if len(fold) < bed.fold:
-        raise DataError(f"{name}: {len(patients)} patients have no fold {repetition} of {bed.fold}")
-    rest = [patient for patient in patients if patient not in fold]
+    if len(patients) < ((repetition | 1) + 1) * bed.fold:
+        raise DataError(f"{name}: {len(patients)} patients have no fold {repetition | 1} of {bed.fold}")
+    partner = (repetition ^ 1) * bed.fold
+    rest = [patient for patient in patients[partner:] + patients[:partner] if patient not in fold]
 
     def entries(of: list[str]) -> list[dict[str, str]]:
         return [{"image": image, "label": label} for patient in of for image, label in groups[patient]]
@@ -259,6 +263,8 @@ def one(bed_name: str, repetition: int, arm: str, data: Path, output: Path, devi
         "dataset_dir": place, "dataset": str(HERE / "presets" / f"{bed.preset}.yaml"), "flavor": "practical",
         "seed": repetition, "num_workers": 0, "check": False, "device": device, "val_interval": 1000,
     }  # fmt: skip
+    iterations = bed.iterations or load_preset(common["dataset"], flavor="practical").training.max_iterations
+    common["max_iterations"] = iterations
     own = {**common, "datalist": f"{bed_name}-{repetition}.json"}
     if arm == "self_training":
         done = monai_ssl.self_train(**own, output=folder / arm)
@@ -277,8 +283,7 @@ def one(bed_name: str, repetition: int, arm: str, data: Path, output: Path, devi
     elif arm == "matched_floor":
         trained = monai_ssl.train("self_training", **own, output=folder / arm, **{"method#unsupervised_weight": 0})
     elif arm == "floor_long":
-        once = load_preset(common["dataset"], flavor="practical").training.max_iterations
-        trained = monai_ssl.train("supervised", **own, output=folder / arm, max_iterations=2 * once)
+        trained = monai_ssl.train("supervised", **{**own, "max_iterations": 2 * iterations}, output=folder / arm)
     elif arm == "floor_sgd":
         sgd = {"optimizer#algorithm": "sgd", "learning_rate": 0.01, "optimizer#weight_decay": 1e-4,
                "lr_scheduler#warmup": 0.0}  # fmt: skip
