@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -47,9 +47,9 @@ COLUMNS = ("arm", "repetition", "views", "case", "class", "status", *NUMBERS)
 DESCRIPTION = """
 Very few labels, a pool, and every reference that is fair. A *repetition* is a seed together with its own fold of
 validation cases: repetition k trains with seed k and is judged on fold k, so three repetitions judge three disjoint
-folds, 48 scans or more, none twice. The labeled scans are the first ones of the list outside the fold, so repetitions 1
-and 2 have the same ones. Beds of one data set have the same folds, and the few labels are the first of the many: they
-share one ceiling, and their results are not independent. All cases are development cases; no test list was read.
+folds, 36 patients or more, none twice. No two repetitions have a labeled scan in common. Beds of one data set have the
+same folds, and the few labels are the first of the many: they share one ceiling, and their results are not independent.
+All cases are development cases; no test list was read.
 
 **Share of the gap** closed by an arm: (arm − matched floor) / (ceiling − matched floor), a ratio of means over
 repetitions. Its 95 % interval draws repetitions, then cases within them, the same for all arms
@@ -188,9 +188,15 @@ def _record(meta: Mapping[str, Any], folder: Path, arm: str) -> dict[str, Any]:
     trained = meta | meta["training"] | trained
     keys = ("bundle", "overrides", "flavor", "max_iterations", "datalist", "command", "date")
     return relative({key: trained.get(key) for key in keys}) | {
-        "seconds": training_seconds(folder, arm, weights),
+        "seconds": _seconds(places) or training_seconds(folder, arm, weights),
         "environment": {key: trained[key] for key in ("versions", "machine")},
     }
+
+
+def _seconds(runs: Iterable[Path]) -> float | None:
+    """Seconds of training over all sessions, as the run itself noted them; None where it is gone."""
+    notes = (run.with_name("costs.json") for run in runs)
+    return next((json.loads(path.read_text(encoding="utf-8"))["seconds"] for path in notes if path.is_file()), None)
 
 
 def training_seconds(folder: Path, arm: str, run: str) -> float | None:
@@ -334,7 +340,7 @@ def _levels(arms: Mapping[str, Any], closed: Mapping[str, Any] | None) -> list[s
 def _table(arms: Mapping[str, Any]) -> list[str]:
     """One row per arm."""
     mirrored = any(VIEWS[1] in by for by in arms.values())
-    head = ["arm", "Dice (each repetition)", "median", "worst case", "failed cases", "gain over the matched floor",
+    head = ["arm", "Dice (each repetition)", "median (mean over repetitions)", "worst case", "failed cases", "gain over the matched floor",
             "share of the gap"]  # fmt: skip
     head += ["mirrored: Dice", "failed", "gain", "share of the gap"] if mirrored else []
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
