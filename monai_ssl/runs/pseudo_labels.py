@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +126,7 @@ def draw(
     folder: Path,
     rules: Rules,
     before: Callable[[], None] | None = None,
-) -> tuple[list[dict[str, str]], bool]:
+) -> tuple[list[dict[str, str]], float]:
     """Label every image; started again, it goes on with those that are missing.
 
     Args:
@@ -138,7 +139,8 @@ def draw(
         before: called when something is going to be drawn.
 
     Returns:
-        rows of ``reliability.csv``, and whether anything was drawn.
+        rows of ``reliability.csv``, and the seconds that drawing took, those of interrupted calls included; 0 where
+        everything had been drawn.
     """
     record = _record(teachers, entries, preset, rules)
     stated = folder / RECORD
@@ -150,15 +152,17 @@ def draw(
             rows = read_rows(folder, names, preset.n_classes)
             absent = [name for name, found in zip(names, prediction_files(folder, entries), strict=True) if not found]
             if not absent:
-                return rows, False
+                return rows, 0.0
             console.warning("warning: %s: %s gone, drawn again: %s; `kept` 0 in %s leaves a scan out", folder,
                             plural(len(absent), "label map"), enumerated(absent), RELIABILITY)  # fmt: skip
             if before is not None:
                 before()
             again = [(name, entry) for name, entry in zip(names, entries, strict=True) if name in absent]
-            for name, entry, label, _ in _labels(teachers, again, preset, rules):
+            drawn = []
+            for name, entry, label, row in _labels(teachers, again, preset, rules):
                 write(name, entry, label)
-            return rows, True
+                drawn.append(row)
+            return rows, _seconds(drawn)
     if before is not None:
         before()
     folder.mkdir(parents=True, exist_ok=True)
@@ -180,7 +184,11 @@ def draw(
     rows = _kept([done[name] for name in names], rules.drop)
     write_text(folder / RELIABILITY, _table(rows))
     (folder / ROWS).unlink(missing_ok=True)
-    return read_rows(folder, names, preset.n_classes), True
+    return read_rows(folder, names, preset.n_classes), _seconds(done.values())
+
+
+def _seconds(rows: Iterable[Mapping[str, Any]]) -> float:
+    return sum((float(row.get("seconds", 0)) for row in rows), 0.0)
 
 
 def _labels(
@@ -191,8 +199,10 @@ def _labels(
 
     labelers = [_Labeler(teacher, preset, rules.tta) for teacher in teachers] if cases else []
     for name, entry in tqdm(cases, "label the pool", unit="case", disable=None):
+        start = time.monotonic()
         views = [view for labeler in labelers for view in labeler.views(entry["image"])]
-        yield name, entry, *_judged(views, rules, preset.n_classes)
+        label, row = _judged(views, rules, preset.n_classes)
+        yield name, entry, label, {**row, "seconds": round(time.monotonic() - start, 3)}
 
 
 def read_rows(folder: Path, names: Sequence[str], n_classes: int) -> list[dict[str, str]]:

@@ -72,6 +72,7 @@ def self_train(
     fine_tune: float = 0.0,
     seed: int = 0,
     check: bool = True,
+    gpus: int = 1,
     **overrides: Any,
 ) -> SelfTraining:
     """Train on a few labeled scans and a pool without labels. Repeat the call to go on after an interruption.
@@ -98,6 +99,7 @@ def self_train(
             share of the iterations (0.1, for example); 0: do not.
         seed: of all trainings.
         check: read all scans first and stop at bad data; False skips it.
+        gpus: that train together, a process each; batch sizes are those of one process. One of them labels the pool.
         **overrides: any id of configs/train.yaml of the bundle self_training: flavor, max_iterations, method#weight,
             device, network_def#base_channels, ...; the floor gets those that it knows, too (of the method none).
 
@@ -118,10 +120,13 @@ def self_train(
     from monai_ssl.bundle.library import find_bundle
     from monai_ssl.bundle.overrides import check_overrides
     from monai_ssl.data.loading import load_datalist
+    from monai_ssl.runs.together import check_gpus
     from monai_ssl.runs.train import american_overrides, train, verified
 
     overrides = american_overrides(overrides)
     check_overrides(find_bundle(METHOD), ["train.yaml"], overrides)
+    for bundle in (FLOOR, METHOD):
+        check_gpus(gpus, find_bundle(bundle), overrides.get("device"))
     cases = load_datalist(datalist, dataset_dir)
     cases.require("training")
     if not cases.unlabeled:
@@ -137,7 +142,8 @@ def self_train(
     Run(folder).refuse_foreign(Path(dataset_dir).expanduser().resolve(), rounds=True)
     if check:  # once for all trainings, and the pool, too: else its faults would show when the floor has been trained
         verified(cases, preset, pool=True, pseudo_labels=None if pseudo_labels is None else Path(pseudo_labels))
-    shared: dict[str, Any] = {"dataset_dir": dataset_dir, "datalist": datalist, "dataset": dataset, "check": False}
+    shared: dict[str, Any] = {"dataset_dir": dataset_dir, "datalist": datalist, "dataset": dataset, "check": False,
+                              "gpus": gpus}  # fmt: skip
     done, told = SelfTraining(folder), _Summary(folder)
 
     def trained(bundle: str, name: str, number: int, given: Mapping[str, Any]) -> Run:
@@ -315,11 +321,10 @@ def _labeled(
 
     given = {key: overrides[key] for key in ("device", "amp") if key in overrides}
     console.info("== %s: labels of the pool (%s)", place.name, plural(len(cases.unlabeled), "scan"))
-    start = time.monotonic()
     labelers = [Teacher.of(run, **given) for run in teachers]
-    rows, drawn = draw(labelers, cases.unlabeled, preset, place, rules, told.not_ended)
-    if drawn:
-        told.took(place.name, time.monotonic() - start)
+    rows, seconds = draw(labelers, cases.unlabeled, preset, place, rules, told.not_ended)
+    if seconds:
+        told.took(place.name, seconds)
     return rows
 
 

@@ -552,6 +552,15 @@ def test_time_of_labels_that_are_there_is_kept(again):
     assert json.loads((again.out / SELF_TRAINING).read_text())["seconds"]["pseudo_labels-1"] == 1234.5
 
 
+def test_time_of_labels_before_a_kill_counts(again):
+    row = {"case": "unlabeled_0001", "agreement": 0.5, "confidence": 0.5, "unsure": 0.0, "reliability": 0.5,
+           "voxels": [1, 1], "seconds": 1000.0}  # fmt: skip
+    (again.labels / "rows.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    (again.labels / "reliability.csv").unlink()
+    again.run()
+    assert 1000 < json.loads((again.out / SELF_TRAINING).read_text())["seconds"]["pseudo_labels-1"] < 1100
+
+
 def test_the_pool_is_checked_before_anything_is_trained(again, tmp_path, caplog):
     """Its faults would else show when the floor has been trained; a scan of the test list in it is a leak."""
     lists = json.loads((again.scans / "datalist.json").read_text())

@@ -52,6 +52,14 @@ def test_two_processes_make_an_ordinary_run(tiny_phantom, tmp_path, capsys):
     assert "must be at least the 4 iterations" in told
 
 
+def test_every_training_of_a_self_training_is_shared(tiny_phantom, tmp_path, capsys):
+    assert run("self-train", tiny_phantom, *TINY, "--gpus", 2, "--output", tmp_path / "rounds") == 0
+    for name in ("floor", "round-1"):
+        assert Run.open(tmp_path / "rounds" / name).identity["processes"] == 2
+    told = fails(capsys, "self-train", tiny_phantom, *TINY, "--gpus", 0, "--output", tmp_path / "rounds")
+    assert "--gpus: must be an integer >= 1, got 0" in told
+
+
 @pytest.mark.slow
 def test_the_processes_end_with_the_command(tiny_phantom, tmp_path):
     folder = tmp_path / "run"

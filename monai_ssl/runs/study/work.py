@@ -140,6 +140,8 @@ def _trained(task: Task, study: Path, state: State, cache_gb: float | None) -> R
         given["cache_gb"] = cache_gb
     if "num_workers" not in given and not _on_gpu(given):
         given["num_workers"] = 0
+    if task.gpus > 1:
+        given["gpus"] = task.gpus
     if task.kind == "self_train":
         from monai_ssl.runs.self_training import self_train
 
@@ -148,8 +150,6 @@ def _trained(task: Task, study: Path, state: State, cache_gb: float | None) -> R
         return self_train(output=folder, check=False, **given).run
     from monai_ssl.runs.train import train
 
-    if task.gpus > 1:
-        given["gpus"] = task.gpus
     return train(output=folder, check=False, **given)
 
 
