@@ -5,10 +5,10 @@
     python benchmarks/beds_tables.py --runs runs/beds --results docs/results/gain
 
 A *repetition* is a seed together with a fold of validation cases: repetition k trains with seed k and is judged on fold
-k. Three repetitions judge three folds, so that at least 36 patients decide and none twice. Folds go in pairs (0 and 1, 2
-and 3): the labeled cases of a repetition are the first ones of the other fold of its pair, so no two repetitions share
-a labeled case. Labeled sets are nested: the two labels of ``la_2`` are the first two of the four of ``la_4``. No test
-list is read.
+k. Three repetitions judge three folds, so that at least 36 patients decide and none twice. Folds go in pairs (0 and 1,
+2 and 3): the labeled cases of a repetition are the first ones of the other fold of its pair, so no two repetitions
+share a labeled case. Labeled sets are nested: the two labels of ``la_2`` are the first two of the four of ``la_4``. No
+test list is read.
 
 Arms of every bed, all with the same recipe, iterations and labeled images per step:
 

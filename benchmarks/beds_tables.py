@@ -340,8 +340,8 @@ def _levels(arms: Mapping[str, Any], closed: Mapping[str, Any] | None) -> list[s
 def _table(arms: Mapping[str, Any]) -> list[str]:
     """One row per arm."""
     mirrored = any(VIEWS[1] in by for by in arms.values())
-    head = ["arm", "Dice (each repetition)", "median (mean over repetitions)", "worst case", "failed cases", "gain over the matched floor",
-            "share of the gap"]  # fmt: skip
+    head = ["arm", "Dice (each repetition)", "median (mean over repetitions)", "worst case", "failed cases",
+            "gain over the matched floor", "share of the gap"]  # fmt: skip
     head += ["mirrored: Dice", "failed", "gain", "share of the gap"] if mirrored else []
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for arm in (name for name in ARMS if name in arms):

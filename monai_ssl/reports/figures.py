@@ -21,6 +21,7 @@ from monai_ssl.files import write_atomically
 from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.metrics.overlap import to_array
 from monai_ssl.metrics.surface import check_spacing
+from monai_ssl.reports.letters import choose_fonts
 
 __all__ = [
     "CLASS_COLORS",
@@ -65,6 +66,7 @@ def figure_png(figure: Figure, dpi: int = 160) -> bytes:
         >>> figure_png(new_figure(1, 1))[:4]
         b'\\x89PNG'
     """
+    choose_fonts(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.06)  # tight: long titles stay whole
     return buffer.getvalue()

@@ -18,9 +18,16 @@ import torch
 
 from monai_ssl.data.reading import LabelFile
 from monai_ssl.metrics import Comparison, case_metrics, compare, read_results, write_results
-from monai_ssl.reports import Overlay, ReportRun, comparison_sentence, write_report
+from monai_ssl.reports import Overlay, ReportRun, comparison_sentence, letters, write_report
 from monai_ssl.reports.charts import case_figure, curves_figure, overlay_figures
-from monai_ssl.reports.figures import comparison_figure, figure_png, largest_slice, overlay_figure
+from monai_ssl.reports.figures import (
+    comparison_figure,
+    figure_png,
+    largest_slice,
+    new_figure,
+    overlay_figure,
+    style_axes,
+)
 from monai_ssl.reports.run import load_runs
 
 EVIL = "<script>alert('x')</script> | `a` & $\\frac$ [b](javascript:c) __d__"
@@ -369,6 +376,31 @@ def test_overlay_draws_label_and_prediction(tmp_path):
     assert both("#56B4E9") > 300
     assert missed("#F0E442") > 300
     assert missed("#56B4E9") < both("#56B4E9") / 3
+
+
+def test_letters_that_the_usual_font_lacks(monkeypatch, caplog, recwarn):
+    """Drawn by another font, or one warning that says what to install; never one per letter."""
+    monkeypatch.setattr(letters, "_fonts_for", letters._fonts_for.__wrapped__)
+    able = [file for file in letters._files().values() if {*map(ord, "左心房")} <= letters._letters(file)]
+    figure = new_figure(2, 1)
+    style_axes(figure.add_subplot(), "左心房 (α)")
+    assert figure_png(figure).startswith(b"\x89PNG")
+    assert ("no font of this machine draws 左心房: " in caplog.text) == (not able)
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+    assert not [record for record in caplog.records if record.name.startswith("matplotlib")]
+
+
+def test_a_font_that_has_the_letters_is_found(monkeypatch, caplog):
+    own = letters.findfont(letters.OWN)
+    fonts = {"Greek": {945, 946}, "Both Sans": {945, 20013}, "Both": {945, 20013}, "None": set()}
+    monkeypatch.setattr(letters, "_files", lambda: {name: name for name in fonts})
+    monkeypatch.setattr(letters, "_letters", lambda file: {65} if file == own else fonts[file])
+    find = letters._fonts_for.__wrapped__
+    assert find(frozenset("α中")) == ["Both Sans"]
+    assert find(frozenset("αβ中")) == ["Both Sans", "Greek"]
+    assert caplog.text == ""
+    assert "Both Sans" in find(frozenset("α中क"))
+    assert "no font of this machine draws क: pictures show boxes" in caplog.text
 
 
 def test_overlay_takes_batches_2d_classes_and_no_label():
