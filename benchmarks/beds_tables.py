@@ -6,6 +6,8 @@ Everything that a table says is computed from the two files of a bed in the resu
 
 * ``per_case.csv``: one row per arm, repetition, views (plain or mirrored), case and class.
 * ``runs.json``: how each arm was trained: command, options, seed, iterations, seconds, versions and machine.
+
+What `reliability.py` has written beside them is shown, too.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 import fire
 import matplotlib.pyplot as plt
 import numpy as np
+import reliability
 from beds import BEDS
 
 from monai_ssl.errors import enumerated
@@ -100,6 +103,7 @@ def _write(results: Path, found: Mapping[str, Scores]) -> None:
     for bed, arms in summary.items():
         lines += ["", f"## {titles[bed]}", "", *_machines(results / bed / "runs.json"), "", *_table(arms)]
         lines += [*_against(arms), *_ablation(arms, found[bed])]
+    lines += reliability.table(results, titles)
     findings = results / "FINDINGS.md"
     if findings.is_file():
         lines += ["", findings.read_text(encoding="utf-8").strip()]

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,3 +309,39 @@ def test_slices_of_acdc_have_one_size(lists):
     image = nib.load(next((output / "acdc" / "images").glob("*.nii.gz")))
     assert image.shape == (module.SIDE, module.SIDE, 4)
     assert image.get_data_dtype() == np.uint8
+
+
+def test_pseudo_labels_are_compared_with_the_truth(lists, tables, tmp_path):
+    """Two beds, a pool each: one that is right about what it knows, and one whose floor was wrong."""
+    data = lists[1]
+    reliability = script("reliability")
+    for bed, wrong in (("la_4", 0), ("hippocampus_3", 3)):
+        place = tmp_path / "runs" / bed / "0" / "self_training" / "pseudo_labels-1"
+        place.mkdir(parents=True)
+        images = [data / lists[0].BEDS[bed].data / entry["image"] for entry in read(lists, bed, 0)["unlabeled"]]
+        rows = ["case,reliability,kept,agreement,confidence"]
+        for number, image in enumerate(images):
+            name, label = image.name.split(".")[0], np.zeros(nib.load(image).shape, dtype=np.uint8)
+            label[0, 0, 0] = number < wrong  # the truth is empty: one voxel makes a Dice of 0
+            nib.save(nib.Nifti1Image(label, np.eye(4)), place / f"{name}_seg.nii.gz")
+            rows.append(f"{name},{0.2 if number < wrong else 0.9},{int(number != 0)},,0.5")
+        (place / "reliability.csv").write_text("\n".join(rows) + "\n")
+    reliability.collect(str(data), str(tmp_path / "runs"), str(tmp_path / "results"))
+    first = (tmp_path / "results" / "reliability.csv").read_bytes()
+    shutil.rmtree(tmp_path / "runs" / "la_4")
+    reliability.collect(str(data), str(tmp_path / "runs"), str(tmp_path / "results"))
+    assert (tmp_path / "results" / "reliability.csv").read_bytes() == first  # beds are compared in parts
+    lines = reliability.table(tmp_path / "results", {"la_4": "left atrium"})
+    told = {row[0]: row[1:] for line in lines if line.startswith("|") for row in [line.strip("| ").split(" | ")]}
+    n = {bed: len(read(lists, bed, 0)["unlabeled"]) for bed in ("la_4", "hippocampus_3")}
+    assert told["left atrium"][:2] == ["0", str(n["la_4"])]
+    assert told["left atrium"][3:] == ["–", "100.0", "100.0", "100.0", f"1 of {n['la_4'] // 10}"]
+    share = 50 * 3 / n["hippocampus_3"]  # one of two classes
+    assert told["hippocampus_3"][3:6] == [
+        "1.00",
+        f"{100 - share:.1f}",
+        f"{100 - 50 * 2 / (n['hippocampus_3'] - 1):.1f}",
+    ]
+    assert told["hippocampus_3"][6:] == ["50.0", f"1 of {n['hippocampus_3'] // 10}"]
+    with pytest.raises(SystemExit, match="no self-training of a bed"):
+        reliability.collect(str(data), str(tmp_path / "nothing"), str(tmp_path / "results"))
