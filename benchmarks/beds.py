@@ -20,6 +20,7 @@ Arms of every bed, all with the same recipe, iterations and labeled images per s
 * ``ceiling``: supervised, all labels.
 * ``floor_long`` (where asked for): the floor with twice the iterations. A self-training is two trainings one after the
   other; what the second one gains could be length alone.
+* ``self_training_long`` (where asked for): self-training from that longer floor, its round as long.
 * ``floor_sgd`` (where asked for): the floor with SGD 0.01, as the papers train, for as many iterations.
 
 A run that is killed goes on where it was, a finished arm is skipped. The last iterate is scored, with and without the
@@ -91,6 +92,8 @@ SOURCES = {
 }
 # the most expensive first: what depends on a floor, then what does not
 ARMS = ("self_training", "matched_floor", "oracle", "ceiling")
+# where asked for
+OTHERS = ("floor_long", "self_training_long", "floor_sgd")
 
 
 # ------------------------------------------------------------------------------------------------------------ data
@@ -199,7 +202,7 @@ def run(
         beds: comma-separated; default: all.
         repetitions: comma-separated numbers.
         arms: of ``self_training`` (with floor and no_pool), ``matched_floor``, ``oracle``, ``ceiling``, ``floor_long``,
-            ``floor_sgd``, and of the ablations; default: the first four.
+            ``self_training_long``, ``floor_sgd``, and of the ablations; default: the first four.
         jobs: trainings at a time, one thread each.
         device: of all.
         minutes: no training is begun, and those under way are stopped, after this many; 0: no limit.
@@ -284,6 +287,10 @@ def one(bed_name: str, repetition: int, arm: str, data: Path, output: Path, devi
         trained = monai_ssl.train("self_training", **own, output=folder / arm, **{"method#unsupervised_weight": 0})
     elif arm == "floor_long":
         trained = monai_ssl.train("supervised", **{**own, "max_iterations": 2 * iterations}, output=folder / arm)
+    elif arm == "self_training_long":
+        if (folder / "floor_long").is_dir() and not (folder / arm / "floor").exists():
+            shutil.copytree(folder / "floor_long", folder / arm / "floor", ignore=shutil.ignore_patterns("scores"))
+        trained = monai_ssl.self_train(**{**own, "max_iterations": 2 * iterations}, output=folder / arm).run
     elif arm == "floor_sgd":
         sgd = {"optimizer#algorithm": "sgd", "learning_rate": 0.01, "optimizer#weight_decay": 1e-4,
                "lr_scheduler#warmup": 0.0}  # fmt: skip
@@ -291,7 +298,7 @@ def one(bed_name: str, repetition: int, arm: str, data: Path, output: Path, devi
     elif arm in VARIANTS:
         trained = _variant(arm, own, folder, device)
     else:
-        raise DataError(f"arms: must be of {', '.join((*ARMS, 'floor_long', 'floor_sgd', *VARIANTS))}, got {arm!r}")
+        raise DataError(f"arms: must be of {', '.join((*ARMS, *OTHERS, *VARIANTS))}, got {arm!r}")
     score(trained, folder / arm / "scores", device)
 
 

@@ -39,6 +39,7 @@ ARMS = {
     "floor_sgd": "the floor with SGD 0.01, as the papers train",
     FLOOR: "self-training with weight 0 (matched floor)",
     METHOD: "**self-training, one round**",
+    "self_training_long": "the same, twice the iterations in floor and round",
     "no_pool": "the labeled scans as pool",
     "oracle": "true labels of the pool as pseudo-labels",
     CEILING: "supervised, all labels (ceiling)",
