@@ -107,11 +107,13 @@ def nothing_drawn(summary: dict[str, Any]) -> str:
     if not empty:
         return ""
     drawn = status.get("ok", 0) + status.get("empty_reference", 0)
-    thing = "prediction" if len(summary["classes"]) == 1 else "class of every prediction"
+    several = len(summary["classes"]) > 1
     if not drawn:
+        thing = "class of every prediction" if several else "prediction"
         return f" Every {thing} is empty: the network draws nothing."
-    things = "predictions are" if len(summary["classes"]) == 1 else "classes of predictions are"
-    return f" {empty} {things} empty." if empty > 1 else " One prediction is empty."
+    if several:
+        return f" Predictions lack a class that the label has: {plural(empty, 'time')}."
+    return f" {empty} predictions are empty." if empty > 1 else " One prediction is empty."
 
 
 def warnings(runs: Sequence[LoadedRun]) -> list[str]:

@@ -86,6 +86,13 @@ class TestAnswer:
         )
         write_results(tmp_path / "c", rows, {})
         assert summary_lines(tmp_path / "c")[-1] == "One prediction is empty."
+        classes = {1: "a", 2: "b"}
+        rows = (
+            read_results(results(tmp_path / "d", labels=classes)).rows[:-3]
+            + read_results(results(tmp_path / "e", labels=classes, empty=True)).rows[-3:]
+        )
+        write_results(tmp_path / "f", rows, {})
+        assert summary_lines(tmp_path / "f")[-1] == "Predictions lack a class that the label has: 3 times."
 
     def test_runs_without_unlabeled_images(self, tmp_path):
         runs = loaded(tmp_path, floor=(2, None), ceiling=(0, None))
