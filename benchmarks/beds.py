@@ -29,6 +29,8 @@ mean of mirrored views where the preset allows flips.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import os
@@ -339,6 +341,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "one_view": {"tta": False},
     "keep_all": {"drop": 0.0},
     "drop_quarter": {"drop": 0.25},
+    "drop_half": {"drop": 0.5},
     "sure_70": {"sure": 0.7},
     "no_strong_view": {"method#strength": 0.0},
     "stronger_view": {"method#strength": 1.0},
@@ -356,6 +359,9 @@ def _variant(arm: str, own: dict[str, Any], folder: Path, device: str) -> Any:
     """The floor and, where they are the same, the labels are those of the arm `self_training`."""
     target, source = folder / arm, folder / "self_training"
     changed = VARIANTS[arm]
+    if changed.keys() == {"drop"} and (source / "pseudo_labels-1" / "reliability.csv").is_file():
+        labels = _dropped(source / "pseudo_labels-1", target / "pseudo_labels-1", changed["drop"])
+        return monai_ssl.train("self_training", **own, output=target / "round-1", pseudo_labels=labels)
     for name in ("floor", "pseudo_labels-1"):
         if name == "floor" and "networks" in changed:
             name = "floor-1"
@@ -364,6 +370,23 @@ def _variant(arm: str, own: dict[str, Any], folder: Path, device: str) -> Any:
         if same and former.is_dir() and not (target / name).exists():
             shutil.copytree(former, target / name)
     return monai_ssl.self_train(**own, output=target, **changed).run
+
+
+def _dropped(source: Path, target: Path, share: float) -> Path:
+    """The same label maps, of which another share is left out."""
+    with (source / "reliability.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    order = sorted(rows, key=lambda row: (float(row["reliability"]), row["case"]))
+    out = {row["case"] for row in order[: int(share * len(rows))]}
+    shutil.copytree(source, target, dirs_exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        useless = float(row["reliability"]) == 0 or float(row["unsure"]) == 1
+        writer.writerow({**row, "kept": int(row["case"] not in out and not useless)})
+    write_text(target / "reliability.csv", text.getvalue())
+    return target
 
 
 if __name__ == "__main__":
