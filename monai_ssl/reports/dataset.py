@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,11 +100,6 @@ def describe(
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-def _origin(description: str) -> str:
-    """Where a datalist comes from; the counts with which `monai-ssl split` begins are on the page already."""
-    return re.sub(r"^\d+ training(?:, \d+ \w+)*; ", "Split: ", description)
-
-
 def _page(title: str, datalist: Datalist, cases: Sequence[CaseStatistics], labels: Mapping[int, str]) -> str:
     good = [case for case in cases if not case.error]
     counts = ", ".join(f"{n} {NAMES[section]}" for section, n in datalist.counts().items() if n)
@@ -121,7 +115,7 @@ def _page(title: str, datalist: Datalist, cases: Sequence[CaseStatistics], label
     return render_html(
         "dataset.html.j2",
         title=title,
-        subtitle=f"{counts}. Classes: {classes}. {_origin(datalist.description)}",
+        subtitle=f"{counts}. Classes: {classes}. {datalist.description}",
         findings=_findings(cases, labels),
         lists=_list_table(good) if good else None,
         sizes=good and Picture(_size_figure(good), SIZE_CAPTION, "Sizes and gray values of every case"),

@@ -56,10 +56,9 @@ def _section(labeling: Labeling, labels: Mapping[int, str]) -> dict[str, object]
     rows = sorted(labeling.rows, key=_reliability)
     kept = [row for row in rows if row["kept"] == "1"]
     dropped = [row for row in rows if row["kept"] == "0"]
-    few = ROWS * ROW
-    groups = (("dropped: they teach nothing", dropped, dropped), ("least reliable of the kept", kept, kept),
-              ("most reliable", kept[few:][::-1], kept))  # fmt: skip
-    pictures = [_pictures(group, len(all_), caption, labeling, labels) for caption, group, all_ in groups if group]
+    groups = (("dropped: they teach nothing", dropped), ("least reliable of the kept", kept),
+              ("most reliable", kept[::-1]))  # fmt: skip
+    pictures = [_pictures(group, caption, labeling, labels) for caption, group in groups if group]
     return {
         "name": labeling.name,
         "alarms": list(labeling.alarms),
@@ -111,7 +110,7 @@ def _class_table(shares: Mapping[int, tuple[float, float]], labels: Mapping[int,
 
 
 def _pictures(
-    rows: Sequence[Mapping[str, str]], total: int, caption: str, labeling: Labeling, labels: Mapping[int, str]
+    rows: Sequence[Mapping[str, str]], caption: str, labeling: Labeling, labels: Mapping[int, str]
 ) -> Picture | None:
     shown: list[CaseStatistics] = []
     for row in rows[: ROWS * ROW]:
@@ -122,7 +121,7 @@ def _pictures(
     shown = [case for case in shown if case.picture is not None]
     if not shown:
         return None
-    of = f": {len(shown)} of {total}" if len(shown) < total else ""
+    of = f": {len(shown)} of {len(rows)}" if len(shown) < len(rows) else ""
     return Picture(picture_figure(shown, labels), caption + of, f"pseudo-labels, {caption}")
 
 

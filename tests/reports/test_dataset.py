@@ -12,7 +12,7 @@ from matplotlib.image import imread
 
 from monai_ssl import cli
 from monai_ssl.data import DataError, Datalist, load_datalist
-from monai_ssl.reports.dataset import _origin, case_statistics, describe
+from monai_ssl.reports.dataset import case_statistics, describe
 
 
 class Text(HTMLParser):
@@ -114,18 +114,3 @@ def test_command(tiny_phantom, tmp_path, capsys):
         describe(load_datalist(None, tiny_phantom), tmp_path / "a.pdf")
     with pytest.raises(DataError, match="no case to describe"):
         describe(Datalist(), tmp_path / "a.html")
-
-
-@pytest.mark.parametrize(
-    ("description", "shown"),
-    [
-        (
-            "4 training, 8 unlabeled, 3 validation, 5 testing; seed 0, split by patient (p..)",
-            "Split: seed 0, split by patient (p..)",
-        ),
-        ("12 training cases of the challenge", "12 training cases of the challenge"),
-        ("", ""),
-    ],
-)
-def test_counts_are_told_once(description, shown):
-    assert _origin(description) == shown
