@@ -115,7 +115,7 @@ def _page(title: str, datalist: Datalist, cases: Sequence[CaseStatistics], label
     return render_html(
         "dataset.html.j2",
         title=title,
-        subtitle=f"{counts}. Classes: {classes}. {datalist.description}",
+        subtitle=f"{counts}. Classes: {classes}. {_description(datalist)}",
         findings=_findings(cases, labels),
         lists=_list_table(good) if good else None,
         sizes=good and Picture(_size_figure(good), SIZE_CAPTION, "Sizes and gray values of every case"),
@@ -129,6 +129,13 @@ def _page(title: str, datalist: Datalist, cases: Sequence[CaseStatistics], label
         cases=_case_table(cases, labels),
         source=str(datalist.path or datalist.dataset_dir or ""),
     )
+
+
+def _description(datalist: Datalist) -> str:
+    """What a datalist says of itself, without the counts that `monai-ssl split` begins with: the page has them."""
+    counts = ", ".join(f"{n} {section}" for section, n in datalist.counts().items())
+    rest = datalist.description.removeprefix(f"{counts}; ")
+    return rest[:1].upper() + rest[1:]
 
 
 def _classes(cases: Sequence[CaseStatistics]) -> set[int]:

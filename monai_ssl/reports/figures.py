@@ -42,6 +42,8 @@ CLASS_COLORS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442"
 REFERENCE_COLOR = "#F0E442"
 # pictures in a row
 PANELS = 6
+# of the PNG files: more than a screen has, for those that show two dots where a page counts one
+DPI = 160
 INK, MUTED, GRID = "#1f2933", "#66727f", "#e4e7eb"
 
 
@@ -52,7 +54,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def figure_png(figure: Figure, dpi: int = 160) -> bytes:
+def figure_png(figure: Figure, dpi: int = DPI) -> bytes:
     """Render ``figure`` as PNG.
 
     Args:

@@ -18,7 +18,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from monai_ssl.reports.figures import figure_png
+from monai_ssl.reports.figures import DPI, figure_png
 
 __all__ = ["Picture", "Table", "code_span", "markdown_text", "render_html", "render_markdown"]
 
@@ -60,6 +60,12 @@ class Picture:
     def png(self) -> bytes:
         """The figure as a PNG file."""
         return figure_png(self.figure)
+
+    @property
+    def width(self) -> int:
+        """Width on the page in CSS pixels, 96 to an inch: letters of all figures of a page are then of one size."""
+        # of the file, which is cropped to what was drawn; the header of a PNG begins with it
+        return round(int.from_bytes(self.png[16:20], "big") * 96 / DPI)
 
     @property
     def uri(self) -> str:

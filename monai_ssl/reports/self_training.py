@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from monai_ssl.data.cases import Entry
 from monai_ssl.errors import enumerated
@@ -56,9 +58,11 @@ def _section(labeling: Labeling, labels: Mapping[int, str]) -> dict[str, object]
     rows = sorted(labeling.rows, key=_reliability)
     kept = [row for row in rows if row["kept"] == "1"]
     dropped = [row for row in rows if row["kept"] == "0"]
-    groups = (("dropped: they teach nothing", dropped), ("least reliable of the kept", kept),
-              ("most reliable", kept[::-1]))  # fmt: skip
-    pictures = [_pictures(group, caption, labeling, labels) for caption, group in groups if group]
+    # the least reliable of a small pool are all that there are: no scan is shown twice
+    surest = kept[ROWS * ROW :][::-1]
+    groups = (("Dropped: they teach nothing", dropped, dropped), ("Least reliable of the kept", kept, kept),
+              ("Most reliable", surest, kept))  # fmt: skip
+    pictures = [_pictures(shown, caption, len(group), labeling, labels) for caption, shown, group in groups if shown]
     return {
         "name": labeling.name,
         "alarms": list(labeling.alarms),
@@ -79,7 +83,7 @@ def _findings(
     rows: Sequence[Mapping[str, str]], kept: Sequence[Mapping[str, str]], dropped: Sequence[Mapping[str, str]]
 ) -> list[str]:
     values = [float(row["reliability"]) for row in rows]
-    found = [f"{len(kept)} of {len(rows)} pseudo-labels are kept. Reliability: median {values[len(values) // 2]:.2f}, "
+    found = [f"{len(kept)} of {len(rows)} pseudo-labels are kept. Reliability: median {statistics.median(values):.2f}, "
              f"lowest {values[0]:.2f}, highest {values[-1]:.2f}."]  # fmt: skip
     if dropped:
         found.append(f"Dropped, as least reliable: {enumerated([row['case'] for row in dropped])}. Of these scans the "
@@ -97,6 +101,8 @@ def _chart(rows: Sequence[Mapping[str, str]]) -> Figure:
     colors = [KEPT if row["kept"] == "1" else DROPPED for row in rows]
     axes.scatter(range(1, len(rows) + 1), values, c=colors, s=22)
     axes.set_ylim(min(0.5, *values) - 0.02, 1.01)
+    axes.set_xlim(0.5, len(rows) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # there is no scan 1.5
     style_axes(axes, "Reliability", "scans, least reliable first")
     return figure
 
@@ -110,7 +116,7 @@ def _class_table(shares: Mapping[int, tuple[float, float]], labels: Mapping[int,
 
 
 def _pictures(
-    rows: Sequence[Mapping[str, str]], caption: str, labeling: Labeling, labels: Mapping[int, str]
+    rows: Sequence[Mapping[str, str]], caption: str, total: int, labeling: Labeling, labels: Mapping[int, str]
 ) -> Picture | None:
     shown: list[CaseStatistics] = []
     for row in rows[: ROWS * ROW]:
@@ -121,8 +127,8 @@ def _pictures(
     shown = [case for case in shown if case.picture is not None]
     if not shown:
         return None
-    of = f": {len(shown)} of {len(rows)}" if len(shown) < len(rows) else ""
-    return Picture(picture_figure(shown, labels), caption + of, f"pseudo-labels, {caption}")
+    of = f": {len(shown)} of {total}" if len(shown) < total else ""
+    return Picture(picture_figure(shown, labels), caption + of, f"Pseudo-labels: {caption}")
 
 
 def _case_table(rows: Sequence[Mapping[str, str]], labels: Mapping[int, str]) -> Table:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+import monai_ssl
 from monai_ssl import cli
 from monai_ssl.data import DataError, Datalist, load_datalist
 from monai_ssl.reports.dataset import case_statistics, describe
@@ -105,6 +106,14 @@ def test_no_label_of_an_unlabeled_case_is_opened(tmp_path):
     found = case_statistics("unlabeled", "a", {"image": image, "label": str(tmp_path / "is not there.nii.gz")})
     assert found.error == ""
     assert found.voxels is None
+
+
+def test_the_counts_of_a_split_are_said_once(tiny_phantom, tmp_path):
+    monai_ssl.split(tiny_phantom, output=tmp_path / "own.json", n_labeled=2, n_validation=1, n_testing=1)
+    text = read(describe(load_datalist(tmp_path / "own.json", tiny_phantom), tmp_path / "page.html"))
+    assert "2 labeled training" in text
+    assert "2 training" not in text
+    assert "Seed 0" in text, "what else the split says of itself stays"
 
 
 def test_command(tiny_phantom, tmp_path, capsys):

@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import jinja2
 import pytest
 
-from monai_ssl.reports.page import Table, code_span, markdown_text, render_html, render_markdown
+from monai_ssl.reports.figures import new_figure
+from monai_ssl.reports.page import Picture, Table, code_span, markdown_text, render_html, render_markdown
 
 EVIL = "</p><script>alert('x')</script>\"' onload=1 | `a` [b](c) {{ 7 * 7 }}"
 CARD = {
@@ -52,7 +53,20 @@ def test_html_is_escaped_in_text_and_attributes():
 def _picture():
     from types import SimpleNamespace
 
-    return SimpleNamespace(caption=EVIL, alternative=EVIL, uri="data:image/png;base64,AA+/=")
+    return SimpleNamespace(caption=EVIL, alternative=EVIL, width=96, uri="data:image/png;base64,AA+/=")
+
+
+def test_figures_of_a_page_have_letters_of_one_size():
+    """A figure of half the width was stretched over the whole page: its letters were twice as large."""
+    broad, narrow = Picture(_drawn(12), "", ""), Picture(_drawn(6), "", "")
+    assert broad.width == pytest.approx(12 * 96, abs=16)  # cropped to what was drawn
+    assert narrow.width == pytest.approx(6 * 96, abs=16)
+
+
+def _drawn(width):
+    figure = new_figure(width, 2)
+    figure.subplots()
+    return figure
 
 
 def test_a_value_that_is_missing_is_an_error():
