@@ -51,10 +51,10 @@ COLUMNS = ("arm", "repetition", "views", "case", "class", "status", *NUMBERS)
 DESCRIPTION = """
 Very few labels, a pool, and every reference that is fair. A *repetition* is a seed together with its own fold of
 validation cases: repetition k trains with seed k and is judged on fold k, so three repetitions judge three disjoint
-folds, 36 patients or more, none twice. No two repetitions have a labeled scan in common, except repetitions 1 and 2 of the
-left atrium and of the hippocampus, which were trained before that rule. Beds of one data set have the same folds, and
-the few labels are the first of the many: they share one ceiling, and their results are not independent. All cases are
-development cases; no test list was read.
+folds, 36 patients or more, none twice. No two repetitions have a labeled scan in common, except repetitions 1 and 2 of
+the left atrium and of the hippocampus, which were trained before that rule. Beds of one data set have the same folds,
+and the few labels are the first of the many: they share one ceiling, and their results are not independent. All cases
+are development cases; no test list was read.
 
 **Share of the gap** closed by an arm: (arm − matched floor) / (ceiling − matched floor), a ratio of means over
 repetitions. Its 95 % interval draws repetitions, then cases within them, the same for all arms
