@@ -20,13 +20,15 @@ from monai_ssl.data.preset import Preset
 from monai_ssl.data.reading import ScanMemory, read_scan, rounded, with_classes
 from monai_ssl.data.rules import Finding, Severity, case_findings
 from monai_ssl.data.scan import Scan, grid_difference
-from monai_ssl.errors import DataError, dimensions, enumerated, without_quotes
+from monai_ssl.errors import DataError, dimensions, enumerated, plural, without_quotes
 from monai_ssl.labels import IGNORE_LABEL
 
 __all__ = ["Problem", "verify"]
 
 # equal warnings beyond this many become one line
 MAX_EQUAL_WARNINGS = 5
+# told once per list: of a preset that `split` proposes, up to half of all scans may be smaller than the patch
+TOLD_ONCE = ("patch",)
 
 
 @dataclass(frozen=True)
@@ -251,10 +253,10 @@ def _merge_equal(problems: list[Problem], n_cases: int) -> list[Problem]:
     merged = []
     for problem in problems:
         group = groups.get((problem.section, problem.rule), [])
-        if problem.severity == "error" or len(group) <= MAX_EQUAL_WARNINGS:
+        if problem.severity == "error" or len(group) <= (1 if problem.rule in TOLD_ONCE else MAX_EQUAL_WARNINGS):
             merged.append(problem)
         elif problem is group[0]:
-            text = f"{problem.message} (and {len(group) - 1} more cases of this list)"
+            text = f"{problem.message} (and {plural(len(group) - 1, 'more case')} of this list)"
             merged.append(Problem("warning", problem.section, problem.file, text, problem.rule))
     return merged
 

@@ -85,7 +85,8 @@ def self_train(
         dataset_dir: folder of the data.
         datalist: JSON inside it (or a path); `monai-ssl split` writes one.
         dataset: preset, or the path of your own YAML; default: left_atrium.
-        output: folder; default: runs/self-train-PRESET-FOLDER-seedSEED.
+        output: folder; default: runs/self-train-PRESET-FOLDER-seedSEED, with your own preset
+            runs/self-train-FOLDER-seedSEED.
         rounds: how often a new network learns from the labels of the one before.
         networks: floors with different seeds, whose mean labels the pool; each costs one more training.
         tta: the mean of mirrored views labels the pool; auto: where the preset allows flips.

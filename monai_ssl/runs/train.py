@@ -39,13 +39,14 @@ def train(
     nobody else write to the run's folder meanwhile.
 
     Args:
-        bundle: dtc, supervised, ... (`monai-ssl list`), or the folder of your own bundle.
+        bundle: dtc, supervised, ... (`monai-ssl list`), or the folder of your own bundle. On the command line it may be
+            left out: `monai-ssl train DATASET_DIR` is `monai-ssl self-train`.
         dataset_dir: folder of the data.
         datalist: JSON inside it (or a path); `monai-ssl split` writes one.
         dataset: preset: left_atrium, hippocampus, phantom, ..., or the path of your own YAML; default: what the
             bundle names (left_atrium), or carries in it (a packaged one).
-        output: folder of the run; default: runs/BUNDLE-PRESET-FOLDER-seedSEED; of a fold's datalist
-            runs/BUNDLE-PRESET-FOLDER-fold1-seedSEED.
+        output: folder of the run; default: runs/BUNDLE-PRESET-FOLDER-seedSEED, with your own preset
+            runs/BUNDLE-FOLDER-seedSEED; a fold's datalist adds -fold1 to the folder.
         init: warm start: the network begins with the weights of this run (its folder) or file, as far as they fit.
         check: read all scans first and stop at bad data (seconds); False skips it.
         gpus: that train together, a process each; batch sizes are those of one process.
@@ -228,7 +229,7 @@ def verified(
             groups.setdefault(problem.rule, []).append(problem)
     for group in list(groups.values())[:WARNINGS_SHOWN]:
         # verify() has merged long lists of equal warnings already
-        merged = [re.search(r" \(and (\d+) more cases of this list\)$", str(problem)) for problem in group]
+        merged = [re.search(r" \(and (\d+) more cases? of this list\)$", str(problem)) for problem in group]
         n = len(group) - 1 + sum(int(match[1]) for match in merged if match)
         text = str(group[0])[: merged[0].start()] if merged[0] else str(group[0])
         console.warning("%s", f"{text} (and {n} more like this)" if n else text)

@@ -332,8 +332,9 @@ def test_equal_warnings_become_one_line(dataset):
         {"image": save(dataset.root / f"images/more {index}.nii.gz", voxels(100 + index))} for index in range(5)
     ]
     problems = dataset.verify(patch_size=(16, 8, 8))
-    assert [problem.section for problem in problems] == ["training", "training", "unlabeled", "validation", "testing"]
-    assert problems[2].message.endswith("(and 6 more cases of this list)")
+    assert [problem.section for problem in problems] == ["training", "unlabeled", "validation", "testing"]
+    assert problems[0].message.endswith("(and 1 more case of this list)"), "told once per list"
+    assert problems[1].message.endswith("(and 6 more cases of this list)")
 
 
 # ------------------------------------------------------------------------------------------------------------- values

@@ -294,6 +294,17 @@ def test_every_number_of_the_sentences(whole, scores):
     assert "seed 7): not trained" in head
 
 
+def test_where_nothing_gains_the_best_is_not_called_the_largest_difference(tmp_path):
+    """A method with +0.0 was named beside one with -30 points, which is the larger difference."""
+    maker = Maker(tmp_path)
+    for name, title, shift in (("dtc", "DTC", 0.0), ("caml", "CAML", -0.3)):
+        maker.run(maker.row(name, title=title), dice=0.8 + shift)
+        maker.run(maker.row(f"{name}-w0", "matched_floor", title=f"{title} at weight 0", of=name), dice=0.8)
+    write(maker)
+    text = (maker.folder / "report.md").read_text(encoding="utf-8")
+    assert "the highest difference is that of DTC" in plain(text)
+
+
 def test_csv_files_say_the_same_with_every_digit(whole, scores):
     maker, page, _ = whole
     rows = {row.name: row for row in maker.rows}

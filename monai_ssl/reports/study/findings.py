@@ -103,7 +103,7 @@ def findings(analysis: Analysis) -> list[str]:
 
 
 def _answer(study: Study, gains: Sequence[Gain]) -> str:
-    """How many gains there are, and the largest difference in full."""
+    """How many gains there are, and the highest difference in full."""
     n_gain, n_loss = (sum(gain.verdict == kind for gain in gains) for kind in (GAIN, LOSS))
     few = sum(gain.verdict.startswith("too few") for gain in gains)
     text = (
@@ -115,7 +115,8 @@ def _answer(study: Study, gains: Sequence[Gain]) -> str:
     text += f" ({', '.join(more)})" if more else ""
     best = max(gains, key=lambda gain: (gain.verdict == GAIN, gain.difference))
     interval = f" {interval_text(best.low, best.high, 1, 100)}" if best.low is not None else ""
-    text += f"; the largest {'' if n_gain else 'difference '}is that of {best.row.title} ({scope(study, best.row)}): "
+    which = "largest" if n_gain else "highest difference"  # with its sign: losses may be larger
+    text += f"; the {which} is that of {best.row.title} ({scope(study, best.row)}): "
     text += f"{points(best.difference)} points{interval}"
     if best.closed is not None and best.closed.share is not None:
         text += f", {share_text(best)} of the gap to the ceiling"
