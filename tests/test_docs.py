@@ -14,6 +14,8 @@ import pytest
 from monai_ssl import cli
 from monai_ssl.bundle import library as bundles
 from monai_ssl.curation.prepare import RECIPES, build_recipe
+from monai_ssl.data.preset import load_preset
+from monai_ssl.runs.train import default_folder
 
 ROOT = Path(__file__).parents[1]
 # written by docs/generate.py, by benchmarks and by the release, not by hand: they may come later than what links them
@@ -69,6 +71,8 @@ def test_commands_and_options_exist(page, words):
     name, *rest = words
     if name.startswith("-"):
         return
+    if name == "train" and (len(rest) == 1 or rest[1].startswith("-")):
+        name = "self-train"  # a folder of scans alone: the method is ours to choose
     command = cli.COMMANDS[name]
     given = cli.parse(command, rest)
     ids = set(given) - {parameter.name for parameter in command.parameters.values()}
@@ -80,6 +84,15 @@ def test_commands_and_options_exist(page, words):
         named = own if own in bundles.available_bundles() else "dtc"
         configs = ["train.yaml"] if name == "self-train" else config
         bundles.check_ids(bundles.find_bundle(named), configs, ids)
+
+
+def test_the_folder_of_a_self_training_is_the_one_that_a_user_gets():
+    """The guide's command names no folder; what the guide shows must be where the results are."""
+    page = (ROOT / "docs/how_to/self_training.md").read_text(encoding="utf-8")
+    assert "monai-ssl self-train scans --dataset my_data.yaml\n" in page
+    own = load_preset({**load_preset("phantom").model_dump(), "name": "my_data"})
+    found = default_folder("self-train", own, Path("scans"), 0).as_posix()
+    assert set(re.findall(r"runs/self-train[\w-]*", page)) == {found}
 
 
 def test_pages_use_the_command_line():
