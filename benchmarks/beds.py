@@ -50,7 +50,7 @@ import numpy as np
 import monai_ssl
 from monai_ssl.data import load_datalist, load_preset
 from monai_ssl.errors import DataError
-from monai_ssl.files import atomic_path, write_text
+from monai_ssl.files import atomic_path, cell, text_of_cell, write_text
 
 HERE = Path(__file__).parent
 SIDE = 128  # of a slice of the ACDC bed
@@ -375,7 +375,7 @@ def _variant(arm: str, own: dict[str, Any], folder: Path, device: str) -> Any:
 def _dropped(source: Path, target: Path, share: float) -> Path:
     """The same label maps, of which another share is left out."""
     with (source / "reliability.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+        rows = [{key: text_of_cell(value) for key, value in row.items()} for row in csv.DictReader(file)]
     order = sorted(rows, key=lambda row: (float(row["reliability"]), row["case"]))
     out = {row["case"] for row in order[: int(share * len(rows))]}
     shutil.copytree(source, target, dirs_exist_ok=True)
@@ -384,7 +384,8 @@ def _dropped(source: Path, target: Path, share: float) -> Path:
     writer.writeheader()
     for row in rows:
         useless = float(row["reliability"]) == 0 or float(row["unsure"]) == 1
-        writer.writerow({**row, "kept": int(row["case"] not in out and not useless)})
+        kept = int(row["case"] not in out and not useless)
+        writer.writerow({key: cell(str(value)) for key, value in {**row, "kept": kept}.items()})
     write_text(target / "reliability.csv", text.getvalue())
     return target
 

@@ -23,9 +23,9 @@ def test_off(value):
 
 @pytest.mark.parametrize("value", ["auto", "true", True])
 def test_auto_follows_the_hardware(value, monkeypatch):
-    monkeypatch.setattr("monai_ssl.engines.precision.cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr("monai_ssl.engines.precision.cpu_gains_from_bfloat16", lambda: True)
     assert autocast_dtype(value, "cpu") is torch.bfloat16
-    monkeypatch.setattr("monai_ssl.engines.precision.cpu_has_bfloat16", lambda: False)
+    monkeypatch.setattr("monai_ssl.engines.precision.cpu_gains_from_bfloat16", lambda: False)
     assert autocast_dtype(value, torch.device("cpu")) is None
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
     assert autocast_dtype(value, "cuda") is torch.bfloat16
