@@ -362,11 +362,13 @@ def _variant(arm: str, own: dict[str, Any], folder: Path, device: str) -> Any:
     if changed.keys() == {"drop"} and (source / "pseudo_labels-1" / "reliability.csv").is_file():
         labels = _dropped(source / "pseudo_labels-1", target / "pseudo_labels-1", changed["drop"])
         return monai_ssl.train("self_training", **own, output=target / "round-1", pseudo_labels=labels)
-    for name in ("floor", "pseudo_labels-1"):
+    for name in ("floor", "pseudo_labels-1", "round-1"):
         if name == "floor" and "networks" in changed:
             name = "floor-1"
         former = source / ("floor" if name.startswith("floor") else name)
         same = name.startswith("floor") or not changed.keys() & {"tta", "drop", "sure", "networks"}
+        if name == "round-1":
+            same = changed.keys() <= {"rounds", "fine_tune"}
         if same and former.is_dir() and not (target / name).exists():
             shutil.copytree(former, target / name)
     return monai_ssl.self_train(**own, output=target, **changed).run

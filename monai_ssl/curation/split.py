@@ -23,16 +23,14 @@ from monai_ssl.curation.dealing import (
     folds_numbers,
     lists_of,
     settled_numbers,
-    visit_names,
-    visit_pattern,
-    visits,
     with_labels,
 )
 from monai_ssl.curation.layouts import described, modality_names
 from monai_ssl.curation.pairing import find_folders, images_folder, is_decathlon, pair
 from monai_ssl.data.cases import Entry, image_files
-from monai_ssl.data.loading import fold_datalists, load_datalist
+from monai_ssl.data.loading import PATIENT, fold_datalists, load_datalist
 from monai_ssl.data.partial import DRAWN, KEYS
+from monai_ssl.data.patients import visit_names, visit_pattern, visits
 from monai_ssl.data.reading import read_label
 from monai_ssl.data.rules import map_advice
 from monai_ssl.errors import OVERWRITE, DataError, enumerated
@@ -223,6 +221,12 @@ class SplitRequest:
             label_names = infer_labels(files, self.label_map, ignored)
         labels = _names(label_names)
 
+        # numbers stand for the patients: a table may call them what no file should
+        patients = {
+            image_files(entry)[0]: str(number)
+            for number, name in enumerate(sorted(groups) if unit == "patients" else (), 1)
+            for entry in groups[name]
+        }
         record = self._record(numbers, unit)
         contents = []
         for number, (lists, _) in enumerate(dealt, 1):
@@ -236,7 +240,8 @@ class SplitRequest:
                 "numClasses": len(labels),
                 **({"modality": {str(i): name for i, name in enumerate(source.channels)}} if source.channels else {}),
                 "split": record | fold,
-                **{section: [_relative(entry, source.target.parent) for entry in lists[section]] for section in lists},
+                **{section: [_relative(entry, source.target.parent, patients) for entry in lists[section]]
+                   for section in lists},
             })  # fmt: skip
         if self.folds is None:
             _write_json(source.target, contents[0])
@@ -401,15 +406,17 @@ def _names(label_names: Any) -> dict[int, str]:
     return names
 
 
-def _relative(entry: Entry, folder: Path) -> Entry:
+def _relative(entry: Entry, folder: Path, patients: Mapping[str, str]) -> Entry:
     def one(file: str) -> str:
         path = Path(file)
         return path.relative_to(folder).as_posix() if folder in path.parents else path.as_posix()
 
-    return {
+    written = {
         key: value if key in KEYS else [one(file) for file in value] if isinstance(value, list) else one(value)
         for key, value in entry.items()
     }
+    patient = patients.get(image_files(entry)[0])
+    return written if patient is None else {**written, PATIENT: patient}
 
 
 def _write_json(target: Path, content: Mapping[str, Any]) -> None:

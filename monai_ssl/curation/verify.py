@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from tqdm import tqdm
 
-from monai_ssl.curation.dealing import visit_names, visits
 from monai_ssl.data.cases import Entry, image_files, real_path
 from monai_ssl.data.datalist import SECTIONS, Datalist
 from monai_ssl.data.partial import Annotated, sparse_finding
+from monai_ssl.data.patients import visit_names, visits
 from monai_ssl.data.placement import placement
 from monai_ssl.data.preset import Preset
 from monai_ssl.data.reading import ScanMemory, read_scan, rounded, with_classes

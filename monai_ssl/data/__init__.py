@@ -65,7 +65,7 @@ _HOMES = {
 # configs name these by attribute: monai_ssl.data.cases.image_files
 _MODULES = (
     "cache", "cases", "content", "datalist", "footprint", "formats", "guard", "images", "loading", "mapped",
-    "monai_io", "pipelines", "placement", "pool", "preset", "protocol", "pseudo_labels", "reading", "rules",
+    "monai_io", "patients", "pipelines", "placement", "pool", "preset", "protocol", "pseudo_labels", "reading", "rules",
     "scan", "streams", "writing",
 )  # fmt: skip
 

@@ -24,6 +24,7 @@ class Datalist:
         labels: name of every class by its value, 0 = background; empty where the JSON names none.
         channels: names of the images' channels; empty where the JSON names none (Decathlon's ``modality``).
         description: free text of the JSON.
+        patients: first image file of a case -> its patient, of the cases of which the JSON says so.
         path: the JSON file, None where there was none (``strict=False``).
         dataset_dir: the folder against which relative paths were resolved.
 
@@ -39,6 +40,7 @@ class Datalist:
     labels: dict[int, str] = field(default_factory=dict)
     channels: list[str] = field(default_factory=list)
     description: str = ""
+    patients: dict[str, str] = field(default_factory=dict)
     path: Path | None = None
     dataset_dir: Path | None = None
 

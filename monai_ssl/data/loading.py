@@ -19,6 +19,9 @@ from monai_ssl.errors import DataError, enumerated, json_type, shortened
 DEFAULT_NAMES = ("datalist.json", "dataset.json")
 
 
+# key of an entry: whose scan it is; scans of one patient are on one side, and count once in intervals and tests
+PATIENT = "patient"
+
 # how else people call the lists, for the advice in an error
 OTHER_NAMES = {
     "labeled": "training",
@@ -37,7 +40,7 @@ def load_datalist(
     ``training`` and ``validation`` hold ``{"image", "label"}``, ``unlabeled`` and ``testing`` ``{"image"}`` or plain
     file names (``testing`` may have labels). ``image`` may be a list of files, one per channel. Where a label covers a
     part of its scan only, the entry says so with ``classes``, ``slices`` and ``slice_axis``, see
-    :class:`monai_ssl.data.partial.Annotated`. The
+    :class:`monai_ssl.data.partial.Annotated`. ``patient``, a text, says which entries are scans of one patient. The
     ``test`` list of a Medical Segmentation Decathlon ``dataset.json`` is read as ``testing``. Where entries of
     ``training`` have a ``fold`` (Auto3DSeg) and there is no list ``validation``, fold 0 validates. Paths may have been
     written on Windows.
@@ -59,7 +62,7 @@ def load_datalist(
 
     Raises:
         DataError: if a file or folder is missing (``strict``), the JSON is not one, lacks ``training``, has entries
-            of a wrong type or with unknown keys, or if a case is in two places.
+            of a wrong type or with unknown keys, or if a case is in two places or a patient on two sides.
 
     Example:
         >>> load_datalist("datalist.json", "/does/not/exist", strict=False).counts()
@@ -88,7 +91,7 @@ def load_datalist(
     _validate_fold(lists)
     dropped: list[str] = []
     for section, entries in lists.items():
-        setattr(result, section, _read_section(section, entries, folder, path, dropped))
+        setattr(result, section, _read_section(section, entries, folder, path, dropped, result.patients))
     if dropped:
         warnings.warn(
             f"{path}: 'unlabeled' must hold images only, got {len(dropped)} entries with a label "
@@ -97,6 +100,7 @@ def load_datalist(
             stacklevel=2,
         )
     _check_duplicates(result, path)
+    _check_patients(result, path)
     if "unlabeled" not in lists:
         result.unlabeled = find_pool(result, folder)
     return result
@@ -264,7 +268,9 @@ def _validate_fold(lists: dict[str, list[Any]]) -> None:
     lists["training"] = plain
 
 
-def _read_section(section: str, entries: list[Any], folder: Path, path: Path, dropped: list[str]) -> list[Entry]:
+def _read_section(
+    section: str, entries: list[Any], folder: Path, path: Path, dropped: list[str], patients: dict[str, str]
+) -> list[Entry]:
     from monai_ssl.data.partial import KEYS, Annotated  # needs NumPy, which a typing error need not wait for
 
     result = []
@@ -275,8 +281,8 @@ def _read_section(section: str, entries: list[Any], folder: Path, path: Path, dr
         if not isinstance(entry, dict):
             form = '{"image": ...}' if section in ("unlabeled", "testing") else '{"image": ..., "label": ...}'
             raise DataError(f"{where} must be an object {form}, got {json_type(entry)}: {shortened(entry)}")
-        if unknown := sorted(set(entry) - {"image", "label", *KEYS}):
-            close = get_close_matches(unknown[0].lower(), ("image", "label", *KEYS), 1)
+        if unknown := sorted(set(entry) - {"image", "label", PATIENT, *KEYS}):
+            close = get_close_matches(unknown[0].lower(), ("image", "label", PATIENT, *KEYS), 1)
             advice = f"did you mean {close[0]!r}?" if close else f"remove it (partly labeled: {enumerated(KEYS)})"
             raise DataError(f"{where} may hold 'image' and 'label' only, got {enumerated(unknown)}: {advice}")
         try:
@@ -308,6 +314,12 @@ def _read_section(section: str, entries: list[Any], folder: Path, path: Path, dr
                 f"{where} must hold 'label', got only an image, {shortened(image)}: add the label or move the entry to "
                 "'unlabeled'"
             )
+        if entry.get(PATIENT) is not None:
+            if not isinstance(entry[PATIENT], str) or not entry[PATIENT].strip():
+                raise DataError(
+                    f"{where}: {PATIENT!r} must be a text, got {json_type(entry[PATIENT])}: write it in quotes"
+                )
+            patients[image_files(clean)[0]] = entry[PATIENT].strip()
         result.append(clean)
     return result
 
@@ -352,3 +364,19 @@ def _check_duplicates(datalist: Datalist, path: Path) -> None:
             raise DataError(
                 f"{path}: the label {Path(file).name} is in {' and '.join(dict.fromkeys(sections))} (a leak): keep one"
             )
+
+
+def _check_patients(datalist: Datalist, path: Path) -> None:
+    """Scans of one patient on two sides, where the JSON says who the patients are."""
+    sides: dict[str, dict[str, str]] = {}
+    for section in SECTIONS:
+        for entry in datalist.section(section):
+            patient = datalist.patients.get(image_files(entry)[0])
+            if patient is not None:
+                side = "training" if section == "unlabeled" else section
+                sides.setdefault(patient, {}).setdefault(side, f"{case_name(entry)} ({section})")
+    if leaks := [" and ".join(found.values()) for found in sides.values() if len(found) > 1]:
+        raise DataError(
+            f"{path}: scans of one patient may be on one side only (all else is a leak), got {len(leaks)} on several: "
+            f"{enumerated(leaks, 3)}: move them to one list, or correct {PATIENT!r}"
+        )

@@ -12,10 +12,11 @@ from ignite.engine import Engine, Events
 
 from monai_ssl.data.cases import case_name, case_names
 from monai_ssl.data.partial import NOTE, scored_classes
+from monai_ssl.data.patients import patients_of
 from monai_ssl.data.reading import read_scan
 from monai_ssl.data.scan import spacing_of
 from monai_ssl.errors import DataError
-from monai_ssl.metrics import case_metrics, write_results
+from monai_ssl.metrics import case_metrics, with_patients, write_results
 from monai_ssl.reports.figures import overlay_figure, upright
 
 
@@ -28,15 +29,22 @@ class EvaluationResults:
         output_dir: where the files go; both appear only when every case is done.
         labels: class index -> name.
         meta: provenance for the summary (bundle, data set, checkpoint, ...).
+        patients: first image file of a case -> patient, as the datalist says; else names tell. Written as a column
+            where a patient has several of the scored scans: intervals and tests then count patients.
 
     Raises:
         DataError: when a case has no label.
     """
 
     def __init__(
-        self, output_dir: str | Path, labels: Mapping[int, str], meta: Mapping[str, Any] | None = None
+        self,
+        output_dir: str | Path,
+        labels: Mapping[int, str],
+        meta: Mapping[str, Any] | None = None,
+        patients: Mapping[str, str] | None = None,
     ) -> None:
         self.output_dir, self.labels, self.meta = Path(output_dir), dict(labels), dict(meta or {})
+        self.patients = dict(patients or {})
         self.images: list[str] = []
         self.rows: list[list[dict[str, Any]]] = []
 
@@ -64,9 +72,10 @@ class EvaluationResults:
     def write(self, engine: Engine) -> None:
         meta = {"command": " ".join(sys.argv), **self.meta}
         # only now is it known which file names occur in several folders
-        names = case_names([{"image": path} for path in self.images])
+        entries = [{"image": path} for path in self.images]
+        names = case_names(entries)
         rows = [{**row, "case": name} for name, rows in zip(names, self.rows, strict=True) for row in rows]
-        write_results(self.output_dir, rows, meta)
+        write_results(self.output_dir, with_patients(rows, names, patients_of(entries, self.patients)), meta)
 
 
 class Preview:

@@ -9,12 +9,14 @@ from .statistics import (
     Comparison,
     Spread,
     bootstrap_interval,
+    case_patients,
     case_values,
     check_same_cases,
     compare,
     holm,
     is_failed,
     summarize,
+    with_patients,
 )
 from .surface import SurfaceDistances, image_diagonal, surface_points
 
@@ -35,6 +37,7 @@ __all__ = [
     "add_meta",
     "bootstrap_interval",
     "case_metrics",
+    "case_patients",
     "case_values",
     "check_same_cases",
     "compare",
@@ -49,5 +52,6 @@ __all__ = [
     "read_results",
     "summarize",
     "surface_points",
+    "with_patients",
     "write_results",
 ]

@@ -20,6 +20,7 @@ class GapClosed:
     Attributes:
         n_repetitions: trainings of each arm.
         n_cases: cases that judge, over all repetitions.
+        n_patients: whose they are.
         gain: arm minus floor; gain_low and gain_high bound it.
         gap: ceiling minus floor; gap_low and gap_high bound it.
         share: gain / gap, 1 where the arm reaches the ceiling; None where the gap is not above 0: there is nothing to
@@ -31,6 +32,7 @@ class GapClosed:
 
     n_repetitions: int
     n_cases: int
+    n_patients: int
     gain: float
     gain_low: float | None
     gain_high: float | None
@@ -51,14 +53,15 @@ def gap_closed(
     n_resamples: int = RESAMPLES,
     seed: int = SEED,
     shared_cases: bool = False,
+    patients: Mapping[str, str] | None = None,
 ) -> GapClosed:
     """Share of the gap between floor and ceiling that an arm closes, with a hierarchical bootstrap interval.
 
     A repetition is one training of each arm (a seed, with its labels) and the cases that judged it. Means are taken
     over the cases of a repetition, then over repetitions, and the share is the ratio of two such means, not the mean of
-    ratios. A resample draws repetitions with replacement, and within each drawn one its cases, the same for all three
-    arms. Bounds are percentiles. A resample in which the ceiling is no better than the floor has no share: it counts as
-    beyond both bounds, which makes the interval wider, never shorter.
+    ratios. A resample draws repetitions with replacement, and within each drawn one its patients, each with all scans,
+    the same for all three arms. Bounds are percentiles. A resample in which the ceiling is no better than the floor has
+    no share: it counts as beyond both bounds, which makes the interval wider, never shorter.
 
     With one repetition only cases are drawn, and the interval says nothing about another training. Three repetitions
     can be drawn in ten ways only: such an interval is rough, and rather too short.
@@ -74,9 +77,10 @@ def gap_closed(
         shared_cases: whether a case of the same name in two repetitions is the same scan, as with several seeds on one
             test set. Such a case is then drawn once for all repetitions of a resample: three trainings judged by ten
             scans are not judged by thirty, and the interval is as wide as ten allow.
+        patients: case -> patient, of those with several scans (:func:`~monai_ssl.metrics.case_patients`).
 
     Returns:
-        Gain, gap and share with their intervals, in the unit of the values; no intervals for a single case in all.
+        Gain, gap and share with their intervals, in the unit of the values; no intervals for a single patient in all.
 
     Raises:
         ValueError: if ``confidence`` or ``n_resamples`` is out of range, repetitions or cases differ between the arms
@@ -89,15 +93,22 @@ def gap_closed(
     """
     check_resampling(confidence, n_resamples)
     groups = _paired(arm, floor, ceiling)
-    cases = len({case for repetition in arm for case in repetition}) if shared_cases else sum(map(len, groups))
+    names = [list(repetition) for repetition in arm]
+    whose = [[(patients or {}).get(case, case) for case in cases] for cases in names]
+    if shared_cases:
+        n_cases, n_patients = (len({name for each in listed for name in each}) for listed in (names, whose))
+    else:
+        n_cases, n_patients = sum(map(len, names)), sum(len(set(each)) for each in whose)
     gain, gap = np.mean([group.mean(axis=0) for group in groups], axis=0).round(12).tolist()
     share = gain / gap if gap > 0 else None
-    if cases < 2:
-        return GapClosed(len(groups), 1, gain, None, None, gap, None, None, share, None, None, float(gap <= 0))
+    if n_patients < 2:
+        return GapClosed(
+            len(groups), n_cases, n_patients, gain, None, None, gap, None, None, share, None, None, float(gap <= 0)
+        )
     if shared_cases:
-        draws = _resampled_together(groups, [list(repetition) for repetition in arm], n_resamples, seed)
+        draws = _resampled_together(groups, whose, n_resamples, seed)
     else:
-        draws = _resampled_means(groups, n_resamples, seed)
+        draws = _resampled_means(groups, whose, n_resamples, seed)
     room = draws[:, 1] > 0
     ratio = np.divide(draws[:, 0], draws[:, 1], where=room, out=np.zeros(len(draws)))
     edges = ((1 - confidence) / 2, (1 + confidence) / 2)
@@ -110,8 +121,8 @@ def gap_closed(
 
     share_bounds = bounds(np.where(room, ratio, -np.inf), np.where(room, ratio, np.inf)) if gap > 0 else (None, None)
     return GapClosed(
-        len(groups), cases, gain, *bounds(draws[:, 0], draws[:, 0]), gap, *bounds(draws[:, 1], draws[:, 1]),
-        share, *share_bounds, float(1 - room.mean()),
+        len(groups), n_cases, n_patients, gain, *bounds(draws[:, 0], draws[:, 0]), gap,
+        *bounds(draws[:, 1], draws[:, 1]), share, *share_bounds, float(1 - room.mean()),
     )  # fmt: skip
 
 
@@ -134,33 +145,37 @@ def _paired(*arms: Sequence[Mapping[str, float]]) -> list[np.ndarray]:
     return groups
 
 
-def _resampled_means(groups: Sequence[np.ndarray], n_resamples: int, seed: int) -> np.ndarray:
-    """Means over drawn repetitions of means over drawn cases, shape (n_resamples, 2)."""
+def _resampled_means(
+    groups: Sequence[np.ndarray], whose: Sequence[Sequence[str]], n_resamples: int, seed: int
+) -> np.ndarray:
+    """Means over drawn repetitions of means over the scans of drawn patients, shape (n_resamples, 2)."""
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, len(groups), (n_resamples, len(groups)))
     means = np.empty((*drawn.shape, 2))
-    for number, group in enumerate(groups):
+    for number, (group, patients) in enumerate(zip(groups, whose, strict=True)):
         places = drawn == number
-        size = len(group)
-        # how often each case is drawn: far smaller than the drawn cases themselves
+        column = {patient: place for place, patient in enumerate(dict.fromkeys(patients))}
+        size = len(column)
+        # how often each patient is drawn: far smaller than the drawn patients themselves
         counts = generator.multinomial(size, np.full(size, 1 / size), int(places.sum()))
-        means[places] = counts @ group / size
+        own = counts[:, [column[patient] for patient in patients]]
+        means[places] = own @ group / own.sum(axis=1, keepdims=True)
     return means.mean(axis=1).round(12)
 
 
 def _resampled_together(
-    groups: Sequence[np.ndarray], names: Sequence[Sequence[str]], n_resamples: int, seed: int
+    groups: Sequence[np.ndarray], whose: Sequence[Sequence[str]], n_resamples: int, seed: int
 ) -> np.ndarray:
-    """As :func:`_resampled_means`, where repetitions with a case in common draw their cases together."""
-    linked = _linked(names)
-    unions = [list(dict.fromkeys(case for number in members for case in names[number])) for members in linked]
+    """As :func:`_resampled_means`, where repetitions with a patient in common draw their patients together."""
+    linked = _linked(whose)
+    unions = [list(dict.fromkeys(name for number in members for name in whose[number])) for members in linked]
     drawn, counts = _drawn_together(len(groups), tuple(len(union) for union in unions), n_resamples, seed)
     means = np.empty((n_resamples, len(groups), 2))
     for members, union, count in zip(linked, unions, counts, strict=True):
-        place = {case: column for column, case in enumerate(union)}
+        place = {name: column for column, name in enumerate(union)}
         for number in members:
-            own = count[:, [place[case] for case in names[number]]].astype(np.float64)
-            own[own.sum(axis=1) == 0] = 1  # none of its cases was drawn: it keeps its mean
+            own = count[:, [place[name] for name in whose[number]]].astype(np.float64)
+            own[own.sum(axis=1) == 0] = 1  # none of its patients was drawn: it keeps its mean
             means[:, number] = own @ groups[number] / own.sum(axis=1, keepdims=True)
     return means[np.arange(n_resamples)[:, None], drawn].mean(axis=1).round(12)
 
@@ -169,17 +184,17 @@ def _resampled_together(
 def _drawn_together(
     repetitions: int, sizes: tuple[int, ...], n_resamples: int, seed: int
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Drawn repetitions, shape (n_resamples, repetitions), and of each set how often its cases are drawn."""
+    """Drawn repetitions, shape (n_resamples, repetitions), and of each set how often its patients are drawn."""
     generator = np.random.default_rng(seed)
     drawn = generator.integers(0, repetitions, (n_resamples, repetitions))
     return drawn, [generator.multinomial(size, np.full(size, 1 / size), n_resamples) for size in sizes]
 
 
 def _linked(names: Sequence[Sequence[str]]) -> list[list[int]]:
-    """Numbers of the repetitions that have cases in common, directly or through others."""
+    """Numbers of the repetitions that have a name in common, directly or through others."""
     found: list[tuple[set[str], list[int]]] = []
-    for number, cases in enumerate(names):
-        own, members = set(cases), [number]
+    for number, each in enumerate(names):
+        own, members = set(each), [number]
         apart = []
         for others, linked in found:
             if own.isdisjoint(others):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypedDict
@@ -22,12 +22,15 @@ __all__ = [
     "Comparison",
     "Spread",
     "bootstrap_interval",
+    "case_patients",
     "case_values",
     "check_same_cases",
     "compare",
     "holm",
     "is_failed",
+    "patient_means",
     "summarize",
+    "with_patients",
 ]
 
 FAILURE_DICE = 0.5
@@ -66,6 +69,7 @@ class Comparison:
         metric: the compared column.
         label: class name; None: mean over the classes of a case.
         n: number of cases.
+        n_patients: number of patients; interval and test take the scans of one as one observation.
         mean_a, mean_b: means over the cases.
         mean_difference, median_difference: of a minus b.
         ci_low, ci_high: interval of the mean difference; None for fewer than two cases.
@@ -77,6 +81,7 @@ class Comparison:
     metric: str
     label: str | None
     n: int
+    n_patients: int
     mean_a: float
     mean_b: float
     mean_difference: float
@@ -101,7 +106,11 @@ def is_failed(row: Row) -> bool:
 
 
 def bootstrap_interval(
-    values: Iterable[float], confidence: float = CONFIDENCE, n_resamples: int = RESAMPLES, seed: int = SEED
+    values: Iterable[float],
+    confidence: float = CONFIDENCE,
+    n_resamples: int = RESAMPLES,
+    seed: int = SEED,
+    patients: Iterable[str] | None = None,
 ) -> tuple[float | None, float | None]:
     """Bootstrap interval of the mean: bias-corrected and accelerated (BCa), by ``scipy.stats.bootstrap``.
 
@@ -113,10 +122,12 @@ def bootstrap_interval(
         confidence: coverage, in (0, 1).
         n_resamples: number of resamples of the cases, with replacement.
         seed: seed of the resampling; the same values and seed give the same interval.
+        patients: the patient of every case. Scans of one patient resemble each other: a resample draws patients, each
+            with all scans. None: no patient has two.
 
     Returns:
         Lower and upper bound, within the range of the values; both equal to the value where all are equal;
-        ``(None, None)`` for fewer than two cases, where there is nothing to resample.
+        ``(None, None)`` for fewer than two patients, where there is nothing to resample.
 
     Raises:
         ValueError: if ``confidence`` or ``n_resamples`` is out of range, or a value is not finite.
@@ -124,14 +135,21 @@ def bootstrap_interval(
     Example:
         >>> bootstrap_interval([0.8, 0.8, 0.8])
         (0.8, 0.8)
+        >>> bootstrap_interval([0.7, 0.9], patients=["p", "p"])
+        (None, None)
     """
     check_resampling(confidence, n_resamples)
     array = np.asarray(list(values), dtype=np.float64)
     if not np.isfinite(array).all():
         raise ValueError(f"values must be finite, got {array[~np.isfinite(array)][0]}")
-    if array.size < 2:
+    found = array.tolist()
+    named = [str(number) for number in range(len(found))] if patients is None else list(patients)
+    groups: dict[str, list[float]] = {}
+    for value, patient in zip(found, named, strict=True):
+        groups.setdefault(patient, []).append(value)
+    if len(groups) < 2:
         return None, None
-    return _interval(tuple(array.tolist()), confidence, n_resamples, seed)
+    return _interval(tuple(tuple(values) for values in groups.values()), confidence, n_resamples, seed)
 
 
 def check_resampling(confidence: float, n_resamples: int) -> None:
@@ -142,17 +160,24 @@ def check_resampling(confidence: float, n_resamples: int) -> None:
 
 
 @lru_cache(maxsize=1024)  # a page asks for the same cases under several headings
-def _interval(values: tuple[float, ...], confidence: float, n_resamples: int, seed: int) -> tuple[float, float]:
-    least, most = min(values), max(values)
+def _interval(
+    groups: tuple[tuple[float, ...], ...], confidence: float, n_resamples: int, seed: int
+) -> tuple[float, float]:
+    least, most = min(map(min, groups)), max(map(max, groups))
     if least == most:
         return least, most
+    sums, sizes = np.array([sum(values) for values in groups]), np.array([len(values) for values in groups])
+    # of single scans the plain mean, which is faster
+    alone = bool((sizes == 1).all())
+    data, statistic = ((sums,), np.mean) if alone else ((sums, sizes), _mean_of_sums)
     for method in ("BCa", "percentile"):
         # BCa divides by the cubed spread, which may be 0 in the computer's numbers
         with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
             warnings.simplefilter("ignore", stats.DegenerateDataWarning)
             found = stats.bootstrap(
-                (np.array(values),),
-                np.mean,
+                data,
+                statistic,
+                paired=not alone,
                 n_resamples=n_resamples,
                 batch=1000,  # so memory does not grow with the resamples
                 confidence_level=confidence,
@@ -164,6 +189,10 @@ def _interval(values: tuple[float, ...], confidence: float, n_resamples: int, se
             break
     # a mean of equal values can leave their range by a rounding error
     return min(max(low, least), most), min(max(high, least), most)
+
+
+def _mean_of_sums(sums: np.ndarray, sizes: np.ndarray, axis: int = -1) -> np.ndarray:
+    return sums.sum(axis=axis) / sizes.sum(axis=axis)
 
 
 def _table(rows: Sequence[Row], name: str = "rows") -> tuple[list[str], list[str], dict[tuple[str, str], Row]]:
@@ -220,11 +249,59 @@ def case_values(rows: Sequence[Row], metric: str = "dice", label: str | None = N
     return {case: float(np.mean([_value(table[case, name], metric) for name in chosen])) for case in cases}
 
 
-def _spread(values: Sequence[float]) -> Spread:
+def case_patients(*tables: Sequence[Row]) -> dict[str, str]:
+    """The patient of every case, as a column ``patient`` says; a case of which none does is a patient of its own.
+
+    Args:
+        tables: rows of one or several runs on the same scans.
+
+    Example:
+        >>> case_patients([{"case": "p_1", "patient": "p"}, {"case": "p_2", "patient": "p"}, {"case": "q"}])
+        {'p_1': 'p', 'p_2': 'p', 'q': 'q'}
+    """
+    found: dict[str, str] = {}
+    for row in (row for rows in tables for row in rows):
+        case = str(row["case"])
+        found[case] = str(row.get("patient") or found.get(case, case))
+    return found
+
+
+def with_patients(rows: Sequence[Row], cases: Sequence[str], patients: Sequence[str]) -> list[Row]:
+    """The rows with a column ``patient``, where a patient has several of the scans; else as they are.
+
+    Args:
+        rows: one per case and class.
+        cases: names of the cases.
+        patients: of each case.
+
+    Example:
+        >>> with_patients([{"case": "a"}, {"case": "b"}], ["a", "b"], ["p", "p"])
+        [{'case': 'a', 'patient': 'p'}, {'case': 'b', 'patient': 'p'}]
+    """
+    if len(set(patients)) == len(patients):
+        return list(rows)
+    known = dict(zip(cases, patients, strict=True))
+    return [{**row, "patient": known[str(row["case"])]} for row in rows]
+
+
+def patient_means(values: Mapping[str, float], patients: Mapping[str, str]) -> dict[str, float]:
+    """Of every patient the mean over the scans: what tests that want independent observations are given.
+
+    Example:
+        >>> patient_means({"p_1": 0.25, "p_2": 0.75, "q": 1.0}, {"p_1": "p", "p_2": "p", "q": "q"})
+        {'p': 0.5, 'q': 1.0}
+    """
+    found: dict[str, list[float]] = {}
+    for case, value in values.items():
+        found.setdefault(patients.get(case, case), []).append(value)
+    return {patient: each[0] if len(each) == 1 else float(np.mean(each)) for patient, each in found.items()}
+
+
+def _spread(values: Sequence[float], patients: Sequence[str]) -> Spread:
     array = np.asarray(values, dtype=np.float64)
     if array.size == 0:
         return Spread(n=0, mean=None, sd=None, median=None, min=None, max=None, ci_low=None, ci_high=None)
-    low, high = bootstrap_interval(array)
+    low, high = bootstrap_interval(array, patients=patients)
     return Spread(
         n=int(array.size),
         mean=float(array.mean()),
@@ -249,7 +326,7 @@ def summarize(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> dict[str
         metrics: columns to summarize.
 
     Returns:
-        ``{"n_cases", "interval", "confidence", "n_resamples", "bootstrap_seed", "failure_dice",
+        ``{"n_cases", "n_patients", "interval", "confidence", "n_resamples", "bootstrap_seed", "failure_dice",
         "classes": {name: block}, "mean": block}``. A block holds ``n``, ``n_failed`` (in "mean": cases with at least
         one failed class), the count of every ``status``, ``worst`` (three of ``{case, dice}``, worst first) and one
         :class:`Spread` per metric.
@@ -263,6 +340,8 @@ def summarize(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> dict[str
         1
     """
     cases, classes, table = _table(rows)
+    known = case_patients(rows)
+    patients = [known[case] for case in cases]
 
     def block(chosen: Sequence[str]) -> dict[str, Any]:
         own = [table[case, name] for case in cases for name in chosen]
@@ -276,15 +355,17 @@ def summarize(rows: Sequence[Row], metrics: Sequence[str] = METRICS) -> dict[str
         }
         for metric in metrics:
             values = [float(np.mean([_value(table[case, name], metric) for name in chosen])) for case in cases]
-            result[metric] = _spread(values)
+            result[metric] = _spread(values, patients)
             if metric in DISTANCE_METRICS:
                 filled = [[row for name in chosen if (row := table[case, name])["status"] == "ok"] for case in cases]
                 kept = [float(np.mean([_value(row, metric) for row in group])) for group in filled if group]
-                result[f"{metric}_nonempty"] = _spread(kept)
+                of = [patient for patient, group in zip(patients, filled, strict=True) if group]
+                result[f"{metric}_nonempty"] = _spread(kept, of)
         return result
 
     return {
         "n_cases": len(cases),
+        "n_patients": len(set(patients)),
         "interval": "BCa bootstrap",
         "confidence": CONFIDENCE,
         "n_resamples": RESAMPLES,
@@ -319,7 +400,7 @@ def check_same_cases(rows_a: Sequence[Row], rows_b: Sequence[Row]) -> None:
 
 
 def compare(rows_a: Sequence[Row], rows_b: Sequence[Row], metric: str = "dice", label: str | None = None) -> Comparison:
-    """Compare two runs case by case (a minus b).
+    """Compare two runs case by case (a minus b); interval and test take the scans of a patient as one observation.
 
     Args:
         rows_a: rows of the first run.
@@ -347,18 +428,21 @@ def compare(rows_a: Sequence[Row], rows_b: Sequence[Row], metric: str = "dice", 
     difference = np.round(a - b, 12)  # a tie must not turn into a rank through floating-point noise
     higher_is_better = metric in OVERLAP_METRICS
     signed = difference if higher_is_better else -difference
-    low, high = bootstrap_interval(difference)
+    patients = case_patients(rows_a, rows_b)
+    low, high = bootstrap_interval(difference, patients=[patients[case] for case in values_a])
+    tested = np.round(list(patient_means(dict(zip(values_a, difference, strict=True)), patients).values()), 12)
     return Comparison(
         metric=metric,
         label=label,
         n=int(difference.size),
+        n_patients=int(tested.size),
         mean_a=float(a.mean()),
         mean_b=float(b.mean()),
         mean_difference=float(difference.mean()),
         median_difference=float(np.median(difference)),
         ci_low=low,
         ci_high=high,
-        p_value=float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0,
+        p_value=float(stats.wilcoxon(tested).pvalue) if tested.any() else 1.0,
         higher_is_better=higher_is_better,
         wins=int((signed > 0).sum()),
         losses=int((signed < 0).sum()),

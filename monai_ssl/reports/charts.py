@@ -17,7 +17,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from monai_ssl.data.reading import LabelFile, read_volume
 from monai_ssl.files import text_of_cell
-from monai_ssl.metrics.statistics import FAILURE_DICE, bootstrap_interval, case_values
+from monai_ssl.metrics.statistics import FAILURE_DICE, bootstrap_interval, case_patients, case_values
 from monai_ssl.reports.figures import (
     GRID,
     INK,
@@ -185,6 +185,7 @@ def case_figure(runs: Sequence[LoadedRun]) -> Figure:
     beside = len(runs) <= BESIDE
     figure = new_figure(max(7.2, 2.3 * len(runs) + 3.2), 3.9) if beside else new_figure(11, 1.2 + 0.42 * len(runs))
     panels = figure.subplots(1, 2, sharey=not beside)
+    patients = case_patients(*(run.rows for run in runs))
     for axes, metric, title, scale in (
         (panels[0], "dice", "Dice % (higher is better)", 100.0),
         (panels[1], "hd95_mm", "95HD mm (lower is better)", 1.0),
@@ -192,12 +193,14 @@ def case_figure(runs: Sequence[LoadedRun]) -> Figure:
         values = [case_values(run.rows, metric) for run in runs]
         lines = np.array([[value[case] * scale for value in values] for case in values[0]])
         style_axes(axes, title)
-        _draw_cases(axes, runs, lines, beside)
+        _draw_cases(axes, runs, lines, [patients[case] for case in values[0]], beside)
         _scale_cases(axes, lines, metric, beside, title)
     return figure
 
 
-def _draw_cases(axes: Axes, runs: Sequence[LoadedRun], lines: np.ndarray, beside: bool) -> None:
+def _draw_cases(
+    axes: Axes, runs: Sequence[LoadedRun], lines: np.ndarray, patients: Sequence[str], beside: bool
+) -> None:
     """Dots, lines, mean and interval. ``lines`` (cases, runs)."""
 
     def at(position: Any, value: Any) -> tuple[Any, Any]:
@@ -212,7 +215,7 @@ def _draw_cases(axes: Axes, runs: Sequence[LoadedRun], lines: np.ndarray, beside
         axes.scatter(
             *at(position + offset, column), s=17, color=run.color, alpha=0.85, linewidths=0, zorder=2, clip_on=False
         )
-        low, high = bootstrap_interval(column)
+        low, high = bootstrap_interval(column, patients=patients)
         if low is not None:
             axes.plot(*at([position + 0.22] * 2, [low, high]), color=INK, linewidth=2, zorder=3)
         axes.scatter(

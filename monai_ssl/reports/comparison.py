@@ -27,7 +27,15 @@ from monai_ssl.reports.findings import (
     verdict,
     warnings,
 )
-from monai_ssl.reports.numbers import MINUS, interval_text, metric_unit, number_text, p_value_text, plural
+from monai_ssl.reports.numbers import (
+    MINUS,
+    PATIENT_NOTE,
+    interval_text,
+    metric_unit,
+    number_text,
+    p_value_text,
+    scans_text,
+)
 from monai_ssl.reports.page import Picture, Table, render_html, render_markdown
 from monai_ssl.reports.run import LoadedRun, ReportRun, load_runs, report_run, role_text, run_name
 
@@ -101,19 +109,25 @@ def write_report(
     focus = next((run for run in loaded if run.role == "method"), loaded[-1])
     classes = list(focus.summary["classes"])
     several = classes if len(classes) > 1 else []
+    n_cases, n_patients = focus.summary["n_cases"], focus.summary["n_patients"]
+    counted = scans_text(n_cases, n_patients)
     compared = pairs(loaded)
     worst = ", ".join(
         f"{item['case']} ({number_text(item['dice'], 1, 100)})" for item in focus.summary["mean"]["worst"]
     )
     text: dict[str, Any] = {
         "title": title,
-        "subtitle": f"{intro + ' ' if intro else ''}{plural(focus.summary['n_cases'], 'case')}, {', '.join(classes)}.",
+        "subtitle": f"{intro + ' ' if intro else ''}{counted}, {', '.join(classes)}.",
         "warnings": warnings(loaded),
         "findings": findings(loaded),
         "missing": missing_references(loaded),
         "headline": headline_table(loaded),
         "classes": [(label, headline_table(loaded, label)) for label in several],
-        "reading": [ROLES_TEXT, READING + (SAME_NOTE if voxels_are_millimeters(loaded) else VOXEL_NOTE)],
+        "reading": [
+            ROLES_TEXT,
+            READING + (SAME_NOTE if voxels_are_millimeters(loaded) else VOXEL_NOTE),
+            *([PATIENT_NOTE] if n_patients < n_cases else []),
+        ],
         "comparison": comparison_table(compared) if compared else None,
         "class_comparisons": [(label, comparison_table(compared, label)) for label in several],
         "comparison_note": COMPARISON_NOTE,

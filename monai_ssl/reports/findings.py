@@ -46,9 +46,9 @@ def comparison_sentence(comparison: Comparison, name_a: str, name_b: str) -> str
         The sentence, as plain text.
 
     Example:
-        >>> result = Comparison(metric="dice", label=None, n=20, mean_a=0.884, mean_b=0.881, mean_difference=0.003,
-        ...     median_difference=0.002, ci_low=-0.008, ci_high=0.014, p_value=0.5, higher_is_better=True, wins=11,
-        ...     losses=9, ties=0)
+        >>> result = Comparison(metric="dice", label=None, n=20, n_patients=20, mean_a=0.884, mean_b=0.881,
+        ...     mean_difference=0.003, median_difference=0.002, ci_low=-0.008, ci_high=0.014, p_value=0.5,
+        ...     higher_is_better=True, wins=11, losses=9, ties=0)
         >>> comparison_sentence(result, "dtc", "matched floor")
         'dtc minus matched floor: +0.3 points [−0.8, 1.4], p = 0.50, better on 11 of 20 cases: no measurable gain.'
     """
@@ -62,8 +62,10 @@ def comparison_sentence(comparison: Comparison, name_a: str, name_b: str) -> str
 
 def verdict(comparison: Comparison) -> str:
     """What may be said of a comparison, in a few words."""
-    if comparison.ci_low is None or comparison.ci_high is None or comparison.n < 6:
-        return f"too few cases ({comparison.n}) to tell"  # Wilcoxon's smallest two-sided p at 5 cases is 0.0625
+    # Wilcoxon's smallest two-sided p at 5 observations is 0.0625
+    if comparison.ci_low is None or comparison.ci_high is None or comparison.n_patients < 6:
+        unit = "cases" if comparison.n_patients == comparison.n else "patients"
+        return f"too few {unit} ({comparison.n_patients}) to tell"
     direction = 1 if comparison.higher_is_better else -1
     outside = comparison.ci_low > 0 or comparison.ci_high < 0
     significant = comparison.p_value < 0.05

@@ -6,7 +6,7 @@ import math
 
 from monai_ssl.metrics.cases import OVERLAP_METRICS
 
-__all__ = ["DASH", "MINUS", "interval_text", "metric_unit", "number_text", "p_value_text", "plural"]
+__all__ = ["DASH", "MINUS", "interval_text", "metric_unit", "number_text", "p_value_text", "plural", "scans_text"]
 
 MINUS, DASH = "\u2212", "–"
 
@@ -66,3 +66,21 @@ def plural(n: int, word: str) -> str:
         ('1 case', '2 cases')
     """
     return f"{n} {word}{'' if n == 1 else 's'}"
+
+
+def scans_text(n_cases: int, n_patients: int | None, noun: str = "case") -> str:
+    """How many scans of how many patients, where that is not the same number.
+
+    Example:
+        >>> scans_text(12, 12), scans_text(24, 12)
+        ('12 cases', '24 cases of 12 patients')
+    """
+    counted = plural(n_cases, noun)
+    return counted if n_patients in (None, n_cases) else f"{counted} of {plural(n_patients, 'patient')}"
+
+
+PATIENT_NOTE = (
+    "Scans of one patient count as one observation: intervals draw patients with all their scans, tests compare "
+    "patients' means. Who is whose patient, the datalist says (key 'patient'), or names like p1_frame01 do."
+)
+"""Where a table counts fewer patients than scans."""

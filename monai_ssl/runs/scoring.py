@@ -12,8 +12,9 @@ from monai_ssl.bundle.overrides import literal
 from monai_ssl.data.cases import Entry, case_name, case_names, prediction_files
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.data.partial import Annotated, annotated_classes
+from monai_ssl.data.patients import patients_of
 from monai_ssl.errors import DataError
-from monai_ssl.metrics import add_meta, case_metrics, read_results, write_results
+from monai_ssl.metrics import add_meta, case_metrics, read_results, with_patients, write_results
 from monai_ssl.runs.folder import Run
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def evaluate_predictions(
     meta = {"dataset": preset.name, "section": section, "datalist": str(cases.path),
             "dataset_dir": str(cases.dataset_dir), "label_map": dict(preset.label_map),
             "ignore_label": preset.ignore_label, "predictions": str(folder.resolve())}  # fmt: skip
-    write_results(results, rows, meta)
+    write_results(results, with_patients(rows, names, patients_of(entries, cases.patients)), meta)
     return results
 
 

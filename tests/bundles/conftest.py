@@ -16,7 +16,7 @@ LONG = (
     "test_overrides_of_monai_label",
     "test_from_training_to_segmentation",
 )
-ALWAYS = {"dtc", "ss_net", "caml", "self_training", "sassnet", "cps"}
+ALWAYS = {"dtc", "caml", "self_training", "sassnet"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` looks at the marks
@@ -31,7 +31,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         callspec = getattr(item, "callspec", None)
         folder = callspec.params.get("bundle") if callspec else None
         name = getattr(folder, "name", folder)  # a path, or a name
-        if name is not None and item.originalname in LONG and name not in ALWAYS:  # type: ignore[attr-defined]
+        where = callspec.params.get("where", "phantom") if callspec else "phantom"
+        long = item.originalname in LONG or where != "phantom"  # type: ignore[attr-defined]
+        if name is not None and long and name not in ALWAYS:
             item.add_marker("slow")
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

@@ -24,6 +24,7 @@ import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -392,6 +393,7 @@ def test_readme_prints_the_tested_commands() -> None:
     assert missing == []
 
 
+@lru_cache(maxsize=1)
 def _known_ids(folder: Path) -> set[str]:
     configs = [load_yaml(path) for path in (folder / "configs").glob("*.yaml")]
     # the last ones belong to the commands of MONAI itself

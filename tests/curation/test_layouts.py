@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 import monai_ssl
-from monai_ssl.curation.dealing import visit_pattern, visits
 from monai_ssl.data import load_datalist, load_preset
 from monai_ssl.data.cases import image_files
+from monai_ssl.data.patients import visit_pattern, visits
 from monai_ssl.data.pipelines import training_preprocessing, validation_preprocessing
 from monai_ssl.errors import DataError, UsageError
 

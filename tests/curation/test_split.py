@@ -300,6 +300,13 @@ def test_patients_from_a_table(tmp_path):
         assert not sides[held_out] & others
     assert json.loads(path.read_text())["split"]["unit"] == "patients"
     assert str(tmp_path) not in path.read_text()
+    # the list says whose scans they are, by numbers: what a table calls a patient stays in the table
+    content = json.loads(path.read_text())
+    numbers = {Path(each["image"]).name.split(".")[0]: each["patient"]
+               for section in found for each in content[section]}  # fmt: skip
+    assert len(set(zip((whose[name] for name in numbers), numbers.values(), strict=True))) == len(set(whose.values()))
+    assert not set(numbers.values()) & set(whose.values())
+    assert len(load_datalist(path).patients) == len(numbers) == sum(map(len, found.values()))
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,15 @@ class TestSameResults:
         with pytest.raises(ValueError, match="logits differ"):
             packaging.export(folder)
 
-    @pytest.mark.parametrize("name", [name for name in available_bundles() if name != "dtc"])
+    # the others, whose networks are among these kinds, with `pytest -m slow`
+    @pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(name, marks=[] if name in ("caml", "cct", "mc_net", "self_training") else [pytest.mark.slow])
+            for name in available_bundles()
+            if name != "dtc"
+        ],
+    )
     def test_every_bundle(self, name, scans, tmp_path):
         definition = yaml.safe_load((bundles_root() / name / "configs" / "train.yaml").read_text())["network_def"]
         words = TINY if "base_channels" in definition else TINY[:-2]

@@ -61,8 +61,14 @@ def mc_net(backbone: Callable[[], nn.Module]) -> SemiSupervisedMethod:
     return MutualConsistency(MultiHeadNetwork(backbone(), 2, feature_channels=CHANNELS, heads=2))
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-@pytest.mark.parametrize("build", [dtc, caml, mc_net], ids=["dtc", "caml", "mc_net"])
+@pytest.mark.parametrize(
+    ("build", "backbone"),
+    [
+        pytest.param(build, name, id=f"{build.__name__}-{name}",
+                     marks=[pytest.mark.slow] if name == "SwinUNETR" and build is not dtc else [])
+        for build in (dtc, caml, mc_net) for name in BACKBONES
+    ],
+)  # fmt: skip
 def test_two_iterations(build, backbone):
     torch.manual_seed(0)
     if backbone == "SwinUNETR":

@@ -154,8 +154,9 @@ def test_two_classes_and_failures(tmp_path):
 
 def test_one_case_has_no_interval():
     result = Comparison(
-        metric="dice", label=None, n=1, mean_a=0.5, mean_b=0.51, mean_difference=-0.01, median_difference=-0.01,
-        ci_low=None, ci_high=None, p_value=1.0, higher_is_better=True, wins=0, losses=1, ties=0,
+        metric="dice", label=None, n=1, n_patients=1, mean_a=0.5, mean_b=0.51, mean_difference=-0.01,
+        median_difference=-0.01, ci_low=None, ci_high=None, p_value=1.0, higher_is_better=True, wins=0, losses=1,
+        ties=0,
     )  # fmt: skip
     sentence = comparison_sentence(result, "dtc", "floor")
     assert sentence.startswith("dtc minus floor: \u22121.0 points, p = 1.00, better on 0 of 1 case: too few cases")
@@ -178,7 +179,7 @@ def test_verdicts(difference, low, high, p, n, verdict, higher):
     sign = 1 if higher or low is None else -1
     bounds = (low, high) if sign == 1 else (-high, -low)
     result = Comparison(
-        metric="dice" if higher else "hd95_mm", label=None, n=n, mean_a=0.0, mean_b=0.0,
+        metric="dice" if higher else "hd95_mm", label=None, n=n, n_patients=n, mean_a=0.0, mean_b=0.0,
         mean_difference=sign * difference, median_difference=0.0, ci_low=bounds[0], ci_high=bounds[1], p_value=p,
         higher_is_better=higher, wins=11, losses=n - 11, ties=0,
     )  # fmt: skip

@@ -52,6 +52,7 @@ def test_two_processes_make_an_ordinary_run(tiny_phantom, tmp_path, capsys):
     assert "must be at least the 4 iterations" in told
 
 
+@pytest.mark.slow
 def test_every_training_of_a_self_training_is_shared(tiny_phantom, tmp_path, capsys):
     assert run("self-train", tiny_phantom, *TINY, "--gpus", 2, "--output", tmp_path / "rounds") == 0
     for name in ("floor", "round-1"):

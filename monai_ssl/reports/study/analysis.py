@@ -12,7 +12,7 @@ from scipy import stats
 
 from monai_ssl.metrics.cases import OVERLAP_METRICS
 from monai_ssl.metrics.gap import GapClosed, gap_closed
-from monai_ssl.metrics.statistics import bootstrap_interval, holm, is_failed
+from monai_ssl.metrics.statistics import bootstrap_interval, holm, is_failed, patient_means
 from monai_ssl.reports.study.load import LoadedRow, Study, over_trainings, paired
 from monai_ssl.reports.study.quoted import jaccard_bounds
 from monai_ssl.reports.study.rows import Role
@@ -72,11 +72,12 @@ class Gain:
         row, against: the rows.
         metric, label: what is compared; ``label`` None is the mean over the classes.
         n_trainings, n_cases: that both have.
+        n_patients: whose scans they are; interval and test take the scans of one as one observation.
         mean_row, mean_against: means over just these.
         difference: row minus other; ``low`` and ``high`` bound it (hierarchical bootstrap).
         median_difference: over cases, each the mean over trainings; so are wins, losses and ties.
         wins, losses, ties: cases on which the row is better, worse, equal.
-        p_value: two-sided Wilcoxon signed-rank test over cases; 1 where all are equal.
+        p_value: two-sided Wilcoxon signed-rank test over patients, each the mean of the scans; 1 where all are equal.
         p_holm: corrected for the ``n_tests`` of its family.
         closed: share of the gap between ``against`` and the ceiling; None without a ceiling, or for distances.
         borrowed: whether a training of the ceiling stands for one that it lacks.
@@ -89,6 +90,7 @@ class Gain:
     label: str | None
     n_trainings: int
     n_cases: int
+    n_patients: int
     mean_row: float
     mean_against: float
     difference: float
@@ -114,7 +116,7 @@ class Rank:
         row: the method.
         n_cases: that all of them have.
         mean: mean rank over the cases, by Dice; 1 is best, ties share.
-        low, high: bootstrap interval over the cases.
+        low, high: bootstrap interval over the patients.
         first: cases on which it is best, ties included.
         p_holm: Wilcoxon test against the method with the best mean rank, corrected; None for that one.
         friedman: p-value that all rank alike; None for fewer than three methods.
@@ -254,7 +256,8 @@ class Analysis:
         if not common:
             return None
         own, others = ([values[side] for values in common.values()] for side in (0, 1))
-        found = gap_closed(own, others, own, shared_cases=True)
+        patients = other.patients | row.patients
+        found = gap_closed(own, others, own, shared_cases=True, patients=patients)
         closed = None
         ceiling = self.study.reference(row, "ceiling")
         if ceiling is not None and ceiling not in (row, other) and metric in OVERLAP_METRICS:
@@ -263,11 +266,14 @@ class Analysis:
             if shared:
                 trio = ([common[key][0] for key in shared], [common[key][1] for key in shared],
                         [above[key][1] for key in shared])  # fmt: skip
-                closed, borrowed = gap_closed(*trio, shared_cases=True), borrowed or lent
+                closed = gap_closed(*trio, shared_cases=True, patients=patients)
+                borrowed = borrowed or lent
         first, second = (over_trainings({key: values[side] for key, values in common.items()}) for side in (0, 1))
         difference = np.round([first[case] - second[case] for case in first], 12)
         better = difference if metric in OVERLAP_METRICS else -difference
-        p_value = float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
+        means = patient_means(dict(zip(first, difference.tolist(), strict=True)), patients)
+        tested = np.round(list(means.values()), 12)
+        p_value = float(stats.wilcoxon(tested).pvalue) if tested.any() else 1.0
         mean_row, mean_against = (
             float(np.mean([np.mean(list(values.values())) for values in side])) for side in (own, others)
         )
@@ -278,6 +284,7 @@ class Analysis:
             label=label,
             n_trainings=len(common),
             n_cases=len(first),
+            n_patients=len(tested),
             mean_row=mean_row,
             mean_against=mean_against,
             difference=found.gain,
@@ -327,7 +334,8 @@ def _level(row: LoadedRow, metric: str, label: str | None, interval: bool) -> Le
     low = high = None
     if interval:
         every = list(repetitions.values())
-        found = gap_closed(every, [dict.fromkeys(values, 0.0) for values in every], every, shared_cases=True)
+        zeros = [dict.fromkeys(values, 0.0) for values in every]
+        found = gap_closed(every, zeros, every, shared_cases=True, patients=row.patients)
         low, high = found.gain_low, found.gain_high
     return Level(
         n_trainings=len(means),
@@ -353,12 +361,13 @@ def _corrected(family: Sequence[Gain]) -> list[Gain]:
 def verdict(gain: Gain) -> str:
     """What may be said of a comparison: a gain needs the interval and the corrected test.
 
-    Where even a difference of the same sign in all cases could not reach :data:`LEVEL` after the correction, there are
-    too few cases to tell, whatever the interval.
+    Where even a difference of the same sign in all patients could not reach :data:`LEVEL` after the correction, there
+    are too few to tell, whatever the interval.
     """
-    smallest = min(1.0, 2.0 ** (1 - gain.n_cases) * gain.n_tests)
+    smallest = min(1.0, 2.0 ** (1 - gain.n_patients) * gain.n_tests)
     if gain.low is None or gain.high is None or smallest >= LEVEL:
-        return f"too few cases ({gain.n_cases}) to tell"
+        unit = "cases" if gain.n_patients == gain.n_cases else "patients"
+        return f"too few {unit} ({gain.n_patients}) to tell"
     outside, significant = gain.low > 0 or gain.high < 0, gain.p_holm < LEVEL
     better = (gain.difference > 0) == (gain.metric in OVERLAP_METRICS)
     if outside and significant:
@@ -377,15 +386,20 @@ def _ranks(rows: Sequence[LoadedRow]) -> list[Rank]:
     placed = stats.rankdata(-dice, axis=0, method="average")
     best = int(np.argmin(placed.mean(axis=1)))
     others = [number for number in range(len(rows)) if number != best]
-    tests = [dice[number] - dice[best] for number in others]
+    # scans of one patient are one observation to the tests
+    known = {case: patient for row in rows for case, patient in row.patients.items()}
+    patients = [known[case] for case in cases]
+    means = [patient_means(dict(zip(cases, own.tolist(), strict=True)), known) for own in dice]
+    tested = np.round([list(each.values()) for each in means], 12)
+    tests = [tested[number] - tested[best] for number in others]
     corrected = holm([float(stats.wilcoxon(test).pvalue) if test.any() else 1.0 for test in tests])
     friedman = None
-    if len(rows) > 2 and len(cases) > 1:
-        friedman = 1.0 if (dice == dice[0]).all() else float(stats.friedmanchisquare(*dice).pvalue)
+    if len(rows) > 2 and tested.shape[1] > 1:
+        friedman = 1.0 if (tested == tested[0]).all() else float(stats.friedmanchisquare(*tested).pvalue)
     p_values: dict[int, float | None] = {best: None, **dict(zip(others, corrected, strict=True))}
     found = [
-        Rank(row, len(cases), float(own.mean()), *bootstrap_interval(own), int((score == dice.max(axis=0)).sum()),
-             p_values[number], friedman)
+        Rank(row, len(cases), float(own.mean()), *bootstrap_interval(own, patients=patients),
+             int((score == dice.max(axis=0)).sum()), p_values[number], friedman)
         for number, (row, own, score) in enumerate(zip(rows, placed, dice, strict=True))
     ]  # fmt: skip
     return sorted(found, key=lambda rank: rank.mean)

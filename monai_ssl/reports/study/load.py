@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from monai_ssl.metrics.cases import Row
 from monai_ssl.metrics.results import read_results
-from monai_ssl.metrics.statistics import case_values
+from monai_ssl.metrics.statistics import case_patients, case_values
 from monai_ssl.reports.run import Training, method_color, training_of
 from monai_ssl.reports.study.quoted import QuotedFigure
 from monai_ssl.reports.study.rows import ROLES, Role, StudyRow, StudyRun
@@ -91,6 +92,11 @@ class LoadedRow:
         """Scored classes, in the order of their values."""
         rows = self.trained[0].rows if self.trained else []
         return [name for _, name in sorted({(int(row["label"]), str(row["class"])) for row in rows})]
+
+    @cached_property
+    def patients(self) -> dict[str, str]:
+        """The patient of every scored case."""
+        return case_patients(*(each.rows for each in self.trained))
 
     def values(self, metric: str, label: str | None = None) -> dict[Key, dict[str, float]]:
         """Of every training, the value of each case: of class ``label``, or the mean over the classes."""

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from monai_ssl.files import write_atomically
 from monai_ssl.metrics.statistics import FAILURE_DICE
+from monai_ssl.reports.numbers import PATIENT_NOTE
 from monai_ssl.reports.page import Picture, Table, render_html, render_markdown
 from monai_ssl.reports.study import charts, tables
 from monai_ssl.reports.study.analysis import Analysis
@@ -115,6 +116,7 @@ def write_page(
     groups = [(study.group_name(group), group, members) for group, members in study.groups.items()]
     numbers = tables.csv_files(analysis, folder)
     classes = {name: _classes(members) for name, _, members in groups}
+    several = any(gain.n_patients < gain.n_cases for gain in analysis.gains)
     text: dict[str, Any] = {
         "title": title,
         "description": description,
@@ -122,7 +124,7 @@ def write_page(
         "findings": findings(analysis),
         "roles_text": ROLES_TEXT,
         "gains": tables.gains_table(analysis),
-        "gains_note": GAINS_NOTE,
+        "gains_note": f"{GAINS_NOTE} {PATIENT_NOTE}" if several else GAINS_NOTE,
         "results": [(name, tables.results_table(analysis, members)) for name, _, members in groups],
         "spread_note": SPREAD_NOTE,
         "classes": [

@@ -12,7 +12,7 @@ from typing import Any
 
 from monai_ssl.files import cell
 from monai_ssl.metrics.cases import METRICS
-from monai_ssl.reports.numbers import DASH, MINUS, interval_text, metric_unit, number_text, p_value_text
+from monai_ssl.reports.numbers import DASH, MINUS, interval_text, metric_unit, number_text, p_value_text, plural
 from monai_ssl.reports.page import Table
 from monai_ssl.reports.study.analysis import Analysis, Gain, Level
 from monai_ssl.reports.study.findings import role_name, share_text, used_settings
@@ -121,7 +121,9 @@ def gains_table(analysis: Analysis) -> Table | None:
             gain.row.title, analysis.study.group_name(gain.row.row.group), labels_text(gain.row), reading(gain),
             gain_text(gain),
             f"{number_text(gain.mean_against, 1, 100)}, {number_text(gain.mean_row, 1, 100)}", share_text(gain),
-            tests_text(gain), f"{gain.wins} / {gain.losses} / {gain.ties}", f"{gain.n_trainings}, {gain.n_cases}",
+            tests_text(gain), f"{gain.wins} / {gain.losses} / {gain.ties}",
+            f"{gain.n_trainings}, {gain.n_cases}"
+            + (f" of {plural(gain.n_patients, 'patient')}" if gain.n_patients < gain.n_cases else ""),
         ]
         for gain in gains
     ]  # fmt: skip
@@ -356,8 +358,8 @@ def _summary(analysis: Analysis) -> str:
 def _comparisons(analysis: Analysis) -> str:
     several = {name for row in analysis.study.rows if len(row.classes) > 1 for name in row.classes}
     gains = [*analysis.gains, *(gain for name in sorted(several) for gain in analysis.class_gains(name))]
-    numbers = ("n_trainings", "n_cases", "mean_row", "mean_against", "difference", "low", "high", "median_difference",
-               "wins", "losses", "ties", "p_value", "p_holm", "n_tests")  # fmt: skip
+    numbers = ("n_trainings", "n_cases", "n_patients", "mean_row", "mean_against", "difference", "low", "high",
+               "median_difference", "wins", "losses", "ties", "p_value", "p_holm", "n_tests")  # fmt: skip
     shares = ("gap", "gap_low", "gap_high", "share", "share_low", "share_high")
     lines = [
         {**_row_cells(gain.row), "against": gain.against.row.name, "against_role": gain.against.row.role,

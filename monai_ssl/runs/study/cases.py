@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from monai_ssl.data.cases import Entry, case_names, image_files, result_suffix, split_suffix
 from monai_ssl.data.datalist import Datalist
-from monai_ssl.data.loading import load_datalist
+from monai_ssl.data.loading import PATIENT, load_datalist
+from monai_ssl.data.patients import patients_of
 from monai_ssl.errors import DataError, enumerated, plural
 from monai_ssl.files import write_text
 from monai_ssl.runs.study.settings import DataSettings, SplitSettings, StudySettings
@@ -159,19 +160,26 @@ def _random(
 def folded(cases: Datalist, number: int, section: str) -> list[tuple[str, Datalist]]:
     """The labeled cases for training and validation dealt to folds; each fold is scored once and teaches otherwise.
 
-    Case ``i`` of the lists belongs to fold ``i mod number``, so that the order of the rest, and with it the nested sets
-    of labels, stay those of the list.
+    Patient ``i`` of the lists belongs to fold ``i mod number``, so that the order of the rest, and with it the nested
+    sets of labels, stay those of the list. Unlabeled scans of patients that judge leave the pool of that fold.
 
     Raises:
-        DataError: when there are fewer cases than folds.
+        DataError: when there are fewer than two patients per fold.
     """
     labeled = [*cases.training, *cases.validation]
-    if len(labeled) < 2 * number:
-        raise DataError(f"folds: {number} folds need {2 * number} labeled cases, got {len(labeled)}; ask for fewer")
+    every = patients_of([*labeled, *cases.unlabeled], cases.patients)
+    patients, of_pool = every[: len(labeled)], every[len(labeled) :]
+    order = list(dict.fromkeys(patients))
+    if len(order) < 2 * number:
+        unit = "labeled cases" if len(order) == len(labeled) else "patients with labels"
+        raise DataError(f"folds: {number} folds need {2 * number} {unit}, got {len(order)}; ask for fewer")
     found = []
     for fold in range(number):
-        out, rest = labeled[fold::number], [e for i, e in enumerate(labeled) if i % number != fold]
-        dealt = replace(cases, training=rest, validation=[])
+        judges = set(order[fold::number])
+        out = [entry for entry, patient in zip(labeled, patients, strict=True) if patient in judges]
+        rest = [entry for entry, patient in zip(labeled, patients, strict=True) if patient not in judges]
+        pool = [entry for entry, patient in zip(cases.unlabeled, of_pool, strict=True) if patient not in judges]
+        dealt = replace(cases, training=rest, unlabeled=pool, validation=[])
         setattr(dealt, section if section != "training" else "validation", out)
         found.append((f"fold{fold + 1}", dealt))
     return found
@@ -188,7 +196,11 @@ def write_list(cases: Datalist, path: Path) -> Path:
     if cases.channels:
         content["modality"] = {str(number): name for number, name in enumerate(cases.channels)}
     for section in ("training", "unlabeled", "validation", "testing"):
-        content[section] = [_relative(entry, cases.dataset_dir) for entry in cases.section(section)]
+        content[section] = [
+            _relative(entry, cases.dataset_dir)
+            | ({PATIENT: patient} if (patient := cases.patients.get(image_files(entry)[0])) else {})
+            for entry in cases.section(section)
+        ]
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
