@@ -27,6 +27,7 @@ import numpy as np
 import reliability
 from beds import BEDS
 
+from monai_ssl.data.patients import patients_of
 from monai_ssl.errors import enumerated
 from monai_ssl.files import cell, text_of_cell, write_text
 from monai_ssl.metrics import case_values, gap_closed, is_failed, read_results
@@ -57,10 +58,10 @@ and the few labels are the first of the many: they share one ceiling, and their 
 are development cases; no test list was read.
 
 **Share of the gap** closed by an arm: (arm − matched floor) / (ceiling − matched floor), a ratio of means over
-repetitions. Its 95 % interval draws repetitions, then cases within them, the same for all arms
-([why](../../decisions/0013-share-of-the-gap.md)): with three repetitions it is rough, and rather too short. A bound is
-a dash where too many resamples have no gap. A scan has failed where a class has a Dice below 0.5, or exactly one mask
-is empty.
+repetitions. Its 95 % interval draws repetitions, then patients within them with all their scans (two of ACDC), the
+same for all arms ([why](../../decisions/0013-share-of-the-gap.md)): with three repetitions it is rough, and rather too
+short. A bound is a dash where too many resamples have no gap. A scan has failed where a class has a Dice below 0.5, or
+exactly one mask is empty.
 
 Written by `python benchmarks/beds_tables.py`; the command of every training is in `runs.json` of its bed.
 """
@@ -284,7 +285,11 @@ def _compared(found: Scores, names: tuple[str, str, str], views: str) -> dict[st
     common = sorted(set(trio[0]) & set(trio[1]) & set(trio[2]))
     if not common:
         return None
-    closed = gap_closed(*([case_values(by[number]) for number in common] for by in trio))
+    values = [[case_values(by[number]) for number in common] for by in trio]
+    # the two frames of a patient of ACDC are one observation: repetitions share no patient
+    cases = [case for repetition in values[0] for case in repetition]
+    whose = dict(zip(cases, patients_of([{"image": f"/{case}.nii"} for case in cases]), strict=True))
+    closed = gap_closed(*values, patients=whose)
     return {"repetitions": common, **asdict(closed)}
 
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("losses", "transforms"),
     ("networks",),
     ("weights", "dicom", "mistakes"),
-    ("errors", "files", "distributed", "interrupts", "labels", "machine", "_lazy"),
+    ("errors", "files", "distributed", "interrupts", "labels", "machine", "progress", "_lazy"),
 )
 LEVEL = {room: len(LAYERS) - number for number, rooms in enumerate(LAYERS) for room in rooms}
 # the package itself (its version, its folder) and `python -m monai_ssl`

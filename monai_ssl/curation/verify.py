@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from tqdm import tqdm
 
 from monai_ssl.data.cases import Entry, image_files, real_path
 from monai_ssl.data.datalist import SECTIONS, Datalist
@@ -22,6 +21,7 @@ from monai_ssl.data.rules import Finding, Severity, case_findings
 from monai_ssl.data.scan import Scan, grid_difference
 from monai_ssl.errors import DataError, dimensions, enumerated, plural, without_quotes
 from monai_ssl.labels import IGNORE_LABEL
+from monai_ssl.progress import followed
 
 __all__ = ["Problem", "verify"]
 
@@ -100,7 +100,7 @@ def verify(
         preset: the dataset preset.
         sections: lists to check.
         workers: threads; None takes up to 4.
-        progress: show a progress bar (on a terminal only).
+        progress: say how far it has come.
         memory: keeps what was read for the training's cache, see :func:`monai_ssl.data.reading.handed_over`.
         ignored: gets image file -> ignored voxels and all voxels, of every label that has ignored ones.
         drawn: unlabeled cases with the label map that a network or another tool drew, see
@@ -140,12 +140,7 @@ def verify(
         return _check_case(section, entry, entry.get("label"), preset, None if section == "testing" else memory)
 
     with ThreadPoolExecutor(workers) as pool:
-        bar = tqdm(total=len(jobs), desc="verify", unit="case", disable=None if progress else True)
-        cases = []
-        for case in pool.map(checked, jobs):
-            cases.append(case)
-            bar.update()
-        bar.close()
+        cases = list(followed(pool.map(checked, jobs), "verify", len(jobs), shown=progress))
 
     if ignored is not None:
         ignored.update({case.file: (case.ignored, case.voxels) for case in cases

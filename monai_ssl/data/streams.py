@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import gc
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from monai.data import Dataset, MetaTensor, get_track_meta, list_data_collate, s
 from monai.transforms import Compose, Transform, convert_to_contiguous
 from monai.transforms.traits import RandomizableTrait
 from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
 
 from monai_ssl.data.cache import CaseCache, DiskFullError, plan_together
 from monai_ssl.data.cases import case_names
@@ -34,6 +32,7 @@ from monai_ssl.data.preset import Preset
 from monai_ssl.distributed import in_group
 from monai_ssl.errors import DataError, one_line, without_quotes
 from monai_ssl.interrupts import outlive_requests
+from monai_ssl.progress import followed
 
 
 def position_seed(*position: int) -> int:
@@ -110,7 +109,7 @@ class CaseDataset(Dataset):
         try:
             with ThreadPoolExecutor(self.num_workers) as pool:
                 done = zip(order, pool.map(self._prepare, order), strict=True)
-                for index, (item, depth) in tqdm(done, "prepare", n, unit="case", disable=not sys.stderr.isatty()):
+                for index, (item, depth) in followed(done, "prepare", n):
                     kept[index], depths[index] = item, depth
         except DiskFullError:
             self.cache.discard()  # others on this disk need the room more

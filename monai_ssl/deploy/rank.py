@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_ssl.errors import DataError, UsageError, plural
+from monai_ssl.progress import followed
 from monai_ssl.runs.folder import Run
 
 if TYPE_CHECKING:
@@ -249,12 +250,10 @@ class _Looker:
 
     def look_at_all(self, labeled: Sequence[Entry], pool: Sequence[Entry]) -> dict[str, dict[str, Any]]:
         """What is known of every scan, by :func:`_key`."""
-        from tqdm import tqdm
-
         from monai_ssl.data.cases import case_names
 
         jobs = [(None, entry) for entry in labeled] + list(zip(case_names(pool), pool, strict=True))
-        for name, entry in tqdm(jobs, "rank", unit="scan", disable=None):
+        for name, entry in followed(jobs, "rank", len(jobs), unit="scan"):
             key, row = _key(entry), self.known.get(_key(entry))
             whole = row is not None and "error" not in row and (name is None or "uncertainty" in row)
             if whole and (name is None or self.write.file(name, entry).is_file()):

@@ -6,7 +6,6 @@ import csv
 import logging
 import math
 import sys
-from datetime import timedelta
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from monai_ssl.engines.trainer import RunEvents, SemiSupervisedTrainer
 from monai_ssl.files import cell, text_of_cell, write_text
 from monai_ssl.handlers.costs import TrainingCosts
+from monai_ssl.progress import SECONDS, spoken
 from monai_ssl.runs.folder import BEST
 from monai_ssl.weights import save
 
@@ -163,7 +163,7 @@ class Progress:
 
     unit, short_unit, estimates = "iteration", "it", True
 
-    def __init__(self, seconds: float = 30.0, description: str = "training") -> None:
+    def __init__(self, seconds: float = SECONDS, description: str = "training") -> None:
         self.seconds, self.description = seconds, description
         self._bar: tqdm | None = None
         self._said = -math.inf
@@ -264,15 +264,6 @@ class Progress:
             self._bar = None
 
 
-def spoken(seconds: float) -> str:
-    """
-    Example:
-        >>> spoken(12.3), spoken(4000)
-        ('12 s', '1:06:40')
-    """
-    return f"{seconds:.0f} s" if seconds < 100 else str(timedelta(seconds=round(seconds)))
-
-
 class CaseProgress(Progress):
     """The same for an evaluator that goes through cases.
 
@@ -285,7 +276,7 @@ class CaseProgress(Progress):
     unit = short_unit = "case"
     estimates = False
 
-    def __init__(self, total: int | None = None, description: str = "cases", seconds: float = 30.0) -> None:
+    def __init__(self, total: int | None = None, description: str = "cases", seconds: float = SECONDS) -> None:
         super().__init__(seconds, description)
         self.total = total
         self._said = monotonic()  # a short evaluation says one line, at its end

@@ -12,7 +12,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, ScalarFormatter
-from tqdm import tqdm
 
 from monai_ssl.data.cases import case_names
 from monai_ssl.data.datalist import SECTIONS, Datalist
@@ -20,6 +19,7 @@ from monai_ssl.data.preset import Preset
 from monai_ssl.errors import DataError, figure
 from monai_ssl.files import write_text
 from monai_ssl.labels import IGNORE_LABEL
+from monai_ssl.progress import followed
 from monai_ssl.reports.case import PERCENTILES, CaseStatistics, case_statistics
 from monai_ssl.reports.figures import (
     INK,
@@ -89,8 +89,7 @@ def describe(
     if not jobs:
         raise DataError(f"{datalist.path or datalist.dataset_dir}: there is no case to describe")
     with ThreadPoolExecutor(workers) as pool:
-        cases = list(tqdm(pool.map(lambda job: case_statistics(*job), jobs), total=len(jobs), desc="describe",
-                          unit="case", disable=None))  # fmt: skip
+        cases = list(followed(pool.map(lambda job: case_statistics(*job), jobs), "describe", len(jobs)))
     labels = datalist.labels or {value: f"class {value}" for value in sorted(_classes(cases) | {0})}
     heading = title or (datalist.path.parent.name if datalist.path else "data set")
     write_text(page, _page(heading, datalist, cases, labels))

@@ -29,6 +29,7 @@ from monai_ssl.engines.segment import VolumeSegmenter
 from monai_ssl.errors import DataError, enumerated, plural
 from monai_ssl.files import cell, text_of_cell, write_text
 from monai_ssl.labels import IGNORE_LABEL
+from monai_ssl.progress import followed
 from monai_ssl.runs.folder import Run
 from monai_ssl.runs.identity import digests
 from monai_ssl.runs.predict import open_segmenter
@@ -195,10 +196,8 @@ def _labels(
     teachers: Sequence[Teacher], cases: Sequence[tuple[str, Entry]], preset: Preset, rules: Rules
 ) -> Iterator[tuple[str, Entry, Tensor, dict[str, Any]]]:
     """Name, entry, label map and row of every case."""
-    from tqdm import tqdm
-
     labelers = [_Labeler(teacher, preset, rules.tta) for teacher in teachers] if cases else []
-    for name, entry in tqdm(cases, "label the pool", unit="case", disable=None):
+    for name, entry in followed(cases, "label the pool", len(cases)):
         start = time.monotonic()
         views = [view for labeler in labelers for view in labeler.views(entry["image"])]
         label, row = _judged(views, rules, preset.n_classes)

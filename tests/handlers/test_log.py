@@ -7,7 +7,8 @@ import pytest
 from ignite.engine import Engine, Events
 
 from monai_ssl.handlers import CaseProgress, Progress, TrainingLog, ValidationLog
-from monai_ssl.handlers.log import spoken, truncate
+from monai_ssl.handlers.log import truncate
+from monai_ssl.progress import spoken
 
 FIELDS = ["iteration", "loss", "dice", "lr", "grad_norm"]
 

@@ -49,15 +49,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from monai_ssl.curation.phantom.case import check_case, check_count, phantom_case
 from monai_ssl.data.writing import write_nifti
 from monai_ssl.files import write_text
+from monai_ssl.progress import followed
 
 __all__ = ["CLASS_NAMES", "write_phantom"]
 
@@ -135,7 +133,7 @@ def write_phantom(
         spacing: see :func:`phantom_case`.
         cropped: see :func:`phantom_case`.
         seed: seed of the data set, >= 0.
-        progress: show a progress bar if stderr is a terminal.
+        progress: say how far it has come.
         reference_labels: also write the labels of the unlabeled cases to ``labels_unlabeled/`` and
             ``datalist_all_labels.json``, in which all of them are training cases: the upper bound of what
             semi-supervision can reach.
@@ -183,8 +181,7 @@ def write_phantom(
             if any(not (root / file).is_file() for file in files.values()):
                 jobs.append((_ROLE_OFFSET[role] + number, files))
 
-    silent = not (progress and sys.stderr is not None and sys.stderr.isatty())
-    for index, files in tqdm(jobs, desc="phantom", unit="case", disable=silent):
+    for index, files in followed(jobs, "phantom", len(jobs), shown=progress):
         image, label, affine, _ = phantom_case(index, seed, spatial_dims, n_classes, spacing, cropped)
         write_nifti(root / files["image"], image, affine, compression=4)
         if "label" in files:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from tqdm import tqdm
 
 import monai_ssl
 from monai_ssl.curation.prepare.files import check_image, checksum
@@ -27,6 +26,7 @@ from monai_ssl.data.loading import load_datalist
 from monai_ssl.data.writing import write_nifti
 from monai_ssl.errors import DataError, enumerated
 from monai_ssl.files import write_text
+from monai_ssl.progress import followed
 
 JOURNAL, MANIFEST, DATALIST = "prepare.jsonl", "manifest.json", "datalist.json"
 
@@ -264,7 +264,7 @@ def prepare(
     _write_journal(target, identity, records.values())
     with open(target / JOURNAL, "a", encoding="utf-8") as journal:
         results = _run(recipe, todo, folder, target, workers)
-        for record in tqdm(results, total=len(todo), desc=f"prepare {recipe.name}", unit="case", disable=None):
+        for record in followed(results, f"prepare {recipe.name}", len(todo)):
             if "skipped" in record:
                 skipped[record["name"]] = record["skipped"]
                 continue
