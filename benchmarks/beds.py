@@ -85,6 +85,8 @@ BEDS = {
     "hippocampus_3": Bed("hippocampus", "hippocampus_bed", 3, 20, "hippocampus, 3 labels + 187"),
     "la_2": Bed("left_atrium", "la_quarter", 2, 16, "left atrium at 2.5 mm, 2 labels + 62", "la_4"),
     "acdc_1": Bed("acdc", "acdc_128", 1, 12, "ACDC at 128 x 128, 1 patient + 57", "acdc_3", 400),
+    # the same as `acdc_3`, trained longer: the networks of the others are far from finished
+    "acdc_3_long": Bed("acdc", "acdc_128", 3, 12, "ACDC at 128 x 128, 3 patients + 55, longer", iterations=1000),
 }
 # where the cases of each data set come from: (list, its sections), all of them for development
 SOURCES = {

@@ -256,7 +256,7 @@ def read(lists, name, repetition, suffix=""):
     return json.loads((output / module.BEDS[name].data / f"{name}-{repetition}{suffix}.json").read_text())
 
 
-BED_NAMES = ("la_4", "la_2", "acdc_3", "acdc_1", "hippocampus_3")
+BED_NAMES = ("la_4", "la_2", "acdc_3", "acdc_1", "acdc_3_long", "hippocampus_3")
 
 
 def test_every_bed_is_tested(lists):
@@ -302,6 +302,11 @@ def test_labels_are_nested(lists, few, more):
             *patients(second["training"] + second["unlabeled"])
         }
         assert lists[0].BEDS[few].ceiling_of == more  # whose scans are these
+
+
+def test_longer_trainings_see_the_same_scans(lists):
+    for suffix in ("", "-all", "-no_pool"):
+        assert read(lists, "acdc_3_long", 1, suffix) == read(lists, "acdc_3", 1, suffix)
 
 
 def test_slices_of_acdc_have_one_size(lists):

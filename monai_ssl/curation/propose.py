@@ -186,6 +186,8 @@ def propose_preset(
     content["intensity"] = _intensity(found, reasons)
     if content["intensity"]["policy"] == "window":
         content["modality"] = "CT"
+    said = "values look like Hounsfield units" if content["modality"] == "CT" else "a guess, files do not say"
+    reasons.append(f"modality {content['modality']}: {said}; DICOM series of another are warned of")
     content["augmentation"] = {"policy": "practical", "flip_axes": []}
     reasons.append(
         "augmentation.flip_axes []: no mirrored patches; add the axes for which mirrored anatomy is plausible"

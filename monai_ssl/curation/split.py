@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from monai_ssl.curation.pairing import find_folders, images_folder, is_decathlon
 from monai_ssl.data.cases import Entry, image_files
 from monai_ssl.data.loading import PATIENT, fold_datalists, load_datalist
 from monai_ssl.data.partial import DRAWN, KEYS
-from monai_ssl.data.patients import visit_names, visit_pattern, visits
+from monai_ssl.data.patients import patients_of, visit_names, visit_pattern, visits
 from monai_ssl.data.reading import read_label
 from monai_ssl.data.rules import map_advice
 from monai_ssl.errors import OVERWRITE, DataError, enumerated
@@ -173,12 +173,18 @@ class SplitRequest:
         folder = listed.path.parent
         target = self._target(folder)
         entries = listed.training + listed.unlabeled
-        return _Source(entries, folder, target, listed.labels or None, listed.description or None, listed.channels)
+        return _Source(entries, folder, target, listed.labels or None, listed.description or None, listed.channels,
+                       patients=listed.patients)  # fmt: skip
 
     def _write(self, source: _Source) -> Path:
         # who goes where
         groups = by_patient(source.entries, source.root, self.patient_pattern, self.patients)
-        if self.patient_pattern is None and self.patients is None:
+        unit = "cases" if self.patient_pattern is None and self.patients is None else "patients"
+        if unit == "cases" and source.patients:
+            unit, groups = "patients", {}
+            for entry, patient in zip(source.entries, patients_of(source.entries, source.patients), strict=True):
+                groups.setdefault(patient, []).append(entry)
+        if unit == "cases":
             names = visit_names(source.entries)
             if found := visits(names):
                 some = enumerated([name for group in found.values() for name in group], 3)
@@ -186,7 +192,6 @@ class SplitRequest:
                     f"{len(found)} patients seem to have several scans ({some}): so that none is on two sides, pass "
                     f"--patient_pattern '{visit_pattern(names)}'"
                 )
-        unit = "cases" if self.patient_pattern is None and self.patients is None else "patients"
         total = len(with_labels(groups))
         if not total:
             text = f"must hold labeled cases, got {len(source.entries)} images and no label"
@@ -286,7 +291,8 @@ class SplitRequest:
             text += f", fold {fold} of {self.folds}"
         if unit == "cases":
             return text
-        return f"{text}, split by patient ({self.patient_pattern or Path(str(self.patients)).name})"
+        by = self.patient_pattern or ("as listed" if self.patients is None else Path(self.patients).name)
+        return f"{text}, split by patient ({by})"
 
     def _record(self, numbers: Numbers, unit: str) -> dict[str, Any]:
         return {
@@ -311,6 +317,7 @@ class _Source:
     description: str | None = None
     channels: Sequence[str] = ()
     ignore_label: int | None = None
+    patients: Mapping[str, str] = field(default_factory=dict)
 
 
 def make_split(source: str | Path, **options: Any) -> Path:

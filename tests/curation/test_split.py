@@ -309,6 +309,21 @@ def test_patients_from_a_table(tmp_path):
     assert len(load_datalist(path).patients) == len(numbers) == sum(map(len, found.values()))
 
 
+def test_a_list_that_says_whose_scans_they_are_is_split_by_patient(tmp_path):
+    folder(tmp_path, [f"{scan}{patient}" for patient in "1234" for scan in "ab"])
+    listed = [{"image": f"images/{scan}{patient}.nii.gz", "label": f"labels/{scan}{patient}.nii.gz", "patient": patient}
+              for patient in "1234" for scan in "ab"]  # fmt: skip
+    (tmp_path / "dataset.json").write_text(json.dumps({"training": listed}))
+    found = names(path := make_split(tmp_path / "dataset.json", n_labeled=2, n_validation=1, n_testing=1))
+    content = json.loads(path.read_text())
+    assert content["split"]["unit"] == "patients"
+    assert content["description"].endswith("split by patient (as listed)")
+    sides = [{case[1] for case in found[section]} for section in ("training", "validation", "testing")]
+    assert [len(side) for side in sides] == [2, 1, 1]
+    assert set.union(*sides) == set("1234")
+    assert [len(found[section]) for section in ("training", "validation", "testing")] == [4, 2, 2]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from monai_ssl.curation.dealing import deal
+from monai_ssl.data.loading import PATIENT
 from monai_ssl.errors import DataError, enumerated
 
 SPLIT_DIR = Path(__file__).parent / "splits"
@@ -140,18 +141,20 @@ def sections(
         raise DataError(f"n_labeled: must be from 1 to the {len(able)} training patients with labels, got {wanted}")
     labeled = set(able[:wanted])
     result: dict[str, list[dict[str, Any]]] = {"training": [], "unlabeled": [], "validation": [], "testing": []}
+    several = any(len(entries) > 1 for entries in cases.values())
     for patient in training:
+        whose = {PATIENT: patient} if several else {}
         for entry in cases[patient]:
             if patient in labeled and "label" in entry:
-                result["training"].append(entry)
+                result["training"].append({**entry, **whose})
             else:
-                result["unlabeled"].append({"image": entry["image"]})
+                result["unlabeled"].append({"image": entry["image"], **whose})
     bare = []
     for section, patients in (("validation", validation), ("testing", split.testing)):
         for patient in patients:
             for entry in cases.get(patient, ()):
                 if "label" in entry:
-                    result[section].append(entry)
+                    result[section].append({**entry, PATIENT: patient} if several else entry)
                 else:
                     bare.append(patient)
     if bare:
