@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -147,7 +147,7 @@ def verify(
                         if case.ignored and case.section != "unlabeled"})  # fmt: skip
     problems = _merge_equal([problem for case in cases for problem in case.problems], len(cases))
     problems += _check_paths(jobs)
-    problems += _check_patients(jobs)
+    problems += _check_patients(jobs, datalist.patients)
     problems += _check_contents(cases)
     problems += _check_spacing(cases, preset)
     problems += _check_orientation(cases, preset)
@@ -274,8 +274,8 @@ def _check_paths(jobs: Iterable[tuple[str, Entry]]) -> list[Problem]:
     ]
 
 
-def _check_patients(jobs: Iterable[tuple[str, Entry]]) -> list[Problem]:
-    """Scans of one patient on two sides, as far as names tell."""
+def _check_patients(jobs: Iterable[tuple[str, Entry]], declared: Mapping[str, str]) -> list[Problem]:
+    """Scans of one patient on two sides, as far as names tell; what the list itself says of two is right."""
     sides: dict[str, str] = {}
     files: dict[str, str] = {}
     jobs = list(jobs)
@@ -284,7 +284,7 @@ def _check_patients(jobs: Iterable[tuple[str, Entry]]) -> list[Problem]:
         files[name] = image_files(entry)[0]
     problems = []
     for patient, names in visits(list(sides)).items():
-        if len({sides[name] for name in names}) > 1:
+        if len({sides[name] for name in names}) > 1 and not all(files[name] in declared for name in names):
             shown = enumerated([f"{name} ({sides[name]})" for name in names], 3)
             text = f"scans of one patient ({patient}) seem to be on two sides, {shown}: a leak; split by patient"
             problems.append(Problem("warning", "dataset", files[names[0]], f"{text} (--patient_pattern)", "patient"))

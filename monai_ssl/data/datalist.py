@@ -82,6 +82,18 @@ class Datalist:
             raise DataError(f"{where}: {text}: add the labels")
         return entries
 
+    def known_patients(self) -> dict[str, str]:
+        """First image file of a case -> its patient, as the JSON says or names tell, over all lists.
+
+        Example:
+            >>> Datalist(training=[{"image": f"/d/p1_visit{number}.nii"} for number in (1, 2)],
+            ...          validation=[{"image": "/d/p2_visit1.nii"}]).known_patients()
+            {'/d/p1_visit1.nii': 'p1', '/d/p1_visit2.nii': 'p1'}
+        """
+        from monai_ssl.data.patients import told_patients
+
+        return told_patients([entry for name in SECTIONS for entry in self.section(name)], self.patients)
+
     def __repr__(self) -> str:  # thousands of paths help nobody
         return f"Datalist({counted(self.counts())}, path={str(self.path) if self.path else None!r})"
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ DEFAULT_NAMES = ("datalist.json", "dataset.json")
 
 # key of an entry: whose scan it is; scans of one patient are on one side, and count once in intervals and tests
 PATIENT = "patient"
+LONGEST = 200
 
 # how else people call the lists, for the advice in an error
 OTHER_NAMES = {
@@ -102,7 +105,7 @@ def load_datalist(
     _check_duplicates(result, path)
     _check_patients(result, path)
     if "unlabeled" not in lists:
-        result.unlabeled = find_pool(result, folder)
+        result.unlabeled = _without_judges(find_pool(result, folder), result)
     return result
 
 
@@ -284,7 +287,9 @@ def _read_section(
         if unknown := sorted(set(entry) - {"image", "label", PATIENT, *KEYS}):
             close = get_close_matches(unknown[0].lower(), ("image", "label", PATIENT, *KEYS), 1)
             advice = f"did you mean {close[0]!r}?" if close else f"remove it (partly labeled: {enumerated(KEYS)})"
-            raise DataError(f"{where} may hold 'image' and 'label' only, got {enumerated(unknown)}: {advice}")
+            raise DataError(
+                f"{where} may hold 'image', 'label' and 'patient' only, got {enumerated(unknown)}: {advice}"
+            )
         try:
             partly = not Annotated.of(entry).whole
         except DataError as error:
@@ -315,13 +320,20 @@ def _read_section(
                 "'unlabeled'"
             )
         if entry.get(PATIENT) is not None:
-            if not isinstance(entry[PATIENT], str) or not entry[PATIENT].strip():
-                raise DataError(
-                    f"{where}: {PATIENT!r} must be a text, got {json_type(entry[PATIENT])}: write it in quotes"
-                )
-            patients[image_files(clean)[0]] = entry[PATIENT].strip()
+            patients[image_files(clean)[0]] = _patient(entry[PATIENT], where)
         result.append(clean)
     return result
+
+
+def _patient(value: Any, where: str) -> str:
+    rule = f"{where}: {PATIENT!r} must be a text of 1 to {LONGEST} characters"
+    if not isinstance(value, str):
+        raise DataError(f"{rule}, got {json_type(value)}: write it in quotes")
+    text = unicodedata.normalize("NFC", value.strip())
+    if not 0 < len(text) <= LONGEST or not text.isprintable():
+        kind = "characters that nobody can print" if 0 < len(text) <= LONGEST else f"{len(text)}"
+        raise DataError(f"{rule}, got {kind}: give a short name or number")
+    return text
 
 
 def _resolve(file: Any, folder: Path, where: str, key: str) -> str:
@@ -380,3 +392,19 @@ def _check_patients(datalist: Datalist, path: Path) -> None:
             f"{path}: scans of one patient may be on one side only (all else is a leak), got {len(leaks)} on several: "
             f"{enumerated(leaks, 3)}: move them to one list, or correct {PATIENT!r}"
         )
+
+
+def _without_judges(pool: list[Entry], datalist: Datalist) -> list[Entry]:
+    """The pool without further scans of patients of whom the JSON says that they validate or test."""
+    if not datalist.patients:
+        return pool
+    known = replace(datalist, unlabeled=pool).known_patients()
+    judges = {known.get(image_files(entry)[0]) for entry in (*datalist.validation, *datalist.testing)} - {None}
+    out = [entry for entry in pool if known.get(image_files(entry)[0]) in judges]
+    if out:
+        warnings.warn(
+            f"{datalist.path}: {len(out)} unlabeled images of patients in validation or testing are left out of the "
+            f"pool (using them would be a leak): {enumerated([case_name(entry) for entry in out], 3)}",
+            stacklevel=3,
+        )
+    return [entry for entry in pool if entry not in out]

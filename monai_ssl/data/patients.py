@@ -12,6 +12,8 @@ from pathlib import Path
 
 from monai_ssl.data.cases import Entry, case_name, case_names, image_files
 
+# before the name of a case whose patient nobody names, so that it is nobody else's
+OWN = "case:"
 # what tells one scan of a patient from another, at the end of a name or before further words
 _VISITS = ("visit", "session", "ses", "timepoint", "time", "tp", "frame", "phase", "scan", "baseline", "followup",
            "day", "week", "month", "year", "rep", "run")  # fmt: skip
@@ -52,7 +54,10 @@ def visit_names(entries: Sequence[Entry]) -> list[str]:
     if not entries or (len(set(names)) == len(names) and visits(names)):
         return names
     parents = [Path(os.path.abspath(image_files(entry)[0])).parent for entry in entries]
-    root = os.path.commonpath(parents)
+    try:
+        root = os.path.commonpath(parents)
+    except ValueError:  # on two drives of Windows
+        return [(parent / name).as_posix() for parent, name in zip(parents, names, strict=True)]
     return [parent.relative_to(root).joinpath(name).as_posix() for parent, name in zip(parents, names, strict=True)]
 
 
@@ -73,27 +78,62 @@ def visit_pattern(names: Sequence[str]) -> str:
     return rf"(?i)^(.+?)(?:[-_. ]?(?:{words})[-_. ]?\d*(?:$|[-_. ].*))?$"
 
 
-def patients_of(entries: Sequence[Entry], declared: Mapping[str, str] | None = None) -> list[str]:
-    """The patient of every case; one of whom nothing is known is a patient of its own, called as the case.
+def told_patients(entries: Sequence[Entry], declared: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The patient of every case of which a datalist or names tell.
+
+    Names count where they cannot mean a site or a kind of scan instead: of such there are few with many scans each, of
+    patients many with few. Where a datalist declares some patients, names only tell who else is one of them.
 
     Args:
-        entries: of one or of several lists of a data set.
-        declared: first image file of a case -> patient, as the datalist says
-            (:attr:`~monai_ssl.data.Datalist.patients`). Where it says nothing of any case, names tell (:func:`visits`).
+        entries: all cases of a data set; a part of them may hold too few names to tell.
+        declared: first image file of a case -> patient, as the datalist says.
 
     Returns:
-        names in the order of ``entries``.
+        first image file of a case -> patient.
 
     Example:
-        >>> patients_of([{"image": f"/d/{name}.nii"} for name in ("p1_frame01", "p1_frame12", "p2_frame01")])
-        ['p1', 'p1', 'p2_frame01']
-        >>> patients_of([{"image": "/d/a.nii"}, {"image": "/d/b.nii"}], {"/d/a.nii": "7", "/d/b.nii": "7"})
-        ['7', '7']
+        >>> entries = [{"image": f"/d/{name}.nii"} for name in ("p1_frame01", "p1_frame12", "p2_frame01", "x")]
+        >>> told_patients(entries)
+        {'/d/p1_frame01.nii': 'p1', '/d/p1_frame12.nii': 'p1'}
+        >>> told_patients(entries, {"/d/p1_frame01.nii": "7", "/d/x.nii": "8"})
+        {'/d/p1_frame01.nii': '7', '/d/x.nii': '8', '/d/p1_frame12.nii': '7'}
     """
     files = [image_files(entry)[0] for entry in entries]
-    own = case_names(entries)
-    if declared and any(file in declared for file in files):
-        return [declared.get(file, name) for file, name in zip(files, own, strict=True)]
-    looked_at = visit_names(entries)
-    told = {name: patient for patient, names in visits(looked_at).items() for name in names}
-    return [told.get(name, case) for name, case in zip(looked_at, own, strict=True)]
+    names = visit_names(entries)
+    file_of = dict(zip(names, files, strict=True))
+    groups = visits(names)
+    found = {file: declared[file] for file in files if file in declared} if declared else {}
+    if found:
+        for members in groups.values():
+            known = {found[file_of[name]] for name in members if file_of[name] in found}
+            if len(known) == 1:
+                patient = known.pop()
+                for name in members:
+                    found.setdefault(file_of[name], patient)
+        return found
+    stems = {name[: match.start()] for name in names if (match := _VISIT.search(name))}
+    if groups and len(stems) >= max(map(len, groups.values())):
+        return {file_of[name]: patient for patient, members in groups.items() for name in members}
+    return {}
+
+
+def patients_of(entries: Sequence[Entry], known: Mapping[str, str] | None = None) -> list[str]:
+    """The patient of every case; one of whom nothing is known is a patient of its own.
+
+    Args:
+        entries: cases.
+        known: first image file of a case -> patient (:meth:`~monai_ssl.data.Datalist.known_patients`); None: as names
+            of these cases tell.
+
+    Returns:
+        in the order of ``entries``, a text for each; cases of one patient have the same.
+
+    Example:
+        >>> patients_of([{"image": "/d/a.nii"}, {"image": "/d/b.nii"}], {"/d/a.nii": "7", "/d/b.nii": "7"})
+        ['7', '7']
+        >>> patients_of([{"image": "/d/a.nii"}])
+        ['case:a']
+    """
+    told = told_patients(entries) if known is None else known
+    names = case_names(entries)
+    return [told.get(image_files(entry)[0], OWN + name) for entry, name in zip(entries, names, strict=True)]

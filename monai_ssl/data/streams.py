@@ -95,7 +95,7 @@ class CaseDataset(Dataset):
         return footprint(self.entries, preset, bool(padded))
 
     def prepare(self) -> None:
-        """Prepare all cases, once; progress is shown on a terminal."""
+        """Prepare all cases, once, and say how far it has come."""
         if self.ready:
             return
         if self.cache is None:

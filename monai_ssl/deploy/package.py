@@ -396,7 +396,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _copy_results(run: Path, target: Path, only: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Scores per evaluated list, with numbered cases and without paths; also written to ``target``.
+    """Scores per evaluated list, with numbered cases and patients, without paths; also written to ``target``.
 
     Args:
         run: folder with ``evaluation-*``.
@@ -413,6 +413,12 @@ def _copy_results(run: Path, target: Path, only: Sequence[str] | None = None) ->
         with open(folder / "per_case.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         numbers = {case: f"case-{k:03d}" for k, case in enumerate(dict.fromkeys(row["case"] for row in rows), 1)}
+        named = dict.fromkeys(patient for row in rows if (patient := row.get("patient")))
+        patients = {patient: f"patient-{k:03d}" for k, patient in enumerate(named, 1)}
+        for row in rows:
+            row["case"] = numbers[row["case"]]
+            if row.get("patient"):
+                row["patient"] = patients[row["patient"]]
         section = str(content["meta"]["section"])
         _number_cases(content["summary"], numbers)
         meta = {key: content["meta"].get(key) for key in ("date", "versions", "dataset", "flavor", "section", "seed")}
@@ -422,7 +428,7 @@ def _copy_results(run: Path, target: Path, only: Sequence[str] | None = None) ->
         with open(target / section / "per_case.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             # tables of former versions hold cells that a spreadsheet would take for formulas
-            for line in (list(rows[0]), *({**row, "case": numbers[row["case"]]}.values() for row in rows)):
+            for line in (list(rows[0]), *(row.values() for row in rows)):
                 writer.writerow([cell(text_of_cell(str(value))) for value in line])
     return found
 

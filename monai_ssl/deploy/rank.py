@@ -252,17 +252,21 @@ class _Looker:
         """What is known of every scan, by :func:`_key`."""
         from monai_ssl.data.cases import case_names
 
-        jobs = [(None, entry) for entry in labeled] + list(zip(case_names(pool), pool, strict=True))
+        scans: list[tuple[str | None, Entry]] = [(None, entry) for entry in labeled]
+        scans += zip(case_names(pool), pool, strict=True)
+        jobs = [(name, entry) for name, entry in scans if not self._is_known(name, entry)]
         for name, entry in followed(jobs, "rank", len(jobs), unit="scan"):
-            key, row = _key(entry), self.known.get(_key(entry))
-            whole = row is not None and "error" not in row and (name is None or "uncertainty" in row)
-            if whole and (name is None or self.write.file(name, entry).is_file()):
-                continue
+            key = _key(entry)
             self.known[key] = {"key": key, **self._look(name, entry)}
             self.done += name is not None
             with open(self.folder / ROWS, "a", encoding="utf-8") as file:
                 file.write(json.dumps(self.known[key]) + "\n")
         return self.known
+
+    def _is_known(self, name: str | None, entry: Entry) -> bool:
+        row = self.known.get(_key(entry))
+        whole = row is not None and "error" not in row and (name is None or "uncertainty" in row)
+        return whole and (name is None or self.write.file(name, entry).is_file())
 
     def _look(self, name: str | None, entry: Entry) -> dict[str, Any]:
         from monai_ssl.data.descriptor import image_descriptor

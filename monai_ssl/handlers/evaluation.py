@@ -29,8 +29,8 @@ class EvaluationResults:
         output_dir: where the files go; both appear only when every case is done.
         labels: class index -> name.
         meta: provenance for the summary (bundle, data set, checkpoint, ...).
-        patients: first image file of a case -> patient, as the datalist says; else names tell. Written as a column
-            where a patient has several of the scored scans: intervals and tests then count patients.
+        patients: first image file of a case -> patient, :meth:`~monai_ssl.data.Datalist.known_patients`; None: names
+            tell. Written as a column where a patient has several of the scored scans: intervals count patients.
 
     Raises:
         DataError: when a case has no label.
@@ -44,7 +44,7 @@ class EvaluationResults:
         patients: Mapping[str, str] | None = None,
     ) -> None:
         self.output_dir, self.labels, self.meta = Path(output_dir), dict(labels), dict(meta or {})
-        self.patients = dict(patients or {})
+        self.patients = patients
         self.images: list[str] = []
         self.rows: list[list[dict[str, Any]]] = []
 

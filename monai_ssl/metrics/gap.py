@@ -94,7 +94,7 @@ def gap_closed(
     check_resampling(confidence, n_resamples)
     groups = _paired(arm, floor, ceiling)
     names = [list(repetition) for repetition in arm]
-    whose = [[(patients or {}).get(case, case) for case in cases] for cases in names]
+    whose = [[(patients or {}).get(case, f"case:{case}") for case in cases] for cases in names]
     if shared_cases:
         n_cases, n_patients = (len({name for each in listed for name in each}) for listed in (names, whose))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,7 +73,7 @@ class Comparison:
         n_patients: number of patients; interval and test take the scans of one as one observation.
         mean_a, mean_b: means over the cases.
         mean_difference, median_difference: of a minus b.
-        ci_low, ci_high: interval of the mean difference; None for fewer than two cases.
+        ci_low, ci_high: interval of the mean difference; None for fewer than two patients.
         p_value: two-sided Wilcoxon signed-rank test; 1 where all differences are zero.
         higher_is_better: whether a positive difference speaks for a.
         wins, losses, ties: cases in which a is better, worse, equal.
@@ -140,10 +141,13 @@ def bootstrap_interval(
     """
     check_resampling(confidence, n_resamples)
     array = np.asarray(list(values), dtype=np.float64)
+    whose = None if patients is None else list(patients)
+    if whose is not None and len(whose) != array.size:
+        raise ValueError(f"patients must name one per value, got {len(whose)} for {array.size} values")
     if not np.isfinite(array).all():
         raise ValueError(f"values must be finite, got {array[~np.isfinite(array)][0]}")
     found = array.tolist()
-    named = [str(number) for number in range(len(found))] if patients is None else list(patients)
+    named = [str(number) for number in range(len(found))] if whose is None else whose
     groups: dict[str, list[float]] = {}
     for value, patient in zip(found, named, strict=True):
         groups.setdefault(patient, []).append(value)
@@ -257,17 +261,19 @@ def case_patients(*tables: Sequence[Row]) -> dict[str, str]:
 
     Example:
         >>> case_patients([{"case": "p_1", "patient": "p"}, {"case": "p_2", "patient": "p"}, {"case": "q"}])
-        {'p_1': 'p', 'p_2': 'p', 'q': 'q'}
+        {'p_1': 'p', 'p_2': 'p', 'q': 'case:q'}
     """
     found: dict[str, str] = {}
     for row in (row for rows in tables for row in rows):
         case = str(row["case"])
-        found[case] = str(row.get("patient") or found.get(case, case))
+        found[case] = str(row.get("patient") or found.get(case, f"case:{case}"))
     return found
 
 
 def with_patients(rows: Sequence[Row], cases: Sequence[str], patients: Sequence[str]) -> list[Row]:
     """The rows with a column ``patient``, where a patient has several of the scans; else as they are.
+
+    The column is empty for patients with one scan.
 
     Args:
         rows: one per case and class.
@@ -281,7 +287,8 @@ def with_patients(rows: Sequence[Row], cases: Sequence[str], patients: Sequence[
     if len(set(patients)) == len(patients):
         return list(rows)
     known = dict(zip(cases, patients, strict=True))
-    return [{**row, "patient": known[str(row["case"])]} for row in rows]
+    own = {patient for patient, n in Counter(patients).items() if n == 1}
+    return [{**row, "patient": "" if (patient := known[str(row["case"])]) in own else patient} for row in rows]
 
 
 def patient_means(values: Mapping[str, float], patients: Mapping[str, str]) -> dict[str, float]:
@@ -293,7 +300,7 @@ def patient_means(values: Mapping[str, float], patients: Mapping[str, str]) -> d
     """
     found: dict[str, list[float]] = {}
     for case, value in values.items():
-        found.setdefault(patients.get(case, case), []).append(value)
+        found.setdefault(patients.get(case, f"case:{case}"), []).append(value)
     return {patient: each[0] if len(each) == 1 else float(np.mean(each)) for patient, each in found.items()}
 
 

@@ -238,8 +238,10 @@ def summary_lines(results: str | os.PathLike[str], against: str | os.PathLike[st
         dice, hd = block["dice"], block["hd95_mm"]
         line = f"{name}: Dice {dice['mean']:.4f}"
         if dice["sd"] is not None:  # more than one case
-            line += f" +- {dice['sd']:.4f} [median {dice['median']:.4f}; 95 % interval {dice['ci_low']:.4f} to"
-            line += f" {dice['ci_high']:.4f}]"
+            line += f" +- {dice['sd']:.4f} [median {dice['median']:.4f}"
+            if dice["ci_low"] is not None:  # of more than one patient
+                line += f"; 95 % interval {dice['ci_low']:.4f} to {dice['ci_high']:.4f}"
+            line += "]"
         lines.append(f"{line}, 95HD {hd['mean']:.2f} mm, n = {dice['n']}, failed {block['n_failed']}")
     if empty := nothing_drawn(read.summary).strip():
         lines.append(empty)

@@ -16,7 +16,7 @@ from monai_ssl.data.reading import LabelFile
 from monai_ssl.errors import DataError
 from monai_ssl.metrics.cases import Row
 from monai_ssl.metrics.results import Results, read_results
-from monai_ssl.metrics.statistics import check_same_cases, summarize
+from monai_ssl.metrics.statistics import case_patients, check_same_cases, summarize
 
 __all__ = ["ROLES", "ROLE_NAMES", "LoadedRun", "Overlay", "ReportRun", "Training", "load_runs", "report_run"]
 
@@ -254,11 +254,16 @@ def load_runs(runs: Sequence[ReportRun]) -> list[LoadedRun]:
         raise ValueError(f"runs must have names of their own, got {names}")
     loaded: list[LoadedRun] = []
     methods = 0
+    tables = {run.name: read_results(run.results) for run in runs}
+    if any(row.get("patient") for results in tables.values() for row in results.rows):
+        known = case_patients(*(results.rows for results in tables.values()))  # scores of former versions lack it
+        for row in (row for results in tables.values() for row in results.rows):
+            row["patient"] = known[str(row["case"])]
     for run in sorted(runs, key=lambda item: ROLES.index(item.role or "method")):
         color = _ROLE_COLORS.get(run.role or "")
         if color is None or any(item.color == color for item in loaded):
             color, methods = method_color(methods, len(runs)), methods + 1
-        results = read_results(run.results)
+        results = tables[run.name]
         loaded.append(LoadedRun(run, results, summarize(results.rows), color))
     for other in loaded[1:]:
         try:

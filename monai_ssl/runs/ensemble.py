@@ -223,8 +223,13 @@ class Members:
         found = _shared([{key: value for key, value in facts.items() if key != "alarms"} for facts in each])
         return found | length | names | {"members": self.facts(), "n_labeled": n_labeled, "alarms": alarms}
 
-    def refuse_known_cases(self, entries: Sequence[Entry], section: str) -> None:
-        """Stop before scores are of cases that a member has learned from, as with members of several folds.
+    def refuse_known_cases(self, entries: Sequence[Entry], section: str, known: Mapping[str, str]) -> None:
+        """Stop before scores are of patients that a member has learned from, as with members of several folds.
+
+        Args:
+            entries: scored cases.
+            section: whose list that is.
+            known: first image file of a case -> patient, of the scored datalist (:meth:`Datalist.known_patients`).
 
         Raises:
             DataError: naming case and member.
@@ -237,13 +242,19 @@ class Members:
                 cases = load_datalist(run.record.datalist, run.record.dataset_dir)
             except DataError:  # moved since: nothing can be said
                 continue
-            learned = {real_path(f) for entry in cases.training + cases.unlabeled for f in image_files(entry)}
-            found = [case_name(entry) for entry in entries if learned & {real_path(f) for f in image_files(entry)}]
+            seen = cases.training + cases.unlabeled
+            learned = {real_path(f) for entry in seen for f in image_files(entry)}
+            patients = {whose for entry in seen if (whose := known.get(image_files(entry)[0]))}
+            found = [
+                case_name(entry) for entry in entries
+                if learned & {real_path(f) for f in image_files(entry)} or known.get(image_files(entry)[0]) in patients
+            ]  # fmt: skip
             if found:
+                whose_cases = " (or other scans of their patients)" if patients else ""
                 raise DataError(
-                    f"section: {len(found)} of the {len(entries)} cases of {section} were among the training cases or "
-                    f"in the pool of {run.folder.name} ({enumerated(found)}), so their scores would say nothing; give "
-                    "a list that no member has learned from, such as --section testing"
+                    f"section: {len(found)} of the {len(entries)} cases of {section}{whose_cases} were among the "
+                    f"training cases or in the pool of {run.folder.name} ({enumerated(found)}), so their scores would "
+                    "say nothing; give a list that no member has learned from, such as --section testing"
                 )
 
 

@@ -125,7 +125,7 @@ def evaluate(
         cases = load_datalist(datalist or run.record.datalist, data)
         entries = cases.require(section)
         if members is not None and section != "training":
-            members.refuse_known_cases(entries, section)
+            members.refuse_known_cases(entries, section, cases.known_patients())
         settings = handed_on(merged_config(folder, configs), cases=cases) | settings
         settings |= {"dataset_dir": literal(data), "datalist": literal(str(cases.path)), "section": section}
 

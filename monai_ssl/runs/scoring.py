@@ -159,7 +159,7 @@ def evaluate_predictions(
     meta = {"dataset": preset.name, "section": section, "datalist": str(cases.path),
             "dataset_dir": str(cases.dataset_dir), "label_map": dict(preset.label_map),
             "ignore_label": preset.ignore_label, "predictions": str(folder.resolve())}  # fmt: skip
-    write_results(results, with_patients(rows, names, patients_of(entries, cases.patients)), meta)
+    write_results(results, with_patients(rows, names, patients_of(entries, cases.known_patients())), meta)
     return results
 
 

@@ -245,7 +245,10 @@ def test_missing_places_are_named(tmp_path):
         ({"training": [pair("a"), {"image": "b.nii"}]}, r"training\[1\] must hold 'label'.*b.nii.*'unlabeled'"),
         ({"training": [], "validation": ["a.nii"]}, r"validation\[0\] must be an object"),
         ({"training": [{"label": "b.nii"}]}, r"training\[0\] must hold 'image'"),
-        ({"training": [{"image": "a", "lable": "b"}]}, "'image' and 'label' only, got lable: did you mean 'label'"),
+        (
+            {"training": [{"image": "a", "lable": "b"}]},
+            "only, got lable: did you mean 'label'",
+        ),
         ({"training": [{**pair("a"), "weight": 1}]}, r"training\[0\] may hold .* got weight: remove it"),
         ({"training": [{"image": 3, "label": "b"}]}, "'image' must be a path or a list of paths, got 3"),
         ({"training": [{"image": [], "label": "b"}]}, "got an empty list"),

@@ -146,7 +146,7 @@ def test_labels_that_are_not_as_their_entry_says(tmp_path, keys, label, message)
         ({"slices": "drawn", "slice_axis": 3}, "'slice_axis' must be 0, 1 or 2, got 3"),
         ({"slices": "drawn", "slice_axis": "z"}, "'slice_axis' must be 0, 1 or 2"),
         ({"slice_axis": 1}, "'slice_axis' goes with 'slices'"),
-        ({"slice": [1]}, "may hold 'image' and 'label' only, got slice: did you mean 'slices'"),
+        ({"slice": [1]}, "may hold 'image', 'label' and 'patient' only, got slice: did you mean 'slices'"),
         ({"label": None, "classes": [1]}, "'label'"),
     ],
 )

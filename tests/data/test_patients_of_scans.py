@@ -30,7 +30,8 @@ def test_the_list_says_whose_scan_it_is(tmp_path):
         "a.nii": "1", "b.nii": "1", "d.nii": "2"}  # fmt: skip
     # training sees nothing of it
     assert all(set(each) <= {"image", "label"} for name in ("training", "unlabeled") for each in lists.section(name))
-    assert patients_of(lists.training + lists.unlabeled + lists.validation, lists.patients) == ["1", "1", "c", "2", "e"]
+    every = lists.training + lists.unlabeled + lists.validation
+    assert patients_of(every, lists.known_patients()) == ["1", "1", "case:c", "2", "case:e"]
     # a study writes it again
     again = load_datalist(study_cases.write_list(lists, tmp_path / "again.json"))
     assert again.patients == lists.patients
@@ -42,8 +43,11 @@ def test_the_list_says_whose_scan_it_is(tmp_path):
         ({"validation": [entry("b", patient="1")]}, r"a \(training\) and b \(validation\): move them to one list"),
         ({"unlabeled": [entry("b", False, patient="2")], "testing": [entry("c", False, patient="2")]},
          r"one side only .*b \(unlabeled\) and c \(testing\)"),
-        ({"validation": [entry("b", patient=3)]}, "'patient' must be a text, got a number: write it in quotes"),
-        ({"validation": [entry("b", patient=" ")]}, "'patient' must be a text"),
+        ({"validation": [entry("b", patient=3)]}, "'patient' must be a text of .*, got a number: write it in quotes"),
+        ({"validation": [entry("b", patient=" ")]}, "'patient' must be a text of 1 to 200 characters, got 0: give"),
+        ({"validation": [entry("b", patient="x" * 201)]}, "of 1 to 200 characters, got 201: give a short name"),
+        ({"validation": [entry("b", patient="\ud800")]}, "got characters that nobody can print"),
+        ({"training": [entry("a", patient="\u00fc")], "testing": [entry("b", patient="u\u0308")]}, "one side only"),
         ({"validation": [entry("b", patients="1")]}, "did you mean 'patient'"),
     ],
 )  # fmt: skip
@@ -58,8 +62,9 @@ def test_folds_of_a_study_keep_patients_together(tmp_path):
     pool = [{"image": f"/d/p{number}_frame20.nii"} for number in range(9)]
     lists = Datalist(training=frames[:9], validation=frames[9:], unlabeled=pool)
     by_name = study_cases.folded(lists, 3, "validation")
-    declared = {each["image"]: each["image"][3:5] for each in frames + pool}
+    declared = {each["image"]: f"patient {each['image'][3:5]}" for each in frames}  # names tell of the pool
     renamed = replace(lists, patients=declared)
+    assert study_cases.folded(renamed, 3, "validation")[1][1].unlabeled == by_name[1][1].unlabeled
     assert study_cases.folded(renamed, 3, "validation")[0][1].validation == by_name[0][1].validation
     judged = []
     for _, fold in by_name:
@@ -69,5 +74,57 @@ def test_folds_of_a_study_keep_patients_together(tmp_path):
         assert not [each for each in fold.training + fold.unlabeled if each["image"][3:5] in judges]
         assert len(fold.unlabeled) == len(pool) - len(judges)
     assert sorted(judged) == [f"p{number}" for number in range(7)]
-    with pytest.raises(DataError, match="4 folds need 8 patients with labels, got 7"):
+    with pytest.raises(
+        DataError, match="4 folds need 8 patients with labels, got 7, as names tell; ask for fewer, or say"
+    ):
         study_cases.folded(lists, 4, "validation")
+
+
+def images(*names):
+    return [{"image": f"/d/{name}.nii"} for name in names]
+
+
+@pytest.mark.parametrize(
+    ("names", "n_patients"),
+    [
+        (("p1_frame01", "p1_frame12", "p2_frame01", "p2_frame12"), 2),
+        (("p1_visit1", "p1_visit2", "p2_visit1", "p3_visit1"), 3),
+        (("p1_frame01", "x", "1"), 3),
+        # kinds of scans and sites, no patients
+        ([f"{kind}_scan_{number:03d}" for kind in ("ct", "mr") for number in range(5)], 10),
+        ([f"site{site}_scan{number}" for site in "AB" for number in range(4)], 8),
+        (("a", "b"), 2),
+    ],
+)
+def test_names_tell_of_patients_and_not_of_sites(names, n_patients):
+    assert len(set(patients_of(images(*names)))) == n_patients
+
+
+def test_a_list_of_one_patient_is_told_by_the_names_of_all_lists():
+    lists = Datalist(training=images("p1_frame01", "p1_frame12"), validation=images("p2_frame01", "p2_frame12"))
+    assert len(set(patients_of(lists.validation, lists.known_patients()))) == 1
+
+
+def test_a_case_is_called_like_a_patient():
+    whose = patients_of(images("a", "b", "1"), {"/d/a.nii": "1", "/d/b.nii": "1"})
+    assert whose[0] == whose[1] != whose[2]
+
+
+def test_a_pool_that_is_found_holds_no_scan_of_those_who_judge(tmp_path):
+    for name in ("p1_frame01", "p1_frame20", "p2_frame01", "p2_frame20", "p3"):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{name}.nii").write_bytes(b"")
+    content = {"training": [entry("p1_frame01", patient="1")], "validation": [entry("p2_frame01", patient="2")]}
+    (tmp_path / "datalist.json").write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="1 unlabeled images of patients in validation or testing .*: p2_frame20"):
+        lists = load_datalist(tmp_path / "datalist.json")
+    assert [each["image"].rsplit("/", 1)[1] for each in lists.unlabeled] == ["p1_frame20.nii", "p3.nii"]
+
+
+def test_check_believes_the_list():
+    from monai_ssl.curation.verify import _check_patients
+
+    names = images("siteA_scan01", "siteA_scan02", "other")
+    jobs = list(zip(("training", "testing", "training"), names, strict=True))
+    assert len(_check_patients(jobs, {})) == 1
+    assert _check_patients(jobs, {"/d/siteA_scan01.nii": "1", "/d/siteA_scan02.nii": "2"}) == []

@@ -172,6 +172,17 @@ class TestEvaluate:
         assert "validation_0000" in message
         assert run("evaluate", runs[0], other, "--output", tmp_path / "scores", "--device", "cpu") == 0
 
+        # another scan of a patient from whom a member has learned
+        lists = json.loads((scans / "datalist.json").read_text())
+        lists["testing"] = [{**entry, "patient": "1"} for entry in lists["testing"]]
+        (tmp_path / "whose.json").write_text(json.dumps(lists))
+        lists["training"], lists["testing"] = lists["testing"][1:], []
+        (tmp_path / "datalist-fold2.json").write_text(json.dumps(lists))
+        message = fails(
+            capsys, "evaluate", runs[0], other, "--datalist", tmp_path / "whose.json", "--dataset_dir", scans
+        )
+        assert "2 of the 2 cases of testing (or other scans of their patients) were among the training cases" in message
+
 
 class TestPackage:
     def test_weights_of_all_members(self, runs, bundle):

@@ -87,6 +87,20 @@ def test_patients_with_more_and_fewer_scans_by_hand():
     assert min(exact) <= low < found.gain < high <= max(exact)
 
 
+def test_scores_of_which_only_one_says_whose_they_are():
+    """Older evaluations have no column: whichever has it tells."""
+    a, b = rows(VALUES[0]), rows(VALUES[1])
+    bare = [{key: value for key, value in row.items() if key != "patient"} for row in a]
+    for pair in ((bare, b), (b, bare)):
+        assert compare(*pair).n_patients == 9
+        assert len(set(case_patients(*pair).values())) == 9
+
+
+def test_a_single_value_too_few_is_named():
+    with pytest.raises(ValueError, match="patients must name one per value, got 1 for 2 values"):
+        bootstrap_interval([0.5, 0.6], patients=["a"])
+
+
 def test_one_patient_has_no_interval():
     assert bootstrap_interval([0.1, 0.2, 0.9], patients=["p"] * 3) == (None, None)
     found = gap_closed([{"a": 0.5, "b": 0.6}], [{"a": 0.5, "b": 0.5}], [{"a": 1.0, "b": 1.0}],
@@ -109,13 +123,37 @@ def test_an_evaluation_says_whose_scan_it_is(tmp_path):
 
     names = ["p1_frame01", "p1_frame12", "p2_frame01"]
     told = run(tmp_path / "names", names)
-    assert [row["patient"] for row in told.rows] == ["p1", "p1", "p2_frame01"]
+    assert [row["patient"] for row in told.rows] == ["p1", "p1", ""]
     assert (told.summary["n_cases"], told.summary["n_patients"]) == (3, 2)
     listed = run(tmp_path / "list", names, {f"/d/{name}.nii": "7" for name in names})
     assert {row["patient"] for row in listed.rows} == {"7"}
     run(tmp_path / "single", ["a", "b"])
     with (tmp_path / "single" / "per_case.csv").open(newline="") as file:
         assert "patient" not in next(csv.reader(file))
+
+
+def test_what_leaves_the_house_names_nobody(tmp_path):
+    """Scores in a package have numbers for cases, and for patients, too; and lines of one patient have no interval."""
+    from monai_ssl.deploy.package import _copy_results
+    from monai_ssl.metrics import write_results
+    from monai_ssl.reports import summary_lines
+
+    names = {"MRN5732_visit1": "MRN5732", "MRN5732_visit2": "MRN5732", "Smith": ""}
+    mask = np.ones((4, 4, 4), dtype=np.uint8)
+    made = [
+        {**case_metrics(mask, mask, {1: "x"}, 1.0, case=case)[0], "patient": whose} for case, whose in names.items()
+    ]
+    folder = tmp_path / "run" / "evaluation-testing"
+    write_results(folder, made, {"section": "testing"})
+    _copy_results(tmp_path / "run", tmp_path / "package")
+    text = "".join(file.read_text() for file in (tmp_path / "package" / "testing").iterdir())
+    assert "patient-001" in text
+    assert "MRN" not in text
+    assert "Smith" not in text
+
+    write_results(folder, made[:2], {"section": "testing"})
+    assert "95 % interval" not in summary_lines(folder)[0]
+    assert "n = 2" in summary_lines(folder)[0]
 
 
 def test_a_study_counts_patients(tmp_path):
@@ -141,8 +179,10 @@ def test_a_study_counts_patients(tmp_path):
                     mask[:500] = 1
                     drawn = np.roll(mask, int(500 * (1 - min(value + lift + generator.normal(0, 0.02), 1))))
                     cube = (10, 10, 10)
-                    made += [{**one, "patient": f"p{number}"} for one in case_metrics(
-                        drawn.reshape(cube), mask.reshape(cube), {1: "x"}, 1.0, case=f"p{number}_{frame}")]  # fmt: skip
+                    scores = case_metrics(drawn.reshape(cube), mask.reshape(cube), {1: "x"}, 1.0,
+                                          case=f"p{number}_{frame}")  # fmt: skip
+                    # evaluations of former versions say nothing of patients
+                    made += scores if each is matched else [{**one, "patient": f"p{number}"} for one in scores]
             write_results(folder, made, {"seed": seed})
             runs.append(StudyRun(each.name, seed, "", folder.parent, folder))
     found = Analysis(load_study([row, matched, second], runs))
@@ -156,10 +196,12 @@ def test_a_study_counts_patients(tmp_path):
     by_patient = (values["a"] - values["w"]).reshape(7, 2).mean(1)
     assert gain.p_value == pytest.approx(stats.wilcoxon(by_patient).pvalue)
     (ranks,) = found.ranks
-    assert ranks[0].n_cases == 14
+    assert (ranks[0].n_cases, ranks[0].n_patients) == (14, 7)
 
     (tmp_path / "page").mkdir()
     page = write_study_report(tmp_path / "page", "T", "", [row, matched, second], runs, "c")
     text = (page.parent / "report.md").read_text(encoding="utf-8")
     assert "2, 14 of 7 patients" in text
     assert "count as one observation" in text
+    with (tmp_path / "page" / "results" / "per_case.csv").open(newline="") as file:
+        assert {line["patient"] for line in csv.DictReader(file)} == {f"p{number}" for number in range(7)}

@@ -13,7 +13,7 @@ from scipy import stats
 from monai_ssl.metrics.cases import OVERLAP_METRICS
 from monai_ssl.metrics.gap import GapClosed, gap_closed
 from monai_ssl.metrics.statistics import bootstrap_interval, holm, is_failed, patient_means
-from monai_ssl.reports.study.load import LoadedRow, Study, over_trainings, paired
+from monai_ssl.reports.study.load import LoadedRow, Study, over_trainings, paired, whose
 from monai_ssl.reports.study.quoted import jaccard_bounds
 from monai_ssl.reports.study.rows import Role
 
@@ -115,6 +115,7 @@ class Rank:
     Attributes:
         row: the method.
         n_cases: that all of them have.
+        n_patients: whose they are.
         mean: mean rank over the cases, by Dice; 1 is best, ties share.
         low, high: bootstrap interval over the patients.
         first: cases on which it is best, ties included.
@@ -124,6 +125,7 @@ class Rank:
 
     row: LoadedRow
     n_cases: int
+    n_patients: int
     mean: float
     low: float | None
     high: float | None
@@ -256,7 +258,7 @@ class Analysis:
         if not common:
             return None
         own, others = ([values[side] for values in common.values()] for side in (0, 1))
-        patients = other.patients | row.patients
+        patients = whose(row, other)
         found = gap_closed(own, others, own, shared_cases=True, patients=patients)
         closed = None
         ceiling = self.study.reference(row, "ceiling")
@@ -335,7 +337,7 @@ def _level(row: LoadedRow, metric: str, label: str | None, interval: bool) -> Le
     if interval:
         every = list(repetitions.values())
         zeros = [dict.fromkeys(values, 0.0) for values in every]
-        found = gap_closed(every, zeros, every, shared_cases=True, patients=row.patients)
+        found = gap_closed(every, zeros, every, shared_cases=True, patients=whose(row))
         low, high = found.gain_low, found.gain_high
     return Level(
         n_trainings=len(means),
@@ -387,7 +389,7 @@ def _ranks(rows: Sequence[LoadedRow]) -> list[Rank]:
     best = int(np.argmin(placed.mean(axis=1)))
     others = [number for number in range(len(rows)) if number != best]
     # scans of one patient are one observation to the tests
-    known = {case: patient for row in rows for case, patient in row.patients.items()}
+    known = whose(*rows)
     patients = [known[case] for case in cases]
     means = [patient_means(dict(zip(cases, own.tolist(), strict=True)), known) for own in dice]
     tested = np.round([list(each.values()) for each in means], 12)
@@ -398,7 +400,7 @@ def _ranks(rows: Sequence[LoadedRow]) -> list[Rank]:
         friedman = 1.0 if (tested == tested[0]).all() else float(stats.friedmanchisquare(*tested).pvalue)
     p_values: dict[int, float | None] = {best: None, **dict(zip(others, corrected, strict=True))}
     found = [
-        Rank(row, len(cases), float(own.mean()), *bootstrap_interval(own, patients=patients),
+        Rank(row, len(cases), tested.shape[1], float(own.mean()), *bootstrap_interval(own, patients=patients),
              int((score == dice.max(axis=0)).sum()), p_values[number], friedman)
         for number, (row, own, score) in enumerate(zip(rows, placed, dice, strict=True))
     ]  # fmt: skip

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +91,6 @@ class LoadedRow:
         """Scored classes, in the order of their values."""
         rows = self.trained[0].rows if self.trained else []
         return [name for _, name in sorted({(int(row["label"]), str(row["class"])) for row in rows})]
-
-    @cached_property
-    def patients(self) -> dict[str, str]:
-        """The patient of every scored case."""
-        return case_patients(*(each.rows for each in self.trained))
 
     def values(self, metric: str, label: str | None = None) -> dict[Key, dict[str, float]]:
         """Of every training, the value of each case: of class ``label``, or the mean over the classes."""
@@ -190,6 +184,7 @@ def load_study(rows: Sequence[StudyRow], runs: Sequence[StudyRun], quoted: Seque
         LoadedRow(row, tuple(sorted(trained[row.name], key=lambda each: each.key)), colors[row.name])
         for row in sorted(rows, key=position)
     ]
+    _tell_patients(loaded)
     study = Study(loaded, missing, list(quoted))
     for group, members in study.groups.items():
         scored = [row for row in members if row.trained]
@@ -201,6 +196,16 @@ def load_study(rows: Sequence[StudyRow], runs: Sequence[StudyRun], quoted: Seque
                     f"for {scored[0].row.name!r} and {_classes(odd)} for {row.row.name!r}"
                 )
     return study
+
+
+def _tell_patients(rows: Sequence[LoadedRow]) -> None:
+    """The column `patient` for all scores of a data set, where those of any row have it: older ones lack it."""
+    for dataset in {row.row.dataset for row in rows}:
+        own = [row for row in rows if row.row.dataset == dataset]
+        if any(score.get("patient") for row in own for each in row.trained for score in each.rows):
+            known = whose(*own)
+            for score in (score for row in own for each in row.trained for score in each.rows):
+                score["patient"] = known[str(score["case"])]
 
 
 def _check(rows: Sequence[StudyRow], runs: Sequence[StudyRun]) -> None:
@@ -295,6 +300,11 @@ def paired(
         if other is not None and other.keys() == values.keys():
             found[key] = values, other
     return found, borrowed
+
+
+def whose(*rows: LoadedRow) -> dict[str, str]:
+    """The patient of every case that rows of one data set were scored on; scores of any row may say it."""
+    return case_patients(*(each.rows for row in rows for each in row.trained))
 
 
 def over_trainings(repetitions: Mapping[Key, Mapping[str, float]]) -> dict[str, float]:

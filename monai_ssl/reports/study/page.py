@@ -38,11 +38,11 @@ SPREAD_NOTE = (
 )
 GAINS_NOTE = (
     "Only trainings of the same split and seed are compared. Intervals are 95 % of a hierarchical bootstrap: "
-    "trainings are drawn, and scans, each scan for all trainings that share it. With two or three trainings they are "
-    "rough and rather too short. The test is Wilcoxon's signed-rank test over scans, each the mean of its trainings, "
-    "two-sided; Holm's correction covers all rows of this table. A gain or loss is said only where interval and "
-    "corrected test agree. 'Too few cases to tell': not even the same sign in all cases could pass the corrected "
-    "test."
+    "trainings are drawn, and patients, each for all trainings that share the scans. With two or three trainings they "
+    "are rough and rather too short. The test is Wilcoxon's signed-rank test over patients, each the mean of trainings "
+    "and scans, two-sided; Holm's correction covers all rows of this table. A gain or loss is said only where interval "
+    "and corrected test agree. 'Too few cases to tell': not even the same sign in all patients could pass the "
+    "corrected test."
 )
 FURTHER_NOTE = (
     "a minus b; for 95HD a negative difference is the better one. Holm's correction covers comparisons of the same "
@@ -52,9 +52,9 @@ FOREST_NOTE = "Dice points with their 95 % interval. Filled: a gain or loss that
 CLASS_NOTE = "Holm's correction covers all rows of one class."
 RANK_NOTE = (
     "Rank of every method on every scan by its mean Dice over the trainings; 1 is best, equal values share. The "
-    "interval is a BCa bootstrap over scans. 'Against the first' is Wilcoxon's test against the method with the best "
-    "mean rank, after Holm; methods with p of 0.05 or more cannot be told from it. Friedman's test asks whether all "
-    "rank alike."
+    "interval is a BCa bootstrap over patients. 'Against the first' is Wilcoxon's test against the method with the "
+    "best mean rank, after Holm; methods with p of 0.05 or more cannot be told from it. Friedman's test asks whether "
+    "all rank alike."
 )
 COST_NOTE = (
     "Parameters of the network that is deployed, and of everything that optimizers train. GMAC: multiply-accumulates "
@@ -80,7 +80,7 @@ GALLERY_NOTE = (
     "and front (A)."
 )
 FRACTION_NOTE = (
-    "Bands: 95 % interval (hierarchical bootstrap over trainings and scans). Dashed: controls. Dotted: ceiling."
+    "Bands: 95 % interval (hierarchical bootstrap over trainings and patients). Dashed: controls. Dotted: ceiling."
 )
 FILES_NOTE = (
     "Every number on this page can be computed from results/per_case.csv, which has one line per training, scan and "
@@ -116,7 +116,7 @@ def write_page(
     groups = [(study.group_name(group), group, members) for group, members in study.groups.items()]
     numbers = tables.csv_files(analysis, folder)
     classes = {name: _classes(members) for name, _, members in groups}
-    several = any(gain.n_patients < gain.n_cases for gain in analysis.gains)
+    several = any(score.get("patient") for row in study.rows for each in row.trained for score in each.rows)
     text: dict[str, Any] = {
         "title": title,
         "description": description,
@@ -220,7 +220,7 @@ def _latex(title: str, text: dict[str, Any]) -> str:
     spread = "mean ± sd over trainings (over cases)"
     for name, table in text["results"]:
         add(table, f"{name}, {spread}.", f"results-{name}", 1)
-    tests = "95 % intervals of a hierarchical bootstrap, Wilcoxon's test over cases with Holm's correction"
+    tests = "95 % intervals of a hierarchical bootstrap, Wilcoxon's test over patients with Holm's correction"
     add(text["gains"], f"gain over the matched floor, {tests}.", "gains", 1)
     for name, table, gains in text["classes"]:
         add(table, f"{name}, every class, {spread}.", f"classes-{name}", 2)

@@ -337,7 +337,8 @@ def _per_case(study: Study) -> str:
         for each in row.trained
         for score in each.rows
     ]
-    return csv_text([*ROW_FIELDS, "split", "seed", "case", "label", "class", "status", *numbers], lines)
+    whose = ["patient"] if any(line.get("patient") for line in lines) else []
+    return csv_text([*ROW_FIELDS, "split", "seed", "case", *whose, "label", "class", "status", *numbers], lines)
 
 
 def _summary(analysis: Analysis) -> str:
@@ -372,7 +373,7 @@ def _comparisons(analysis: Analysis) -> str:
 
 
 def _ranks(analysis: Analysis) -> str:
-    numbers = ("n_cases", "mean", "low", "high", "first", "p_holm", "friedman")
+    numbers = ("n_cases", "n_patients", "mean", "low", "high", "first", "p_holm", "friedman")
     lines = [
         {**_row_cells(rank.row), **{key: getattr(rank, key) for key in numbers}}
         for table in analysis.ranks

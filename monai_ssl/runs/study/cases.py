@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_ssl.data.cases import Entry, case_names, image_files, result_suffix, split_suffix
-from monai_ssl.data.datalist import Datalist
+from monai_ssl.data.datalist import SECTIONS, Datalist
 from monai_ssl.data.loading import PATIENT, load_datalist
 from monai_ssl.data.patients import patients_of
 from monai_ssl.errors import DataError, enumerated, plural
@@ -47,6 +47,10 @@ class Deal:
         """The first ``n`` labeled cases; the others join the pool without their labels."""
         away = [{"image": entry["image"]} for entry in self.cases.training[n:]]
         return replace(self.cases, training=self.cases.training[:n], unlabeled=[*self.cases.unlabeled, *away])
+
+    def judges(self, section: str) -> list[str]:
+        """The patient of every scored case."""
+        return patients_of(self.cases.section(section), self.cases.known_patients())
 
     def all_labels(self) -> Datalist:
         """Every case whose label is known, and no pool."""
@@ -167,12 +171,15 @@ def folded(cases: Datalist, number: int, section: str) -> list[tuple[str, Datali
         DataError: when there are fewer than two patients per fold.
     """
     labeled = [*cases.training, *cases.validation]
-    every = patients_of([*labeled, *cases.unlabeled], cases.patients)
+    known = cases.known_patients()
+    every = patients_of([*labeled, *cases.unlabeled], known)
     patients, of_pool = every[: len(labeled)], every[len(labeled) :]
     order = list(dict.fromkeys(patients))
     if len(order) < 2 * number:
         unit = "labeled cases" if len(order) == len(labeled) else "patients with labels"
-        raise DataError(f"folds: {number} folds need {2 * number} {unit}, got {len(order)}; ask for fewer")
+        told = "" if unit == "labeled cases" else f", as {'the list says' if cases.patients else 'names tell'}"
+        advice = "ask for fewer" + (f", or say whose scans they are with {PATIENT!r}" if told else "")
+        raise DataError(f"folds: {number} folds need {2 * number} {unit}, got {len(order)}{told}; {advice}")
     found = []
     for fold in range(number):
         judges = set(order[fold::number])
@@ -195,16 +202,28 @@ def write_list(cases: Datalist, path: Path) -> Path:
         content["labels"] = {str(value): name for value, name in cases.labels.items()}
     if cases.channels:
         content["modality"] = {str(number): name for number, name in enumerate(cases.channels)}
-    for section in ("training", "unlabeled", "validation", "testing"):
+    known = _on_one_side(cases)
+    for section in SECTIONS:
         content[section] = [
             _relative(entry, cases.dataset_dir)
-            | ({PATIENT: patient} if (patient := cases.patients.get(image_files(entry)[0])) else {})
+            | ({PATIENT: patient} if (patient := known.get(image_files(entry)[0])) else {})
             for entry in cases.section(section)
         ]
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
     return path
+
+
+def _on_one_side(cases: Datalist) -> dict[str, str]:
+    """Known patients, but for those whom only names tell and a user has put on two sides: `check` warns of them."""
+    known = cases.known_patients()
+    sides: dict[str, set[str]] = {}
+    for section in SECTIONS:
+        for entry in cases.section(section):
+            if patient := known.get(image_files(entry)[0]):
+                sides.setdefault(patient, set()).add("training" if section == "unlabeled" else section)
+    return {file: patient for file, patient in known.items() if len(sides[patient]) == 1}
 
 
 def _relative(entry: Entry, folder: Path | None) -> Entry:

@@ -235,10 +235,12 @@ class _Planner:
         for deal in found:
             told = self._anyone_wants("ceiling", flavor) or self._anyone_wants("oracle", flavor)
             self.plan.lists.append((preset, deal.everything() if told else deal.cases))
-        scored = sum(len(deal.cases.section(self.study.section)) for deal in found)
+        judges = [patient for deal in found for patient in deal.judges(self.study.section)]
+        scored = len(set(judges))
         if scored < FEW and len(found) == 1:
+            unit = "scan" if scored == len(judges) else "patient"
             self.plan.remark(
-                f"{name}: scores of {plural(scored, 'scan')} ({self.study.section}) are too few to tell methods apart; "
+                f"{name}: scores of {plural(scored, unit)} ({self.study.section}) are too few to tell methods apart; "
                 "--folds 5 scores every labeled scan once"
             )
         counts = data.labels or self.study.labels or (len(found[0].cases.training),)
