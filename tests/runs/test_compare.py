@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -468,6 +469,23 @@ def test_a_study_from_beginning_to_end(scans, tmp_path, inline, capsys):
     capsys.readouterr()
     assert run("compare", output, "--jobs", 0) == 0
     assert "9 done, 0 to do" in capsys.readouterr().out
+
+    # on another machine, without weights: what a report needs of a finished run is small
+    kept = ("study_run.json", "run.json", "costs.json", "self_training.json", "*.csv", "evaluation-*")
+    elsewhere = tmp_path / "another machine"
+    for file in (path for name in kept for path in (output / "runs").rglob(name) if path.is_file()):
+        (elsewhere / file.relative_to(output)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, elsewhere / file.relative_to(output))
+    for folder in (output / "runs").rglob("evaluation-*"):
+        shutil.copytree(folder, elsewhere / folder.relative_to(output), dirs_exist_ok=True,
+                        ignore=shutil.ignore_patterns("predictions"))  # fmt: skip
+    shutil.copyfile(output / "study.yaml", elsewhere / "study.yaml")
+    assert not [*elsewhere.rglob("*.pt"), *elsewhere.rglob("*.nii.gz")]
+    assert compare(scans, elsewhere, *words) == 0
+    assert inline == []
+    assert {path.name: path.read_bytes() for path in (elsewhere / "results").glob("*.csv")} == {
+        path.name: content for path, content in before.items()
+    }
 
 
 def test_one_that_fails_is_reported_and_the_rest_goes_on(scans, tmp_path, inline, capsys, monkeypatch):
