@@ -53,9 +53,9 @@ DESCRIPTION = """
 Very few labels, a pool, and every reference that is fair. A *repetition* is a seed together with its own fold of
 validation cases: repetition k trains with seed k and is judged on fold k, so three repetitions judge three disjoint
 folds, 36 patients or more, none twice. No two repetitions have a labeled scan in common, except repetitions 1 and 2 of
-the left atrium and of the hippocampus, which were trained before that rule. Beds of one data set have the same folds,
-and the few labels are the first of the many: they share one ceiling, and their results are not independent. All cases
-are development cases; no test list was read.
+the hippocampus, which were trained before that rule. Beds of one data set have the same folds, and the few labels are
+the first of the many: their results are not independent, and beds as long as each other share one ceiling. All are
+development cases; no test list was read.
 
 **Share of the gap** closed by an arm: (arm − matched floor) / (ceiling − matched floor), a ratio of means over
 repetitions. Its 95 % interval draws repetitions, then patients within them with all their scans (two of ACDC), the
@@ -423,7 +423,7 @@ def _machines(path: Path) -> list[str]:
     for run in record["runs"]:
         if run["seconds"] is not None and run["arm"] in ARMS:
             seconds.setdefault(run["arm"], []).append(run["seconds"])
-    text = f"Machine: {enumerated(sorted(set(machines)))}."
+    text = f"Machines: {'; '.join(sorted(set(machines)))}."
     if seconds:
         means = ", ".join(f"{arm} {np.mean(values):.0f}" for arm, values in seconds.items())
         text += f" Seconds of training as logged, several trainings at a time: {means}."
