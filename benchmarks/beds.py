@@ -354,6 +354,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two_rounds": {"rounds": 2},
     "two_networks": {"networks": 2},
     "fine_tuned": {"fine_tune": 0.1},
+    # of the round only: its labels are those of `self_training`
+    "warm_start": {"init": "floor"},
+    "pool_batch_4": {"unlabeled_batch_size": 4},
 }
 
 
@@ -364,6 +367,11 @@ def _variant(arm: str, own: dict[str, Any], folder: Path, device: str) -> Any:
     if changed.keys() == {"drop"} and (source / "pseudo_labels-1" / "reliability.csv").is_file():
         labels = _dropped(source / "pseudo_labels-1", target / "pseudo_labels-1", changed["drop"])
         return monai_ssl.train("self_training", **own, output=target / "round-1", pseudo_labels=labels)
+    if changed.keys() <= {"init", "unlabeled_batch_size"}:
+        if "init" in changed:
+            changed = {"init": source / changed["init"]}
+        labels = source / "pseudo_labels-1"
+        return monai_ssl.train("self_training", **own, output=target / "round-1", pseudo_labels=labels, **changed)
     for name in ("floor", "pseudo_labels-1", "round-1"):
         if name == "floor" and "networks" in changed:
             name = "floor-1"

@@ -203,5 +203,9 @@ def test_a_study_counts_patients(tmp_path):
     text = (page.parent / "report.md").read_text(encoding="utf-8")
     assert "2, 14 of 7 patients" in text
     assert "count as one observation" in text
+    with (tmp_path / "page" / "results" / "summary.csv").open(newline="") as file:
+        assert {(line["row"], line["n_cases"], line["n_patients"]) for line in csv.DictReader(file)} == {
+            (name, "14", "7") for name in "awb"
+        }
     with (tmp_path / "page" / "results" / "per_case.csv").open(newline="") as file:
         assert {line["patient"] for line in csv.DictReader(file)} == {f"p{number}" for number in range(7)}

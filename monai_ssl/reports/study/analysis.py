@@ -45,6 +45,7 @@ class Level:
 
     Attributes:
         n_trainings, n_cases: that were scored; a case that several trainings share counts once.
+        n_patients: whose cases they are.
         mean: over trainings of means over cases.
         sd_trainings: of these means (n - 1); None for one training.
         sd_cases: over cases of their mean over trainings; None for one case.
@@ -54,6 +55,7 @@ class Level:
 
     n_trainings: int
     n_cases: int
+    n_patients: int
     mean: float
     sd_trainings: float | None
     sd_cases: float | None
@@ -332,16 +334,18 @@ class Analysis:
 def _level(row: LoadedRow, metric: str, label: str | None, interval: bool) -> Level:
     repetitions = row.values(metric, label)
     means = [float(np.mean(list(values.values()))) for values in repetitions.values()]
-    cases = np.array(list(over_trainings(repetitions).values()))
+    per_case = over_trainings(repetitions)
+    cases, patients = np.array(list(per_case.values())), whose(row)
     low = high = None
     if interval:
         every = list(repetitions.values())
         zeros = [dict.fromkeys(values, 0.0) for values in every]
-        found = gap_closed(every, zeros, every, shared_cases=True, patients=whose(row))
+        found = gap_closed(every, zeros, every, shared_cases=True, patients=patients)
         low, high = found.gain_low, found.gain_high
     return Level(
         n_trainings=len(means),
         n_cases=len(cases),
+        n_patients=len(patient_means(per_case, patients)),
         mean=float(np.mean(means)),
         sd_trainings=float(np.std(means, ddof=1)) if len(means) > 1 else None,
         sd_cases=float(cases.std(ddof=1)) if len(cases) > 1 else None,

@@ -351,8 +351,8 @@ def _summary(analysis: Analysis) -> str:
                 if level is not None:
                     more = {"failed": failed, "scored": scored} if label is None else {}
                     lines.append({**_row_cells(row), "class": label, "metric": metric, **asdict(level), **more})
-    fields = [*ROW_FIELDS, "class", "metric", "n_trainings", "n_cases", "mean", "sd_trainings", "sd_cases", "median",
-              "least", "most", "low", "high", "failed", "scored"]  # fmt: skip
+    fields = [*ROW_FIELDS, "class", "metric", "n_trainings", "n_cases", "n_patients", "mean", "sd_trainings",
+              "sd_cases", "median", "least", "most", "low", "high", "failed", "scored"]  # fmt: skip
     return csv_text(fields, lines)
 
 
