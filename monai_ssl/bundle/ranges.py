@@ -88,7 +88,7 @@ ROOTS = {
 
 COUNTS = ("ramp_levels", "ramp_step", "power_iterations", "passes", "passes_per_call", "prototypes", "heads",
           "embedding_channels", "rows_per_class", "prototypes_per_class", "bank_capacity", "sw_batch_size",
-          "longest_period", "map_channels", "image_channels", "cells", "pool_window")  # fmt: skip
+          "longest_period", "map_channels", "image_channels", "cells", "pool_window", "divisor")  # fmt: skip
 WEIGHTS = ("unsupervised_weight", "supervised_weight", "cross_weight", "correlation_weight", "intra_weight",
            "dice_weight", "smoothness_weight", "separation_weight", "structural_weight", "pseudo_weight",
            "distance_weight")  # fmt: skip
@@ -120,6 +120,7 @@ PARAMETERS = {
     "box": Range(0, 1, above=True, below=True),
     "connectivity": Range(1, 3, whole=True),
     "pretrain": Range(0, MOST_ITERATIONS),
+    "threshold_iterations": ITERATIONS,
     "copy_steps": Range(0, MOST_ITERATIONS, whole=True),
     **dict.fromkeys(WEIGHTS, WEIGHT),
     **dict.fromkeys(("threshold", "cutmix_probability", "burn_in", "ramp"), Range(0, 1)),

@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.losses import ForegroundDiceLoss, HalfDiceCELoss, supervised_cross_entropy
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, check_at_least, staircase
+from monai_ssl.methods.variants import Columns, of_variant
 from monai_ssl.networks import EMATeacher
 from monai_ssl.networks.modes import evaluating
 from monai_ssl.transforms import change_strongly
+
+COLUMNS: Columns = {"released": {"align_student": False}, "paper": {"align_student": True}}
 
 PSEUDO_LOSSES = ("cross_entropy", "dice")
 
@@ -68,8 +71,9 @@ class AlternateDiverseTeaching(SemiSupervisedMethod):
             them, or ``"dice"`` (2D), of all classes. Without such a voxel it is 0.
         longest_period: of a teacher, >= 1: 19 (left atrium), 14 (pancreas), 50 (ACDC), half of a pass over the pool.
         concentration: both parameters of the beta distribution, > 0.
+        variant: ``"released"`` (default) or ``"paper"``: sets ``align_student`` where that is None.
         align_student: paste also the network's class and probability before it settles conflicts of pasted images.
-            False as released: they are those of the image before.
+            False (released): they are those of the image before.
         decay: :math:`\alpha_{max}` in [0, 1).
         copy_steps: see above; 40 in 3D, 50 in 2D.
         seed: of the periods, the same in all processes of a training.
@@ -133,7 +137,8 @@ class AlternateDiverseTeaching(SemiSupervisedMethod):
         pseudo_loss: str = "cross_entropy",
         longest_period: int = 19,
         concentration: float = 4.0,
-        align_student: bool = False,
+        variant: str = "released",
+        align_student: bool | None = None,
         decay: float = 0.99,
         copy_steps: int = 40,
         seed: int = 0,
@@ -150,7 +155,9 @@ class AlternateDiverseTeaching(SemiSupervisedMethod):
             raise ValueError(f"pseudo_loss must be one of {PSEUDO_LOSSES}, got {pseudo_loss!r}")
         self.ramp_up = staircase(ramp_up, max_iterations, weight, ramp_levels)
         self.threshold, self.concentration = float(threshold), float(concentration)
-        self.align_student, self.longest_period, self.seed = bool(align_student), int(longest_period), int(seed)
+        options = of_variant(variant, COLUMNS, align_student=align_student)
+        self.align_student = bool(options["align_student"])
+        self.longest_period, self.seed = int(longest_period), int(seed)
         self.supervised = HalfDiceCELoss(include_background=True)
         self.pseudo_loss = (
             supervised_cross_entropy if pseudo_loss == "cross_entropy" else ForegroundDiceLoss(include_background=True)

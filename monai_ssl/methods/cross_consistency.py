@@ -8,13 +8,28 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_ssl.losses import HalfDiceCELoss, MaskedMSELoss, VirtualAdversarialLoss, supervised_cross_entropy
+from monai_ssl.losses import (
+    HalfDiceCELoss,
+    MaskedMSELoss,
+    SigmoidRampUp,
+    VirtualAdversarialLoss,
+    supervised_cross_entropy,
+)
 from monai_ssl.losses.virtual_adversarial import frozen_statistics
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, check_at_least, joint_images, staircase
+from monai_ssl.methods.variants import Columns, of_variant
 from monai_ssl.networks import unlabeled_rows
 from monai_ssl.networks.perturbations import add_feature_noise, drop_elements, drop_strongest
 
 PERTURBATIONS = ("noise", "dropout", "feature_drop", "adversarial", "mask_context", "mask_object")
+COLUMNS: Columns = {
+    "released": {
+        "weight": 0.1, "scales": "all", "supervise": "all", "supervised_loss": "dice_ce", "detach_main": False,
+    },
+    "paper": {
+        "weight": 30.0, "scales": "coarsest", "supervise": "main", "supervised_loss": "ce", "detach_main": True,
+    },
+}  # fmt: skip
 SCALES, SUPERVISED, LOSSES = ("all", "coarsest"), ("all", "main"), ("dice_ce", "ce")
 
 
@@ -34,11 +49,12 @@ class CrossConsistency(SemiSupervisedMethod):
             and has one decoder more than there are perturbations: a :class:`~monai_ssl.networks.VNet` or
             :class:`~monai_ssl.networks.UNet`, or any network in a :class:`~monai_ssl.networks.MultiHeadNetwork`.
         max_iterations: length of the default ramp-up.
-        weight: :math:`w_{max}` >= 0; 30 in the original.
+        variant: ``"released"`` (default: SSL4MIS) or ``"paper"`` (the original): a column of the table below, from
+            which every option comes that is None here. The original ramps up over a tenth of the run.
+        weight: :math:`w_{max}` >= 0.
         ramp_levels: the default ramp-up is a staircase of this many levels: 200 (2D, 30000 iterations) as released, of
             150 iterations each.
-        ramp_up: :math:`w(t)` as a function of the iteration; replaces ``weight`` and ``ramp_levels``. The original:
-            ``SigmoidRampUp(max_iterations / 10, 30)``.
+        ramp_up: :math:`w(t)` as a function of the iteration; replaces ``weight`` and ``ramp_levels``.
         perturbations: one per auxiliary decoder.
 
             - ``"noise"``, ``"dropout"``, ``"feature_drop"``: see :mod:`monai_ssl.networks.perturbations`.
@@ -103,14 +119,15 @@ class CrossConsistency(SemiSupervisedMethod):
         self,
         network: nn.Module,
         max_iterations: int = 6000,
-        weight: float = 0.1,
+        weight: float | None = None,
         ramp_levels: int = 40,
         ramp_up: Callable[[int], float] | None = None,
         perturbations: Sequence[str] = ("noise", "dropout", "feature_drop"),
-        scales: str = "all",
-        supervise: str = "all",
-        supervised_loss: str = "dice_ce",
-        detach_main: bool = False,
+        variant: str = "released",
+        scales: str | None = None,
+        supervise: str | None = None,
+        supervised_loss: str | None = None,
+        detach_main: bool | None = None,
         confidence: float | None = None,
         noise: float = 0.3,
         dropout: float = 0.3,
@@ -135,24 +152,28 @@ class CrossConsistency(SemiSupervisedMethod):
                 f"network must have {len(perturbations) + 1} decoders, the main one and one per perturbation, got "
                 f"{decoders}; set its option decoders, or perturbations"
             )
-        for name, value, known in (
-            ("scales", scales, SCALES),
-            ("supervise", supervise, SUPERVISED),
-            ("supervised_loss", supervised_loss, LOSSES),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} must be one of {known}, got {value!r}")
+        options = of_variant(
+            variant, COLUMNS, weight=weight, scales=scales, supervise=supervise, supervised_loss=supervised_loss,
+            detach_main=detach_main,
+        )  # fmt: skip
+        for name, known in (("scales", SCALES), ("supervise", SUPERVISED), ("supervised_loss", LOSSES)):
+            if options[name] not in known:
+                raise ValueError(f"{name} must be one of {known}, got {options[name]!r}")
         for name, share in (("confidence", confidence), ("dropout", dropout)):
             if share is not None and not 0 <= share < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {share}")
         check_at_least(0, noise=noise)
-        self.ramp_up = staircase(ramp_up, max_iterations, weight, ramp_levels)
-        self.perturbations, self.scales, self.supervise = perturbations, scales, supervise
-        self.detach_main, self.confidence = bool(detach_main), confidence
+        rise = staircase(ramp_up, max_iterations, options["weight"], ramp_levels)
+        short = variant == "paper" and ramp_up is None
+        self.ramp_up = SigmoidRampUp(max_iterations / 10, options["weight"]) if short else rise
+        self.perturbations, self.scales, self.supervise = perturbations, options["scales"], options["supervise"]
+        self.detach_main, self.confidence = bool(options["detach_main"]), confidence
         self.noise, self.dropout = float(noise), float(dropout)
         self.adversary = VirtualAdversarialLoss("kl", adversarial_norm, adversarial_step)
         self.supervised: Callable[[Tensor, Tensor], Tensor] = (
-            HalfDiceCELoss(include_background=True) if supervised_loss == "dice_ce" else supervised_cross_entropy
+            HalfDiceCELoss(include_background=True)
+            if options["supervised_loss"] == "dice_ce"
+            else supervised_cross_entropy
         )
         self.difference = MaskedMSELoss()
 

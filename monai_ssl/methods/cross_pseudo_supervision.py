@@ -7,9 +7,15 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from monai_ssl.losses import CrossPseudoLabelLoss, HalfDiceCELoss
+from monai_ssl.losses import CrossPseudoLabelLoss, HalfDiceCELoss, SigmoidRampUp
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images, staircase
+from monai_ssl.methods.variants import Columns, of_variant
 from monai_ssl.networks import initialize
+
+COLUMNS: Columns = {
+    "released": {"weight": 0.1, "labeled_too": False},
+    "paper": {"weight": 1.5, "labeled_too": True},
+}
 
 
 class CrossPseudoSupervision(SemiSupervisedMethod):
@@ -26,10 +32,13 @@ class CrossPseudoSupervision(SemiSupervisedMethod):
         network: image ``(B, C_in, *spatial)`` -> logits ``(B, n_classes, *spatial)``; the first network, deployed.
         second: the other network, of the same inputs and outputs. None: a copy of the first one with other weights.
         max_iterations: length of the default ramp-up.
+        variant: ``"released"`` (default) or ``"paper"``: a column of the table below, from which every option comes
+            that is None here; the paper's weight is constant.
         weight: of the pseudo-labels after the ramp-up, >= 0.
         ramp_levels: the default ramp-up is a staircase of this many levels: 40 (6000 iterations) and 200 (30000
             iterations) as released, of 150 iterations each.
         ramp_up: :math:`w(t)` as a function of the iteration; replaces ``weight`` and ``ramp_levels``.
+        labeled_too: the networks learn each other's labels on labeled images as well.
         initialization: of the first network, ``"kaiming"`` as released or ``"xavier"``, see
             :func:`~monai_ssl.networks.initialize`. None: it keeps the weights that it has, such as trained ones.
         second_initialization: of the second network. None: a copy of the first one gets ``"xavier"``, as released; a
@@ -46,8 +55,8 @@ class CrossPseudoSupervision(SemiSupervisedMethod):
     ======================  =====================================  ======================================
     part                    paper (scenes)                         released (here)
     ======================  =====================================  ======================================
-    pseudo-labels for       labeled and unlabeled images           unlabeled images
-    :math:`w`               1.5 to 6, constant                     to 0.1 by a ramp-up
+    pseudo-labels for       labeled and unlabeled images           unlabeled images (``labeled_too``)
+    :math:`w`               1.5 (to 6 by data set), constant       to 0.1 by a ramp-up (``weight``)
     initialization          pretrained encoders, random rest       random: Kaiming and Xavier
     optimizers              two                                    two; here one over both networks
     deployed                either of them                         both are scored, the best iterate of each is
@@ -86,16 +95,22 @@ class CrossPseudoSupervision(SemiSupervisedMethod):
         network: nn.Module,
         second: nn.Module | None = None,
         max_iterations: int = 6000,
-        weight: float = 0.1,
+        weight: float | None = None,
         ramp_levels: int = 40,
         ramp_up: Callable[[int], float] | None = None,
+        variant: str = "released",
+        labeled_too: bool | None = None,
         initialization: str | None = None,
         second_initialization: str | None = None,
         include_background: bool = True,
         unsupervised_weight: float = 1.0,
     ) -> None:
         super().__init__(network, unsupervised_weight)
-        self.ramp_up = staircase(ramp_up, max_iterations, weight, ramp_levels)
+        options = of_variant(variant, COLUMNS, weight=weight, labeled_too=labeled_too)
+        rise = staircase(ramp_up, max_iterations, options["weight"], ramp_levels)
+        constant = variant == "paper" and ramp_up is None
+        self.ramp_up = SigmoidRampUp(0, options["weight"]) if constant else rise
+        self.labeled_too = bool(options["labeled_too"])
         if second is not None and not isinstance(second, nn.Module):
             raise TypeError(f"second must be a network or null, got {second!r}")
         if second is network:
@@ -129,10 +144,11 @@ class CrossPseudoSupervision(SemiSupervisedMethod):
             f"supervised{name}": self.supervised(member[:rows], labeled["label"])
             for name, member in zip(names, z, strict=True)
         }
-        if len(z) == 2 and len(z[0]) > rows:
+        first = 0 if self.labeled_too else rows
+        if len(z) == 2 and len(z[0]) > first:
             weight = self.unsupervised_weight * self.ramp_up(self.iteration)
-            self.note_pseudo_labels(z[1][rows:].argmax(1), z[1].shape[1])  # what the deployed network learns
-            for name, loss in zip(names, self.pseudo.each(*(member[rows:] for member in z)), strict=True):
+            self.note_pseudo_labels(z[1][first:].argmax(1), z[1].shape[1])  # what the deployed network learns
+            for name, loss in zip(names, self.pseudo.each(*(member[first:] for member in z)), strict=True):
                 terms[f"pseudo{name}"] = weight * loss
         return terms
 

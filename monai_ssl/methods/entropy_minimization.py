@@ -9,6 +9,12 @@ from torch import Tensor, nn
 
 from monai_ssl.losses import HalfDiceCELoss, predictive_entropy
 from monai_ssl.methods.base import Batch, SemiSupervisedMethod, joint_images, joint_pass_floor, staircase
+from monai_ssl.methods.variants import Columns, of_variant
+
+COLUMNS: Columns = {
+    "released": {"labeled_too": True, "relative": True},
+    "paper": {"labeled_too": False, "relative": False},
+}
 
 
 class EntropyMinimization(SemiSupervisedMethod):
@@ -26,7 +32,10 @@ class EntropyMinimization(SemiSupervisedMethod):
         ramp_levels: the default ramp-up is a staircase of this many levels: 40 (6000 iterations) and 200 (30000
             iterations) as released, of 150 iterations each.
         ramp_up: :math:`w(t)` as a function of the iteration; replaces ``weight`` and ``ramp_levels``.
-        labeled_too: the entropy of labeled images counts as well, as released; False: unlabeled images only.
+        variant: ``"released"`` (default) or ``"paper"``: a column of the table below, from which every option comes
+            that is None here.
+        labeled_too: the entropy of labeled images counts as well; False: unlabeled images only.
+        relative: the entropy is divided by its maximum, :math:`\ln C`; False: in nats.
         include_background: of the Dice term; True as released.
         unsupervised_weight: factor on the entropy; 0 is the matched floor.
 
@@ -38,7 +47,7 @@ class EntropyMinimization(SemiSupervisedMethod):
     entropy of              unlabeled data (Grandvalet and Bengio),  all images of the batch
                             or of the target domain (ADVENT)         (``labeled_too``)
     how                     ADVENT: also by an adversary             its mean, directly
-    scale                   in nats                                  divided by :math:`\ln C`
+    scale                   in nats                                  divided by :math:`\ln C` (``relative``)
     ======================  =======================================  =====================================
 
     Voxels labeled ``IGNORE_LABEL`` take no part in the supervised term; their entropy, which needs no label, counts.
@@ -70,13 +79,16 @@ class EntropyMinimization(SemiSupervisedMethod):
         weight: float = 0.1,
         ramp_levels: int = 40,
         ramp_up: Callable[[int], float] | None = None,
-        labeled_too: bool = True,
+        variant: str = "released",
+        labeled_too: bool | None = None,
+        relative: bool | None = None,
         include_background: bool = True,
         unsupervised_weight: float = 1.0,
     ) -> None:
         super().__init__(network, unsupervised_weight)
         self.ramp_up = staircase(ramp_up, max_iterations, weight, ramp_levels)
-        self.labeled_too = bool(labeled_too)
+        options = of_variant(variant, COLUMNS, labeled_too=labeled_too, relative=relative)
+        self.labeled_too, self.relative = bool(options["labeled_too"]), bool(options["relative"])
         self.supervised = HalfDiceCELoss(include_background)
 
     @classmethod
@@ -97,6 +109,6 @@ class EntropyMinimization(SemiSupervisedMethod):
         terms = {"supervised": self.supervised(logits[:rows], labeled["label"])}
         counted = logits if self.labeled_too else logits[rows:]
         if self.unsupervised_weight > 0 and len(counted):
-            entropy = predictive_entropy(counted.softmax(1), relative=True).mean()
+            entropy = predictive_entropy(counted.softmax(1), relative=self.relative).mean()
             terms["entropy"] = self.unsupervised_weight * self.ramp_up(self.iteration) * entropy
         return terms

@@ -17,6 +17,13 @@ from monai_ssl.losses import (
 )
 from monai_ssl.methods.averaged_teacher import AveragedTeacher
 from monai_ssl.methods.base import Batch, check_at_least, joint_images, joint_pass_floor
+from monai_ssl.methods.variants import Columns, of_variant
+
+COLUMNS: Columns = {
+    None: {"entropy_classes": None, "divisor": None, "labeled_too": False},
+    "released": {"entropy_classes": 2, "divisor": 2, "labeled_too": False},
+    "paper": {"entropy_classes": None, "divisor": 1, "labeled_too": True},
+}
 
 
 class UncertaintyAwareMeanTeacher(AveragedTeacher):
@@ -35,32 +42,40 @@ class UncertaintyAwareMeanTeacher(AveragedTeacher):
 
     Args:
         network: image ``(B, C_in, *spatial)`` -> logits ``(B, n_classes, *spatial)``.
-        max_iterations: length of the default ramp-up and of the threshold's rise.
+        max_iterations: length of the default ramp-up.
         weight: of the consistency after the ramp-up, >= 0.
         ramp_levels: the default ramp-up is a staircase of this many levels: 40 (V-Net, 6000 iterations) and 200 (U-Net,
             30000 iterations) as released, of 150 iterations each.
         ramp_up: :math:`w(t)` as a function of the iteration; replaces ``weight`` and ``ramp_levels``.
         passes: stochastic passes of the teacher for the uncertainty, >= 1.
         passes_per_call: how many of them share a call and its batch statistics; 2 as released.
-        entropy_classes: :math:`C` of threshold and divisor, >= 2; None: the classes of the logits. 2: the constants of
-            the released code, also with more classes.
+        variant: ``None`` (default), ``"released"`` or ``"paper"``: a column of the table below, from which every option
+            comes that is None here.
+        entropy_classes: :math:`C` of the threshold, >= 2. None and no variant that says it: the classes of the logits.
+        divisor: :math:`C` of the divisor, >= 1. None likewise: ``entropy_classes``.
+        labeled_too: the consistency is on labeled images as well.
+        threshold_iterations: length of the threshold's rise, that of the run; None: ``max_iterations``.
         decay: :math:`\alpha_{max}` in [0, 1).
         include_background: of the Dice term; False as in UA-MT's own code (left atrium), True as in SSL4MIS.
         unsupervised_weight: factor on the consistency; 0 is the matched floor, and nobody asks the teacher.
 
     Paper and released code differ:
 
-    ============================  =======================================  =====================================
-    part                          paper                                    released (here)
-    ============================  =======================================  =====================================
-    target                        prediction of the teacher                first noisy pass, not their mean
-    threshold                     up to the maximal uncertainty            up to :math:`\ln 2`; here up to
-                                                                           :math:`\ln C` (``entropy_classes``)
-    divisor                       number of voxels that count              times 2; here times :math:`C`
-    consistency on                all images                               unlabeled images
-    ============================  =======================================  =====================================
+    ============================  =======================  =======================  ============================
+    part                          paper                    released                 default here
+    ============================  =======================  =======================  ============================
+    target                        prediction of the        first noisy pass, not    first noisy pass
+                                  teacher                  their mean
+    threshold                     up to the maximal        up to :math:`\ln 2`      up to :math:`\ln C`
+                                  uncertainty                                       (``entropy_classes``)
+    divisor                       number of voxels that    twice that number        :math:`C` times that number
+                                  count                                             (``divisor``)
+    consistency on                all images               unlabeled images         unlabeled images
+                                                                                    (``labeled_too``)
+    ============================  =======================  =======================  ============================
 
-    With two classes the last threshold is the largest possible entropy: the mask then passes everything.
+    With two classes, the default is the released code. The last threshold is then the largest possible entropy: the
+    mask passes everything.
 
     Voxels labeled ``IGNORE_LABEL`` take no part in the supervised term.
 
@@ -90,7 +105,11 @@ class UncertaintyAwareMeanTeacher(AveragedTeacher):
         ramp_up: Callable[[int], float] | None = None,
         passes: int = 8,
         passes_per_call: int = 2,
+        variant: str | None = None,
         entropy_classes: int | None = None,
+        divisor: int | None = None,
+        labeled_too: bool | None = None,
+        threshold_iterations: int | None = None,
         decay: float = 0.99,
         include_background: bool = False,
         unsupervised_weight: float = 1.0,
@@ -99,11 +118,17 @@ class UncertaintyAwareMeanTeacher(AveragedTeacher):
             network, max_iterations, weight, ramp_levels, ramp_up, decay, include_background, unsupervised_weight
         )
         check_at_least(1, passes=passes, passes_per_call=passes_per_call)
+        options = of_variant(
+            variant, COLUMNS, entropy_classes=entropy_classes, divisor=divisor, labeled_too=labeled_too
+        )
+        entropy_classes, divisor = options["entropy_classes"], options["divisor"]
         check_at_least(2, entropy_classes=2 if entropy_classes is None else entropy_classes)
-        self.max_iterations = int(max_iterations)
+        check_at_least(1, divisor=1 if divisor is None else divisor)
+        self.threshold_iterations = int(max_iterations if threshold_iterations is None else threshold_iterations)
+        check_at_least(1, threshold_iterations=self.threshold_iterations)
         self.passes, self.passes_per_call = int(passes), int(passes_per_call)
-        self.entropy_classes = entropy_classes
-        self.masked_mse = MaskedMSELoss(entropy_classes)
+        self.entropy_classes, self.labeled_too = entropy_classes, bool(options["labeled_too"])
+        self.masked_mse = MaskedMSELoss(entropy_classes if divisor is None else divisor)
 
     @classmethod
     def matched_floor(cls, options: Mapping[str, Any]) -> Any:
@@ -111,15 +136,16 @@ class UncertaintyAwareMeanTeacher(AveragedTeacher):
 
     def forward(self, labeled: Batch, unlabeled: Batch | None = None) -> dict[str, Tensor]:
         taught: tuple[Tensor | None, Tensor | None] = (None, None)
-        if unlabeled is not None and self.unsupervised_weight > 0:  # first: no graph is in memory yet
-            image = unlabeled["image"]
+        if (unlabeled is not None or self.labeled_too) and self.unsupervised_weight > 0:
+            # first: no graph is in memory yet
+            image = joint_images(labeled, unlabeled) if self.labeled_too else unlabeled["image"]  # type: ignore[index]
             target = self.teacher(add_noise(image))
             taught = target, monte_carlo_probabilities(self.teacher, image, self.passes, self.passes_per_call)
         return self.terms(self.network(joint_images(labeled, unlabeled)), *taught, labeled)
 
     def threshold(self, n_classes: int) -> float:
         """:math:`H(t)` of the step that comes, in nats, for logits of ``n_classes`` channels."""
-        return UncertaintyThreshold(self.entropy_classes or n_classes, self.max_iterations)(self.iteration)
+        return UncertaintyThreshold(self.entropy_classes or n_classes, self.threshold_iterations)(self.iteration)
 
     @torch.no_grad()
     def certain(self, mean_probabilities: Tensor) -> Tensor:
@@ -140,14 +166,15 @@ class UncertaintyAwareMeanTeacher(AveragedTeacher):
 
         Args:
             logits: of the student, ``(B_l + B_u, n_classes, *spatial)``.
-            teacher_logits: of the unlabeled images, ``(B_u, n_classes, *spatial)``, without gradient; or None.
+            teacher_logits: of the last images, ``(B_u, n_classes, *spatial)`` for the unlabeled ones, without gradient;
+                or None.
             mean_probabilities: of the teacher's stochastic passes, of the same shape; or None.
             labeled: batch with ``label``.
         """
         rows, logits = len(labeled["label"]), logits.float()
         terms = {"supervised": self.supervised(logits[:rows], labeled["label"])}
         if teacher_logits is not None and mean_probabilities is not None:
-            p, q = logits[rows:].softmax(1), teacher_logits.float().softmax(1)
+            p, q = logits[-len(teacher_logits) :].softmax(1), teacher_logits.float().softmax(1)
             consistency = self.masked_mse(p, q, self.certain(mean_probabilities))
             terms["consistency"] = self.unsupervised_weight * self.ramp_up(self.iteration) * consistency
         return terms

@@ -37,7 +37,8 @@ WRONG = {
 METHODS = {
     "mean_teacher": {"decay": (-0.1, 1, 1.01, math.nan), "weight": (-1, math.nan, math.inf), "ramp_levels": (0, 1.5),
                      "delay": (-1, math.nan)},
-    "ua_mt": {"decay": (1,), "passes": (0, 1.5), "passes_per_call": (0,), "entropy_classes": (0, 1, 2.5)},
+    "ua_mt": {"decay": (1,), "passes": (0, 1.5), "passes_per_call": (0,), "entropy_classes": (0, 1, 2.5),
+              "divisor": (0, 1.5), "threshold_iterations": (0, 1.5)},
     "entropy_minimization": {"weight": (-1, math.inf), "ramp_levels": (0, 1.5)},
     "ict": {"alpha": (0, -1, math.nan, math.inf), "weight": (-1,)},
     "dan": {"discriminator_learning_rate": (0, -1, math.nan), "discriminator#dropout": (1,), "weight": (-1,),

@@ -112,8 +112,9 @@ class TestAlternateDiverseTeaching(MethodTester):
         student[0, 1] = 5.0  # of the first image the network says class 1
         box = torch.tensor([[[False, True, True, False]], [[False, False, False, False]]])
         for aligned, expected in ((False, [1, 1, 1, 1]), (True, [1, 0, 0, 1])):
-            label, _ = self.build(align_student=aligned).settle(teaching, student, box)
-            assert label[0, 0].tolist() == expected
+            for options in ({"align_student": aligned}, {"variant": "paper" if aligned else "released"}):
+                label, _ = self.build(**options).settle(teaching, student, box)
+                assert label[0, 0].tolist() == expected
 
     def test_periods_are_the_same_in_all_processes_and_other_ones_for_other_seeds(self):
         def periods(seed):

@@ -5,6 +5,7 @@ import torch
 from method_tester import SIDES, MethodTester, batches
 from torch import nn
 
+from monai_ssl.losses import SigmoidRampUp
 from monai_ssl.methods import CrossConsistency
 from monai_ssl.networks import FeatureNetwork, MultiHeadNetwork, VNet, literature_network
 from monai_ssl.networks.perturbations import add_feature_noise, drop_elements, drop_strongest
@@ -56,6 +57,21 @@ class TestCrossConsistency(MethodTester):
         p = [z[2:].softmax(1) for z in outputs]
         expected = method.ramp_up(3000) * sum((q - p[0]).square().mean() for q in p[1:]) / 3
         assert terms["consistency"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+    def test_the_paper_is_the_original(self):
+        paper = self.build(variant="paper", max_iterations=6000)
+        by_hand = self.build(**ORIGINAL, ramp_up=SigmoidRampUp(600, 30))
+        by_hand.load_state_dict(paper.state_dict())
+        for iteration in (0, 300, 600, 6000):
+            assert paper.ramp_up(iteration) == by_hand.ramp_up(iteration)
+        found = []
+        for method in (paper, by_hand):
+            method.iteration = 600
+            torch.manual_seed(1)
+            found.append({name: value.item() for name, value in method(*batches(seed=0)).items()})
+        assert found[0] == found[1]
+        assert self.build(variant="paper", supervise="all").supervise == "all"
+        assert self.build(variant="paper", weight=1.0).ramp_up(600) == 1.0
 
     @pytest.mark.parametrize("detach_main", [False, True])
     def test_gradient_of_the_main_decoder(self, detach_main):

@@ -52,6 +52,19 @@ class TestCrossPseudoSupervision(MethodTester):
             reached = [g is not None and bool(g.any()) for g in gradient]
             assert reached == [ours is z for z in logits]
 
+    def test_the_paper_has_a_constant_weight_and_all_images(self):
+        method = self.build(variant="paper")
+        logits = [torch.randn(4, 3, 8, 8) for _ in range(2)]
+        labeled = {"label": torch.zeros(2, 1, 8, 8, dtype=torch.long)}
+        expected = 1.5 * nn.functional.cross_entropy(logits[0], logits[1].argmax(1))
+        for method.iteration in (0, 3000):
+            assert method.terms(logits, labeled)["pseudo"].item() == pytest.approx(expected.item())
+        assert "pseudo" in method.terms([z[:2] for z in logits], labeled)
+        assert self.build(variant="paper", weight=6.0).ramp_up(0) == 6.0
+        assert self.build(variant="paper", ramp_up=SigmoidRampUp(0, 0.5)).ramp_up(0) == 0.5
+        released = self.build()
+        assert (released.ramp_up(6000), released.labeled_too) == (pytest.approx(0.1), False)
+
     def test_the_losses_of_each_add_up(self):
         z = [torch.randn(2, 3, 4, 4) for _ in range(3)]
         loss = CrossPseudoLabelLoss()

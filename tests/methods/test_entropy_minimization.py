@@ -48,6 +48,16 @@ class TestEntropyMinimization(MethodTester):
         assert logits.grad[:2].any() == labeled_too
         assert ("entropy" in method.terms(logits[:2], LABELED)) == labeled_too
 
+    def test_the_paper_has_nats_of_unlabeled_images(self):
+        logits = torch.randn(5, 3, 4, 4)
+        p = logits[2:].softmax(1)
+        expected = -(p * (p + 1e-6).log()).sum(1).mean()
+        method = EntropyMinimization(nn.Identity(), variant="paper", ramp_up=SigmoidRampUp(0, 0.1))
+        assert method.terms(logits, LABELED)["entropy"].item() == pytest.approx(0.1 * expected.item(), rel=1e-5)
+        method = EntropyMinimization(nn.Identity(), variant="paper", relative=True, ramp_up=SigmoidRampUp(0, 0.1))
+        expected = expected / torch.tensor(3.0).log()
+        assert method.terms(logits, LABELED)["entropy"].item() == pytest.approx(0.1 * expected.item(), rel=1e-5)
+
     def test_one_pass(self):
         method, rows = self.build(), []
         method.network.register_forward_hook(lambda m, x, y: rows.append(len(x[0])))
@@ -56,7 +66,11 @@ class TestEntropyMinimization(MethodTester):
 
     @pytest.mark.parametrize(
         ("options", "message"),
-        [({"weight": -1}, "weight must be >= 0, got -1"), ({"ramp_levels": 0}, "ramp_levels must be >= 1, got 0")],
+        [
+            ({"weight": -1}, "weight must be >= 0, got -1"),
+            ({"ramp_levels": 0}, "ramp_levels must be >= 1, got 0"),
+            ({"variant": "code"}, "variant must be one of .* got 'code'"),
+        ],
     )
     def test_rejects_options(self, options, message):
         with pytest.raises(ValueError, match=message):

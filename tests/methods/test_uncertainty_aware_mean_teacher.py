@@ -68,6 +68,41 @@ class TestUncertaintyAwareMeanTeacher(MethodTester):
             assert method.threshold(4) == pytest.approx((0.75 + 0.25 * math.exp(-5)) * math.log(classes or 4))
         assert found[2] == pytest.approx(found[None] * 4 / 2)
 
+    def test_variants_are_columns_of_its_table(self):
+        torch.manual_seed(0)
+        logits, taught = torch.randn(4, 4, 8, 8), torch.randn(2, 4, 8, 8)
+        labeled = {"label": torch.zeros(2, 1, 8, 8, dtype=torch.long)}
+        certain = torch.eye(4)[torch.zeros(2, 8, 8, dtype=torch.long)].movedim(-1, 1)
+        found = {}
+        for variant in (None, "released", "paper"):
+            method = self.build(n_classes=4, variant=variant, ramp_up=SigmoidRampUp(0))
+            found[variant] = method.terms(logits, taught, certain, labeled)["consistency"].item()
+            assert method.threshold(4) / (0.75 + 0.25 * math.exp(-5)) == pytest.approx(
+                math.log(2 if variant == "released" else 4)
+            )
+        assert found["paper"] == pytest.approx(2 * found["released"])
+        assert found["paper"] == pytest.approx(4 * found[None])
+        with pytest.raises(ValueError, match=r"variant must be one of \('released', 'paper'\) or None, got 'code'"):
+            self.build(variant="code")
+
+    @pytest.mark.parametrize("labeled_too", [True, False])
+    def test_the_paper_asks_for_all_images(self, labeled_too):
+        method, rows = self.build(variant="paper", labeled_too=labeled_too, passes=2), []
+        method.teacher.register_forward_hook(lambda m, x, y: rows.append(len(x[0])))
+        labeled, unlabeled = batches()
+        images = len(labeled["label"]) * labeled_too + len(unlabeled["image"])
+        assert set(method(labeled, unlabeled)) == {"supervised", "consistency"}
+        assert rows == [images, 2 * images]
+        assert ("consistency" in method(labeled)) == labeled_too
+
+    def test_the_threshold_rises_over_the_run_and_the_weight_over_its_ramp(self):
+        """SS-Net's and CAML's tables train 15000 iterations with a ramp-up of 6000."""
+        method = self.build(max_iterations=6000, threshold_iterations=15000)
+        for iteration, expected in ((3000, 0.526924), (6000, 0.548505), (9000, 0.597723), (15000, 0.693147)):
+            method.iteration = iteration
+            assert method.threshold(2) == pytest.approx(expected, abs=1e-6)
+        assert method.ramp_up(6000) == pytest.approx(0.1)
+
     def test_where_the_teacher_is_uncertain_nothing_is_learned(self):
         method = self.build(ramp_up=SigmoidRampUp(0))
         logits, taught = torch.randn(4, 2, 8, 8, requires_grad=True), torch.randn(2, 2, 8, 8)
@@ -86,6 +121,8 @@ class TestUncertaintyAwareMeanTeacher(MethodTester):
         [
             ({"passes": 0}, "passes must be >= 1, got 0"),
             ({"passes_per_call": 0}, "passes_per_call must be >= 1, got 0"),
+            ({"divisor": 0}, "divisor must be >= 1, got 0"),
+            ({"threshold_iterations": 0}, "threshold_iterations must be >= 1, got 0"),
             ({"entropy_classes": 1}, "entropy_classes must be >= 2, got 1"),
             ({"weight": -1}, "weight must be >= 0, got -1"),
         ],
