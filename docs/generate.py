@@ -113,6 +113,9 @@ tells how it works, its options, where paper and released code differ, what was 
 Which one helps on your data is a question for a run with its [matched floor](../concepts/matched_floor.md), not for a
 table. [How to add a method](../contributing.md).
 
+Not here: DUWM (Wang et al., MICCAI 2020), of one of the [papers' tables](../results/papers.md). Its authors
+released no code, and the paper leaves open what would have to be guessed.
+
 ```{{toctree}}
 :hidden:
 
