@@ -69,6 +69,7 @@ def self_train(
     sure: float = 0.0,
     largest_component: bool | str = "auto",
     pseudo_labels: str | Path | None = None,
+    warm_start: bool = False,
     fine_tune: float = 0.0,
     seed: int = 0,
     check: bool = True,
@@ -96,6 +97,8 @@ def self_train(
             piece in every labeled scan.
         pseudo_labels: folder of label maps of the pool by another tool, named CASE_seg.nii.gz or like the images; no
             floor is trained then.
+        warm_start: every round begins with the weights of the network that drew its labels (of several floors the
+            first); False: with new ones.
         fine_tune: at the end, go on from the last round on the labels alone, at a tenth of the learning rate, for this
             share of the iterations (0.1, for example); 0: do not.
         seed: of all trainings.
@@ -114,8 +117,11 @@ def self_train(
         >>> done = self_train("scans", dataset="my_data.yaml", max_iterations=3000)  # doctest: +SKIP
         >>> done.run.model, done.page  # doctest: +SKIP
     """
-    check_rounds(rounds, networks, tta, drop, sure, largest_component, fine_tune)
+    check_rounds(rounds, networks, tta, drop, sure, largest_component, warm_start, fine_tune)
     if pseudo_labels is not None:
+        if warm_start and rounds == 1:
+            raise UsageError("--warm_start: must be left out with --pseudo_labels and one round, where no network was "
+                             "trained before; --init RUN names one to begin with")  # fmt: skip
         _refuse_idle(rounds, {"networks": networks}, {"tta": tta, "drop": drop, "sure": sure,
                                                       "largest_component": largest_component})  # fmt: skip
     from monai_ssl.bundle.library import find_bundle
@@ -179,6 +185,8 @@ def self_train(
             done.alarms = list(labelings[-1].alarms)
         done.labels.append(place)
         given = {**overrides, "pseudo_labels": place}
+        if warm_start and teachers:
+            given["init"] = teachers[0].folder
         done.rounds.append(trained(METHOD, f"round-{number}", seed, given))
         teachers = [done.rounds[-1]]
     if tuning is not None:
@@ -204,6 +212,7 @@ def check_rounds(
     drop: float = 0.1,
     sure: float = 0.0,
     largest_component: bool | str = "auto",
+    warm_start: bool = False,
     fine_tune: float = 0.0,
 ) -> None:
     """The options of :func:`self_train` that no config knows.
@@ -220,6 +229,8 @@ def check_rounds(
     for name, choice in (("tta", tta), ("largest_component", largest_component)):
         if not isinstance(choice, bool) and choice != "auto":
             raise UsageError(f"--{name}: must be true, false or auto, got {choice!r}")
+    if not isinstance(warm_start, bool):
+        raise UsageError(f"--warm_start: must be true or false, got {warm_start!r}")
 
 
 def _refuse_idle(rounds: int, of_floors: Mapping[str, Any], of_labels: Mapping[str, Any]) -> None:

@@ -171,6 +171,16 @@ def test_two_rounds_and_two_networks(data, tmp_path, monkeypatch):
     assert [len(record["weights"]) for record in records] == [2, 1]
 
 
+def test_rounds_that_begin_with_the_network_before(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(pseudo_labels, "anatomy", lambda *_: ((), ()))  # networks of three steps may draw nothing
+    found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, rounds=2, warm_start=True)
+    begun = [run.record.overrides["init"] for run in found.rounds]
+    assert begun == [str(run.model) for run in (*found.floors, found.rounds[0])]
+    assert "init" not in found.floors[0].record.overrides
+    again = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, rounds=2, warm_start=True)
+    assert again.run.model.stat().st_mtime_ns == found.run.model.stat().st_mtime_ns
+
+
 def test_fine_tuning_on_the_labels(data, done, tmp_path):
     shutil.copytree(done.folder, tmp_path / "out")
     found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, fine_tune=0.4)
@@ -271,6 +281,8 @@ def test_changed_label_maps_are_another_run(data, tmp_path, caplog):
         ({"pseudo_labels": ".", "drop": 0.3}, "--drop: must be left out where no network labels the pool, got 0.3"),
         ({"pseudo_labels": ".", "tta": False}, "--tta: must be left out where no network labels the pool, got False"),
         ({"method#weigth": 1}, "method#weigth: .*did you mean weight"),
+        ({"warm_start": "auto"}, "--warm_start: must be true or false, got 'auto'"),
+        ({"pseudo_labels": ".", "warm_start": True}, "--warm_start: must be left out with .*--init RUN"),
         ({"max_iteration": 1}, "max_iteration: no such id.*did you mean max_iterations"),
     ],
 )

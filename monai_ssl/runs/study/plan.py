@@ -38,7 +38,7 @@ console = logging.getLogger("monai_ssl.console")
 SUPERVISED, SELF_TRAINING = "supervised", "self_training"
 # options of `monai_ssl.self_train` that no config knows
 ROUNDS = {"rounds": 1, "networks": 1, "tta": "auto", "drop": 0.1, "sure": 0.0, "largest_component": "auto",
-          "fine_tune": 0.0}  # fmt: skip
+          "warm_start": False, "fine_tune": 0.0}  # fmt: skip
 REMARK = re.compile(r"(no [a-z ]+ for )([\w.+-]+)(: its? .*)")
 WEIGHT = "method#unsupervised_weight"
 # scored scans below which a difference is hardly ever told from chance
@@ -480,7 +480,9 @@ class _Planner:
             floor = MethodSettings(method=SUPERVISED)
             floors = {k: v for k, v in options.items() if k != "keep_best" and _is_floors(k, v, options)}
             base = self._content(SUPERVISED, floors, situation)
-            content |= {"self_training": rounds, "floor": base["config"]}
+            # what former versions did without being told is no part of the identity: their runs count
+            told = {key: value for key, value in rounds.items() if key != "warm_start" or value}
+            content |= {"self_training": told, "floor": base["config"]}
             shared = ""
             if rounds["networks"] == 1:
                 plain = self._content(SUPERVISED, self._options(floor, situation.variant, "floor"), situation)
