@@ -15,18 +15,21 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from scipy import stats
 from studies import EVIL, SETTINGS, Maker, whole_study
+from studies import scores as score
 
 from monai_ssl.errors import DataError
 from monai_ssl.metrics import write_results
 from monai_ssl.reports.study import StudyRow, StudyRun, write_study_report
 from monai_ssl.reports.study.analysis import Analysis
 from monai_ssl.reports.study.charts import fraction_figure
-from monai_ssl.reports.study.findings import findings, warnings
+from monai_ssl.reports.study.findings import findings, splits_note, warnings
 from monai_ssl.reports.study.latex import latex_text
 from monai_ssl.reports.study.load import load_study
 from monai_ssl.reports.study.quoted import QuotedFigure, jaccard_bounds, jaccard_check, read_quoted
 from monai_ssl.reports.study.rows import ROLES
+from monai_ssl.reports.study.tables import gains_table
 
 QUOTED = """figures:
 - {title: DTC, dataset: left_atrium, n_labeled: 8, n_unlabeled: 72, dice: 87.51, jaccard: 78.17, hd95: 8.23, asd: 2.36,
@@ -272,6 +275,25 @@ def test_every_rank_on_the_page(whole, scores):
         assert line["Best on"] == f"{(ranks == 1).sum()} of 10"
 
 
+def test_two_methods_are_compared_on_a_line_each(whole, scores):
+    maker, _, markdown = whole
+    (table,) = tables(markdown)["Every pair of methods"]
+    assert len(table) == 5 * 2  # numbers of labels, metrics
+    for line in table:
+        first, second = (
+            next(row for row in maker.rows if (row.title, row.dataset, row.n_labeled)
+                 == (line[key], line["Data"], int(line["Labels"])))
+            for key in ("a", "b")
+        )  # fmt: skip
+        metric, scale, digits = ("dice", 100, 1) if line["Metric"] == "Dice, points" else ("hd95_mm", 1, 2)
+        difference = scale * (matrix(scores, first, metric) - matrix(scores, second, metric))
+        assert numbers(line["Mean a - b"]) == pytest.approx([difference.mean()], abs=0.5000001 * 10**-digits)
+        wins = int((difference.mean(axis=0) > 0).sum())
+        assert numbers(line["a better / worse / equal"])[metric == "hd95_mm"] == wins
+    assert "Wilcoxon over splits" not in markdown
+    assert "Row minus column" not in markdown
+
+
 def test_every_number_of_the_sentences(whole, scores):
     _, _, markdown = whole
     head = plain(markdown.split("## ")[0])
@@ -385,6 +407,254 @@ def test_the_hours_of_a_self_training_are_those_of_all_its_parts(tmp_path):
     [[line]] = tables((maker.folder / "report.md").read_text())["Costs"]
     assert line["Hours per training"] == f"{(200 + 300 + 76) / 3600:.2f}"
     assert line["Seconds per iteration"] == "3.00"
+
+
+# ---------------------------------------------------------------------------------------- every pair of methods
+
+
+def scored(maker, row, values, seed=0, split="", patients=None):
+    """A training of the row with these Dice values by case."""
+    run = maker.run(row, seed, split, cases=list(values), curves=False)
+    rows = [
+        {**score(value, case, 1, "left atrium", 30 * (1 - value) ** 1.5), "patient": (patients or {}).get(case, "")}
+        for case, value in values.items()
+    ]
+    write_results(run.evaluation, rows, {"seed": seed})
+
+
+def field(folder, titles="ABCD", n_cases=20, patients=None, seeds=(0, 1), n_labeled=8, maker=None):
+    """Methods that differ by noise and by less and less; the last ones alike on average."""
+    maker = maker or Maker(folder)
+    generator = np.random.default_rng(3)
+    hard = generator.uniform(0.5, 0.9, n_cases)
+    for number, title in enumerate(titles):
+        row = maker.row(f"{title}-{n_labeled}", title=title, n_labeled=n_labeled)
+        for seed in seeds:
+            values = np.clip(hard + 0.06 / 2**number + generator.normal(0, 0.02, n_cases), 0.01, 0.99)
+            scored(maker, row, {f"case{n:02d}": float(value) for n, value in enumerate(values)}, seed,
+                   patients=patients)  # fmt: skip
+    return maker
+
+
+def read_csv(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def recomputed(folder):
+    """(row, against, metric) -> what per_case.csv says of the pair: differences by training and case, by patient."""
+    values, whose = defaultdict(dict), {}
+    for line in read_csv(folder / "results" / "per_case.csv"):
+        key = line["split"], line["seed"], line["case"]
+        for metric in ("dice", "hd95_mm"):
+            values[line["row"], metric][key] = float(line[metric])
+        whose[line["case"]] = line.get("patient") or line["case"]
+
+    def differences(row, against, metric):
+        own, other = values[row, metric], values[against, metric]
+        by_case, by_patient, by_split = defaultdict(list), defaultdict(list), defaultdict(list)
+        for split, seed, case in own.keys() & other.keys():
+            by_case[case].append(own[split, seed, case] - other[split, seed, case])
+            by_split[split].append(by_case[case][-1])  # all trainings of a split have the same cases here
+        by_case = {case: float(np.mean(each)) for case, each in by_case.items()}
+        for case, value in by_case.items():
+            by_patient[whose[case]].append(value)
+        return by_case, *([float(np.mean(each)) for each in groups.values()] for groups in (by_patient, by_split))
+
+    return differences
+
+
+def after_holm(p_values):
+    running, found = 0.0, {}
+    for done, number in enumerate(np.argsort(p_values, kind="stable")):
+        running = max(running, min(1.0, p_values[number] * (len(p_values) - done)))
+        found[number] = running
+    return [found[number] for number in range(len(p_values))]
+
+
+@pytest.fixture(scope="module")
+def rivals(tmp_path_factory):
+    """Four methods on twenty scans of sixteen patients."""
+    folder = tmp_path_factory.mktemp("rivals")
+    patients = {f"case{n:02d}": f"p{n // 2}" for n in range(8)}
+    write(field(folder, patients=patients))
+    return folder
+
+
+def test_every_pair_is_compared(rivals):
+    lines = read_csv(rivals / "results" / "pairs.csv")
+    differences = recomputed(rivals)
+    for metric in ("dice", "hd95_mm"):
+        family = [line for line in lines if line["metric"] == metric]
+        assert {frozenset((line["title"], line["against_title"])) for line in family} == {
+            frozenset(pair) for pair in itertools.combinations("ABCD", 2)
+        }
+        tests = []
+        for line in family:
+            by_case, by_patient, _ = differences(line["row"], line["against"], metric)
+            values = np.array(list(by_case.values()))
+            tests.append(stats.wilcoxon(by_patient).pvalue)
+            assert float(line["difference"]) == pytest.approx(values.mean(), abs=1e-9)
+            assert float(line["median_difference"]) == pytest.approx(np.median(values), abs=1e-9)
+            better = values if metric == "dice" else -values
+            assert [int(line[key]) for key in ("wins", "losses", "ties")] == [(better > 0).sum(), (better < 0).sum(), 0]
+            assert [int(line[key]) for key in ("n_trainings", "n_cases", "n_patients", "n_tests")] == [2, 20, 16, 6]
+            assert float(line["p_value"]) == pytest.approx(tests[-1], rel=1e-9)
+            assert float(line["low"]) < float(line["difference"]) < float(line["high"])
+            assert (line["n_splits"], line["p_splits"]) == ("", "")
+        expected = after_holm(tests)
+        assert [float(line["p_holm"]) for line in family] == pytest.approx(expected, rel=1e-9)
+        assert min(expected) < 0.05 < max(expected)
+
+
+def test_squares_of_differences(rivals):
+    text = (rivals / "report.md").read_text(encoding="utf-8")
+    assert "## Every pair of methods" in text
+    order = [line["title"] for line in read_csv(rivals / "results" / "ranks.csv")]
+    pairs = read_csv(rivals / "results" / "pairs.csv")
+    for metric, name, scale, digits in (("dice", "Dice, points", 100, 1), ("hd95_mm", "95HD, mm", 1, 2)):
+        heading = f"left_atrium, 8 labeled + 72 unlabeled: {name}"
+        (square,) = tables(text)[heading]
+        assert list(square[0]) == ["Row minus column", *order]
+        assert [line["Row minus column"] for line in square] == order
+        found = {(line["title"], line["against_title"]): line for line in pairs if line["metric"] == metric}
+        for line, column in itertools.product(square, order):
+            cell, row = line[column], line["Row minus column"]
+            if row == column:
+                assert cell == ""
+                continue
+            sign, pair = (1, found[row, column]) if (row, column) in found else (-1, found[column, row])
+            assert numbers(cell)[0] == pytest.approx(
+                sign * scale * float(pair["difference"]), abs=0.50001 * 10**-digits
+            )
+            assert cell.endswith("*") == (float(pair["p_holm"]) < 0.05)
+        marked = sum(float(pair["p_holm"]) < 0.05 for pair in found.values())
+        assert 0 < marked < 6
+        assert f"6 pairs, {marked} with p &lt; 0.05 after Holm." in text.split(heading)[1]
+    latex = (rivals / "tables.tex").read_text(encoding="utf-8")
+    assert re.findall(r"\\label\{tab:(pairs-\d)\}", latex) == ["pairs-1", "pairs-2"]
+    html = (rivals / "index.html").read_text(encoding="utf-8")
+    assert html.count("Row minus column</th>") == 2
+    # as every table: one wider than the page is moved, not the page
+    assert html.count('<div class="wide"><table>') == html.count("<table>")
+
+
+def test_many_squares_are_folded(tmp_path):
+    maker = field(tmp_path, titles="ABC", n_labeled=4)
+    field(tmp_path, titles="ABC", n_labeled=8, maker=maker)
+    page = write(maker).read_text(encoding="utf-8")
+    assert page.count("<details><summary>left_atrium, ") == 4
+    pairs = analysis(maker).pairs
+    # each number of labels and metric is a family of its own
+    assert [(each.rows[0].row.n_labeled, each.metric, {gain.n_tests for gain in each.gains}) for each in pairs] == [
+        (n, metric, {3}) for n in (4, 8) for metric in ("dice", "hd95_mm")
+    ]
+
+
+def test_too_few_cases_for_so_many_pairs(tmp_path):
+    """Seven cases can tell one pair apart (p = 0.016), not six."""
+    write(field(tmp_path, n_cases=7))
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "6 pairs, 0 with p &lt; 0.05 after Holm: 7 cases cannot tell so many pairs apart." in text
+    assert {line["reading"] for line in read_csv(tmp_path / "results" / "pairs.csv")} == {"too few cases (7) to tell"}
+
+
+def test_methods_without_a_common_training_have_a_dash(tmp_path):
+    maker = field(tmp_path, titles="AB")
+    row = maker.row("C", title="C")
+    scored(maker, row, {f"case{n:02d}": 0.8 for n in range(20)}, seed=1)
+    row = maker.row("D", title="D")
+    scored(maker, row, {f"case{n:02d}": 0.8 for n in range(20)}, seed=0)
+    write(maker)
+    square = tables((tmp_path / "report.md").read_text(encoding="utf-8"))
+    lines = {
+        line["Row minus column"]: line for line in square["left_atrium, 8 labeled + 72 unlabeled: Dice, points"][0]
+    }
+    assert lines["C"]["D"] == lines["D"]["C"] == "–"
+    assert "5 pairs, " in (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
+def test_equal_methods_have_no_mark(tmp_path):
+    maker = Maker(tmp_path)
+    for title in "ABC":
+        row = maker.row(title)
+        for seed in (0, 1):
+            maker.run(row, seed, dice=0.8)
+    write(maker)
+    assert {(line["p_value"], line["ties"]) for line in read_csv(tmp_path / "results" / "pairs.csv")} == {("1.0", "10")}
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| A |  | +0.0 | +0.0 |" in text
+
+
+def test_one_method_has_no_pairs(tmp_path):
+    write(pair(tmp_path))
+    assert "Every pair of methods" not in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert read_csv(tmp_path / "results" / "pairs.csv") == []
+
+
+def split_study(folder, number, name="split", methods="ABC", overlap=True, floors=True):
+    """Methods and matched floors on random splits whose test scans overlap, or on folds."""
+    maker = Maker(folder)
+    generator = np.random.default_rng(5)
+    hard = {f"case{n:02d}": value for n, value in enumerate(generator.uniform(0.5, 0.9, 60))}
+    names = list(hard)
+    drawn = [
+        sorted(generator.choice(names, 6, replace=False)) if overlap else names[6 * n : 6 * n + 6]
+        for n in range(number)
+    ]
+    kinds = [(title, lift) for title, lift in zip(methods, (0.05, 0.001, 0.0), strict=False)]
+    for title, lift in kinds:
+        rows = [(maker.row(title, title=title), lift)]
+        if floors:
+            rows.append((maker.row(f"{title}-w0", "matched_floor", title=f"{title} at weight 0", of=title), 0.0))
+        for row, gain in rows:
+            for place, cases in enumerate(drawn):
+                for seed in (0, 1):
+                    values = {case: float(hard[case] + gain + generator.normal(0, 0.01)) for case in cases}
+                    scored(maker, row, values, seed, f"{name}{place}")
+    return maker
+
+
+def test_random_splits_are_tested_too(tmp_path):
+    maker = split_study(tmp_path, 8)
+    write(maker)
+    differences = recomputed(tmp_path)
+    lines = [line for name in ("pairs", "comparisons") for line in read_csv(tmp_path / "results" / f"{name}.csv")]
+    assert len(lines) == 2 * (3 + 3)
+    for line in lines:
+        _, by_patient, by_split = differences(line["row"], line["against"], line["metric"])
+        assert len(by_split) == int(line["n_splits"]) == 8
+        assert float(line["p_splits"]) == pytest.approx(stats.wilcoxon(by_split).pvalue, rel=1e-9)
+        assert float(line["p_value"]) == pytest.approx(stats.wilcoxon(by_patient).pvalue, rel=1e-9)
+    least = min(float(line["p_splits"]) for line in lines)
+    assert least == 2 / 2**8  # all splits say the same: 0.0078
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.count("never below 0.0078 with 8 splits") == 1
+    assert "over 8 splits p = 0.008)" in text
+    (gains,) = tables(text)["What the unlabeled scans bring"]
+    assert gains[0]["Wilcoxon over splits"] == "p = 0.008"
+    below = sum(line["metric"] == "dice" and float(line["p_splits"]) < 0.05 for line in lines[:6])
+    assert f"after Holm; over splits, not corrected, {below} of 3." in text
+    assert 0 < below < 3
+
+
+def test_the_test_over_splits_is_explained_without_floors_and_squares(tmp_path):
+    write(split_study(tmp_path, 6, methods="AB", floors=False))
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert text.count("never below 0.031 with 6 splits") == 1
+    (lines,) = tables(text)["Every pair of methods"]
+    assert [line["Wilcoxon over splits"] for line in lines] == ["p = 0.031", "p = 0.031"]
+
+
+@pytest.mark.parametrize(("number", "name", "overlap"), [(5, "split", True), (8, "fold", False)])
+def test_few_splits_and_folds_are_not_tested(tmp_path, number, name, overlap):
+    """Of five splits none could say anything, and folds have their test over patients."""
+    found = analysis(split_study(tmp_path, number, name, methods="AB", overlap=overlap))
+    gains = [*found.gains, *(gain for pairs in found.pairs for gain in pairs.gains)]
+    assert {gain.n_trainings for gain in gains} == {2 * number}
+    assert {(gain.n_splits, gain.p_splits) for gain in gains} == {(None, None)}
+    assert splits_note(found) == ""
+    assert "Wilcoxon over splits" not in gains_table(found).header
 
 
 # ------------------------------------------------------------------------------------------------------- the files

@@ -6,7 +6,7 @@ module              what it holds
 ``rows``            what a study is made of: lines of tables, and runs
 ``results``         the function that writes the report
 ``load``            rows with the scores of their trainings, and what is missing
-``analysis``        numbers: levels, paired gains, ranks, checks, costs
+``analysis``        numbers: levels, paired gains, ranks, pairs, checks, costs
 ``findings``        sentences
 ``tables``          tables as text and as CSV
 ``latex``           tables as LaTeX

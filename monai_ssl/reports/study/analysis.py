@@ -1,10 +1,11 @@
-"""The numbers of a study: levels, paired gains, ranks, checks and costs. No text, no picture."""
+"""The numbers of a study: levels, paired gains, ranks, pairs, checks and costs. No text, no picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,16 @@ from scipy import stats
 from monai_ssl.metrics.cases import OVERLAP_METRICS
 from monai_ssl.metrics.gap import GapClosed, gap_closed
 from monai_ssl.metrics.statistics import bootstrap_interval, holm, is_failed, patient_means
-from monai_ssl.reports.study.load import LoadedRow, Study, over_trainings, paired, whose
+from monai_ssl.reports.study.load import Key, LoadedRow, Study, over_trainings, paired, whose
 from monai_ssl.reports.study.quoted import jaccard_bounds
-from monai_ssl.reports.study.rows import Role
+from monai_ssl.reports.study.rows import RANDOM_SPLIT, Role
 
-__all__ = ["LEVEL", "Analysis", "Check", "Costs", "Gain", "Level", "Rank", "verdict"]
+__all__ = ["LEVEL", "SPLITS", "Analysis", "Check", "Costs", "Gain", "Level", "Pairs", "Rank", "too_few", "verdict"]
 
 LEVEL = 0.05
 """Below this a p-value, corrected for the number of tests, counts."""
+SPLITS = 6
+"""With fewer random splits no test over them can fall below :data:`LEVEL`: none is made."""
 
 # Jaccard and Dice of one mask are functions of each other: further apart is no rounding
 IDENTITY = 1e-6
@@ -81,6 +84,8 @@ class Gain:
         wins, losses, ties: cases on which the row is better, worse, equal.
         p_value: two-sided Wilcoxon signed-rank test over patients, each the mean of the scans; 1 where all are equal.
         p_holm: corrected for the ``n_tests`` of its family.
+        n_splits: random splits that both have; None for folds, and for fewer than :data:`SPLITS`.
+        p_splits: the same test over them, each the mean of its trainings and scans; not corrected.
         closed: share of the gap between ``against`` and the ceiling; None without a ceiling, or for distances.
         borrowed: whether a training of the ceiling stands for one that it lacks.
         verdict: what may be said of it.
@@ -105,6 +110,8 @@ class Gain:
     p_value: float
     p_holm: float
     n_tests: int
+    n_splits: int | None
+    p_splits: float | None
     closed: GapClosed | None
     borrowed: bool
     verdict: str
@@ -134,6 +141,21 @@ class Rank:
     first: int
     p_holm: float | None
     friedman: float | None
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Methods with as many labels of the same data, each against every other, in one metric.
+
+    Attributes:
+        rows: the methods, best mean rank first.
+        metric: what is compared.
+        gains: one per pair that has a training in common, the better rank first; p-values are corrected over these.
+    """
+
+    rows: tuple[LoadedRow, ...]
+    metric: str
+    gains: tuple[Gain, ...]
 
 
 @dataclass(frozen=True)
@@ -249,8 +271,13 @@ class Analysis:
         self._classes[label] = _corrected(family)
         return self._classes[label]
 
-    def gain(self, row: LoadedRow, other: LoadedRow, metric: str = "dice", label: str | None = None) -> Gain | None:
-        """A row against another, not yet corrected; None where they have no training in common."""
+    def gain(
+        self, row: LoadedRow, other: LoadedRow, metric: str = "dice", label: str | None = None, share: bool = True
+    ) -> Gain | None:
+        """A row against another, not yet corrected; None where they have no training in common.
+
+        Without ``share`` the gap to the ceiling is left out: it costs as much as all the rest.
+        """
         borrow = "ceiling" in (row.row.role, other.row.role)
         if row.row.role == "ceiling":  # it lends its trainings to the other's seeds
             reverse, borrowed = paired(other, row, metric, label, borrow)
@@ -263,7 +290,7 @@ class Analysis:
         patients = whose(row, other)
         found = gap_closed(own, others, own, shared_cases=True, patients=patients)
         closed = None
-        ceiling = self.study.reference(row, "ceiling")
+        ceiling = self.study.reference(row, "ceiling") if share else None
         if ceiling is not None and ceiling not in (row, other) and metric in OVERLAP_METRICS:
             above, lent = paired(row, ceiling, metric, label, borrow=True)
             shared = [key for key in common if key in above]
@@ -277,7 +304,8 @@ class Analysis:
         better = difference if metric in OVERLAP_METRICS else -difference
         means = patient_means(dict(zip(first, difference.tolist(), strict=True)), patients)
         tested = np.round(list(means.values()), 12)
-        p_value = float(stats.wilcoxon(tested).pvalue) if tested.any() else 1.0
+        p_value = _wilcoxon(tested)
+        n_splits, p_splits = _over_splits(common)
         mean_row, mean_against = (
             float(np.mean([np.mean(list(values.values())) for values in side])) for side in (own, others)
         )
@@ -301,6 +329,8 @@ class Analysis:
             p_value=p_value,
             p_holm=p_value,
             n_tests=1,
+            n_splits=n_splits,
+            p_splits=p_splits,
             closed=closed,
             borrowed=borrowed,
             verdict="",
@@ -313,11 +343,30 @@ class Analysis:
     @cached_property
     def ranks(self) -> list[list[Rank]]:
         """Methods ranked by Dice, best first, for every data set and number of labels with at least two of them."""
+        return [found for rows in self._rivals if (found := _ranks(rows))]
+
+    @cached_property
+    def pairs(self) -> list[Pairs]:
+        """Every method against every other, for every data set, number of labels and metric."""
+        place = {rank.row: number for table in self.ranks for number, rank in enumerate(table)}
+        found = []
+        for rivals in self._rivals:
+            rows = sorted(rivals, key=lambda row: place.get(row, 0))
+            for metric in COMPARED:
+                every = (self.gain(one, two, metric, share=False) for one, two in combinations(rows, 2))
+                family = [gain for gain in every if gain is not None]
+                if family:
+                    found.append(Pairs(tuple(rows), metric, tuple(_corrected(family))))
+        return found
+
+    @cached_property
+    def _rivals(self) -> list[list[LoadedRow]]:
+        """Scored methods with as many labels of the same data, where there are two or more."""
         tables: dict[tuple[Any, ...], list[LoadedRow]] = {}
         for row in self.study.methods:
             if row.trained:
                 tables.setdefault((row.row.group, row.row.n_labeled), []).append(row)
-        return [found for rows in tables.values() if len(rows) > 1 and (found := _ranks(rows))]
+        return [rows for rows in tables.values() if len(rows) > 1]
 
     @cached_property
     def checks(self) -> list[Check]:
@@ -357,11 +406,35 @@ def _level(row: LoadedRow, metric: str, label: str | None, interval: bool) -> Le
     )
 
 
+def _wilcoxon(differences: np.ndarray) -> float:
+    """Two-sided p-value of the signed-rank test; 1 where all differences are 0."""
+    return float(stats.wilcoxon(differences).pvalue) if differences.any() else 1.0
+
+
+def _over_splits(
+    common: Mapping[Key, tuple[Mapping[str, float], Mapping[str, float]]],
+) -> tuple[int | None, float | None]:
+    """Number of random splits and the p-value over them, each one value; None for too few."""
+    found: dict[str, list[float]] = {}
+    for (split, _), sides in common.items():
+        if split.startswith(RANDOM_SPLIT):
+            own, other = (float(np.mean(list(values.values()))) for values in sides)
+            found.setdefault(split, []).append(own - other)
+    if len(found) < SPLITS:
+        return None, None
+    return len(found), _wilcoxon(np.round([np.mean(each) for each in found.values()], 12))
+
+
 def _corrected(family: Sequence[Gain]) -> list[Gain]:
     """The comparisons with p-values corrected for their number, and what may then be said."""
     values = holm([gain.p_value for gain in family])
     found = [replace(gain, p_holm=p, n_tests=len(family)) for gain, p in zip(family, values, strict=True)]
     return [replace(gain, verdict=verdict(gain)) for gain in found]
+
+
+def too_few(gain: Gain) -> bool:
+    """Whether even a difference of the same sign in all patients could not pass the corrected test."""
+    return min(1.0, 2.0 ** (1 - gain.n_patients) * gain.n_tests) >= LEVEL
 
 
 def verdict(gain: Gain) -> str:
@@ -370,8 +443,7 @@ def verdict(gain: Gain) -> str:
     Where even a difference of the same sign in all patients could not reach :data:`LEVEL` after the correction, there
     are too few to tell, whatever the interval.
     """
-    smallest = min(1.0, 2.0 ** (1 - gain.n_patients) * gain.n_tests)
-    if gain.low is None or gain.high is None or smallest >= LEVEL:
+    if gain.low is None or gain.high is None or too_few(gain):
         unit = "cases" if gain.n_patients == gain.n_cases else "patients"
         return f"too few {unit} ({gain.n_patients}) to tell"
     outside, significant = gain.low > 0 or gain.high < 0, gain.p_holm < LEVEL
@@ -398,7 +470,7 @@ def _ranks(rows: Sequence[LoadedRow]) -> list[Rank]:
     means = [patient_means(dict(zip(cases, own.tolist(), strict=True)), known) for own in dice]
     tested = np.round([list(each.values()) for each in means], 12)
     tests = [tested[number] - tested[best] for number in others]
-    corrected = holm([float(stats.wilcoxon(test).pvalue) if test.any() else 1.0 for test in tests])
+    corrected = holm([_wilcoxon(test) for test in tests])
     friedman = None
     if len(rows) > 2 and tested.shape[1] > 1:
         friedman = 1.0 if (tested == tested[0]).all() else float(stats.friedmanchisquare(*tested).pvalue)

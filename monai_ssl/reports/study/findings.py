@@ -12,7 +12,7 @@ from monai_ssl.reports.study.load import ROLE_NAMES, LoadedRow, Study
 from monai_ssl.reports.study.quoted import jaccard_check
 from monai_ssl.reports.study.rows import Role
 
-__all__ = ["facts", "findings", "gain_sentence", "share_text", "used_settings", "warnings"]
+__all__ = ["facts", "findings", "gain_sentence", "scope", "share_text", "splits_note", "used_settings", "warnings"]
 
 # differences or rows in one sentence, and sentences of a kind; tables have all
 LISTED = 8
@@ -62,11 +62,12 @@ def gain_sentence(analysis: Analysis, gain: Gain) -> str:
     study, row = analysis.study, gain.row
     interval = f" {interval_text(gain.low, gain.high, 1, 100)}" if gain.low is not None else ""
     tests = f" after Holm over {gain.n_tests} tests" if gain.n_tests > 1 else ""
+    splits = "" if gain.p_splits is None else f"; over {gain.n_splits} splits {p_value_text(gain.p_splits)}"
     counted = f"{gain.wins} of {plural(gain.n_cases, 'case')}, {plural(gain.n_trainings, 'training')} each"
     text = (
         f"{scope(study, row)}: {row.title} reaches Dice {number_text(gain.mean_row, 1, 100)} %, "
         f"{points(gain.difference)} points{interval} over its matched floor: {gain.verdict} "
-        f"({p_value_text(gain.p_holm)}{tests}, better on {counted})."
+        f"({p_value_text(gain.p_holm)}{tests}, better on {counted}{splits})."
     )
     closed, ceiling = gain.closed, study.reference(row, "ceiling")
     if closed is not None and ceiling is not None:
@@ -81,6 +82,20 @@ def gain_sentence(analysis: Analysis, gain: Gain) -> str:
     if failed[0] or others[0]:
         text += f" Failed scans: {failed[0]} of {failed[1]}; matched floor: {others[0]} of {others[1]}."
     return text
+
+
+def splits_note(analysis: Analysis) -> str:
+    """What the test over random splits is; empty where there is none."""
+    gains = [*analysis.gains, *(gain for pairs in analysis.pairs for gain in pairs.gains)]
+    numbers = sorted({gain.n_splits for gain in gains if gain.n_splits is not None})
+    if not numbers:
+        return ""
+    least = " or ".join(f"{2.0 ** (1 - number):.2g} with {number} splits" for number in numbers)
+    return (
+        "Wilcoxon over splits: the same test with one value per random split, the mean of its trainings and scans. It "
+        f"is not corrected, and never below {least}. Splits share scans and are not independent: the test over "
+        "patients decides."
+    )
 
 
 def findings(analysis: Analysis) -> list[str]:

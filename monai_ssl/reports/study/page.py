@@ -13,8 +13,8 @@ from monai_ssl.metrics.statistics import FAILURE_DICE
 from monai_ssl.reports.numbers import PATIENT_NOTE
 from monai_ssl.reports.page import Picture, Table, render_html, render_markdown
 from monai_ssl.reports.study import charts, tables
-from monai_ssl.reports.study.analysis import Analysis
-from monai_ssl.reports.study.findings import facts, findings, warnings
+from monai_ssl.reports.study.analysis import LEVEL, Analysis
+from monai_ssl.reports.study.findings import facts, findings, splits_note, warnings
 from monai_ssl.reports.study.latex import latex_file, latex_table
 from monai_ssl.reports.study.load import load_study
 from monai_ssl.reports.study.quoted import read_quoted
@@ -56,6 +56,17 @@ RANK_NOTE = (
     "best mean rank, after Holm; methods with p of 0.05 or more cannot be told from it. Friedman's test asks whether "
     "all rank alike."
 )
+PAIRS_NOTE = (
+    "Row minus column over the trainings and scans that both have, best mean rank first; for 95HD a negative "
+    f"difference is the better one. {tables.MARK}: Wilcoxon's test over patients gives p < {LEVEL:g} after Holm's "
+    "correction, which covers all pairs of one square. The more methods, the more a pair has to show: two that no mark "
+    "tells apart may still differ. Intervals, p-values and better and worse scans of every pair are in "
+    "results/pairs.csv."
+)
+PAIR_NOTE = (
+    "a minus b over the trainings and scans that both have, the better mean rank first; for 95HD a negative difference "
+    "is the better one."
+)
 COST_NOTE = (
     "Parameters of the network that is deployed, and of everything that optimizers train. GMAC: multiply-accumulates "
     "of one patch through the deployed network, convolutions and matrix products only, in 10⁹. Hours and seconds "
@@ -90,6 +101,7 @@ FILES = {
     "per_case.csv": "scores of every training, scan and class",
     "summary.csv": "means, deviations, intervals of every row, metric and class",
     "comparisons.csv": "paired differences, tests, shares of the gap",
+    "pairs.csv": "every method against every other with as many labels: paired differences, tests",
     "ranks.csv": "mean ranks",
     "costs.csv": "parameters, operations, time, memory",
     "checks.csv": "Dice and Jaccard of every training against each other",
@@ -138,6 +150,10 @@ def write_page(
         "further_note": FURTHER_NOTE,
         "ranks": tables.ranks_table(analysis),
         "rank_note": RANK_NOTE,
+        "squares": tables.square_tables(analysis),
+        "squares_note": PAIRS_NOTE,
+        "pairs": tables.pairs_table(analysis),
+        "pairs_note": PAIR_NOTE,
         "costs": tables.costs_table(analysis),
         "cost_note": COST_NOTE,
         "quoted": tables.quoted_table(analysis),
@@ -149,6 +165,9 @@ def write_page(
         "command": command,
         "facts": facts(study),
     }  # fmt: skip
+    # once, where the test over splits is first seen
+    place = next((key for key in ("gains", "squares", "pairs") if text[key]), "further")
+    text[f"{place}_note"] = " ".join(filter(None, [text[f"{place}_note"], splits_note(analysis)]))
     pictures: dict[str, Any] = {
         "gains_picture": _picture(charts.gains_figure(analysis), FOREST_NOTE, "Gains over the matched floors"),
         "fractions": _picture(charts.fraction_figure(analysis), FRACTION_NOTE, "Dice against the number of labels"),
@@ -220,12 +239,15 @@ def _latex(title: str, text: dict[str, Any]) -> str:
     spread = "mean ± sd over trainings (over cases)"
     for name, table in text["results"]:
         add(table, f"{name}, {spread}.", f"results-{name}", 1)
-    tests = "95 % intervals of a hierarchical bootstrap, Wilcoxon's test over patients with Holm's correction"
+    corrected = "Wilcoxon's test over patients with Holm's correction"
+    tests = f"95 % intervals of a hierarchical bootstrap, {corrected}"
     add(text["gains"], f"gain over the matched floor, {tests}.", "gains", 1)
     for name, table, gains in text["classes"]:
         add(table, f"{name}, every class, {spread}.", f"classes-{name}", 2)
         add(gains, f"{name}, gain over the matched floor in every class.", f"class-gains-{name}", 1)
     add(text["ranks"], "ranks by Dice.", "ranks", 2)
+    for number, (heading, _, square) in enumerate(text["squares"], start=1):
+        add(square, f"{heading}, row minus column; {tables.MARK}: p < {LEVEL:g}, {corrected}.", f"pairs-{number}")
     add(text["costs"], "costs of training.", "costs", 1)
     add(text["quoted"], "quoted figures, not measured here, beside those measured.", "quoted", 1)
     return latex_file(found)

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-__all__ = ["ROLES", "Role", "StudyRow", "StudyRun"]
+__all__ = ["RANDOM_SPLIT", "ROLES", "Role", "StudyRow", "StudyRun"]
 
 Role = Literal["floor", "no_pool", "matched_floor", "method", "ensemble", "oracle", "ceiling", "quoted"]
 ROLES: tuple[Role, ...] = ("floor", "no_pool", "matched_floor", "method", "ensemble", "oracle", "ceiling", "quoted")
 """Roles of rows, in the order of the tables."""
+RANDOM_SPLIT = "split"
+"""Names of random splits begin with it, those of folds do not."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ class StudyRun:
     Attributes:
         row: name of the row.
         seed: of the training.
-        split: fold or random split; "" for none. Runs of two rows are compared where seed and split are the same.
+        split: fold or random split (:data:`RANDOM_SPLIT`); "" for none. Runs of two rows are compared where seed and
+            split are the same.
         run: folder of the run (``run.json``, ``training.csv``, ``costs.json``).
         evaluation: folder with ``per_case.csv`` and ``summary.json``. Where it is missing, the page says so.
         chain: of a self-training, whose last training ``run`` is: its folder. What the others cost, counts too.

@@ -14,8 +14,8 @@ from monai_ssl.files import cell
 from monai_ssl.metrics.cases import METRICS
 from monai_ssl.reports.numbers import DASH, MINUS, interval_text, metric_unit, number_text, p_value_text, plural
 from monai_ssl.reports.page import Table
-from monai_ssl.reports.study.analysis import Analysis, Gain, Level
-from monai_ssl.reports.study.findings import role_name, share_text, used_settings
+from monai_ssl.reports.study.analysis import LEVEL, Analysis, Gain, Level, Pairs, too_few
+from monai_ssl.reports.study.findings import role_name, scope, share_text, used_settings
 from monai_ssl.reports.study.load import LoadedRow, Study
 from monai_ssl.reports.study.quoted import QuotedFigure, jaccard_check, quoted_cells
 
@@ -26,10 +26,12 @@ __all__ = [
     "csv_files",
     "further_table",
     "gains_table",
+    "pairs_table",
     "quoted_table",
     "ranks_table",
     "results_table",
     "settings_table",
+    "square_tables",
 ]
 
 # column: its name, and the factor and digits of the numbers
@@ -40,6 +42,10 @@ DISTANCES = {
     "hd95_voxel": ("95HD voxel", 1.0, 2),
     "asd_voxel": ("ASD voxel", 1.0, 2),
 }
+# beside a difference of which the corrected test gives less than LEVEL
+MARK = "*"
+# methods from which on a square is easier to read than a line per pair
+SQUARE = 3
 # more classes than this have their Dice only
 CLASSES_WITH_DISTANCE = 4
 
@@ -127,7 +133,16 @@ def gains_table(analysis: Analysis) -> Table | None:
         ]
         for gain in gains
     ]  # fmt: skip
+    _add_splits(header, lines, gains)
     return Table(header, lines, (0, 1, 3), [gain.row.color for gain in gains]) if lines else None
+
+
+def _add_splits(header: list[str], lines: list[list[str]], gains: Sequence[Gain]) -> None:
+    """The test over random splits as last column, where there is one."""
+    if any(gain.p_splits is not None for gain in gains):
+        header.append("Wilcoxon over splits")
+        for line, gain in zip(lines, gains, strict=True):
+            line.append(DASH if gain.p_splits is None else p_value_text(gain.p_splits))
 
 
 def gain_text(gain: Gain) -> str:
@@ -151,23 +166,33 @@ def further_table(analysis: Analysis) -> Table | None:
     """All other comparisons, and 95HD."""
     header = ["a", "b", "Data", "Labels of a", "Metric", f"Mean a {MINUS} b", "95% interval", f"Median a {MINUS} b",
               "Wilcoxon (Holm)", "a better / worse / equal", "Reading"]  # fmt: skip
+    # which have a table of their own
+    above = ("method", "matched_floor", "dice")
+    gains = [gain for gain in analysis.gains if (gain.row.row.role, gain.against.row.role, gain.metric) != above]
     lines = []
-    for gain in analysis.gains:
-        if (gain.row.row.role, gain.against.row.role, gain.metric) == ("method", "matched_floor", "dice"):
-            continue
-        scale, digits, unit = metric_unit(gain.metric)
+    for gain in gains:
         role = role_name(gain.against)
         told = "" if role in gain.against.title.lower() else f"{role}, "
         other = f"{gain.against.title} ({told}{gain.against.row.n_labeled} labels)"
-        lines.append([
-            gain.row.title, other,
-            analysis.study.group_name(gain.row.row.group), str(gain.row.row.n_labeled),
-            f"{'Dice' if gain.metric == 'dice' else '95HD'}, {unit}",
-            number_text(gain.difference, digits, scale, sign=True), interval_text(gain.low, gain.high, digits, scale),
-            number_text(gain.median_difference, digits, scale, sign=True), tests_text(gain),
-            f"{gain.wins} / {gain.losses} / {gain.ties}", reading(gain),
-        ])  # fmt: skip
+        lines.append([gain.row.title, other, *_difference_cells(analysis, gain)])
+    _add_splits(header, lines, gains)
     return Table(header, lines, (0, 1, 2, 4, 10)) if lines else None
+
+
+def _difference_cells(analysis: Analysis, gain: Gain) -> list[str]:
+    """What a line about two rows says of their difference."""
+    scale, digits, _ = metric_unit(gain.metric)
+    return [
+        analysis.study.group_name(gain.row.row.group), str(gain.row.row.n_labeled), metric_text(gain.metric),
+        number_text(gain.difference, digits, scale, sign=True), interval_text(gain.low, gain.high, digits, scale),
+        number_text(gain.median_difference, digits, scale, sign=True), tests_text(gain),
+        f"{gain.wins} / {gain.losses} / {gain.ties}", reading(gain),
+    ]  # fmt: skip
+
+
+def metric_text(metric: str) -> str:
+    """A compared metric and the unit of its differences."""
+    return f"{'Dice' if metric == 'dice' else '95HD'}, {metric_unit(metric)[2]}"
 
 
 def class_gains_table(analysis: Analysis, classes: Sequence[str], group: tuple[str, str, str]) -> Table | None:
@@ -208,6 +233,57 @@ def ranks_table(analysis: Analysis) -> Table | None:
             ])  # fmt: skip
             colors.append(rank.row.color)
     return Table(header, lines, (0, 1), colors) if lines else None
+
+
+def square_tables(analysis: Analysis) -> list[tuple[str, str, Table]]:
+    """A square of differences per metric, where three methods or more have as many labels of the same data.
+
+    Returns:
+        Heading, sentence and table of each.
+    """
+    return [
+        (f"{scope(analysis.study, pairs.rows[0])}: {metric_text(pairs.metric)}", pairs_sentence(pairs), _square(pairs))
+        for pairs in analysis.pairs
+        if len(pairs.rows) >= SQUARE
+    ]
+
+
+def _square(pairs: Pairs) -> Table:
+    scale, digits, _ = metric_unit(pairs.metric)
+    cells: dict[tuple[LoadedRow, LoadedRow], str] = {}
+    for gain in pairs.gains:
+        mark = MARK if gain.p_holm < LEVEL else ""
+        for places, sign in (((gain.row, gain.against), 1), ((gain.against, gain.row), -1)):
+            cells[places] = f"{number_text(sign * gain.difference, digits, scale, sign=True)}{mark}"
+    lines = [
+        [row.title, *("" if row is other else cells.get((row, other), DASH) for other in pairs.rows)]
+        for row in pairs.rows
+    ]
+    return Table(["Row minus column", *(row.title for row in pairs.rows)], lines, (0,), [r.color for r in pairs.rows])
+
+
+def pairs_sentence(pairs: Pairs) -> str:
+    """How many pairs the tests tell apart, and whether they could."""
+    gains = pairs.gains
+    marked = sum(gain.p_holm < LEVEL for gain in gains)
+    text = f"{plural(len(gains), 'pair')}, {marked} with p < {LEVEL:g} after Holm"
+    if all(too_few(gain) for gain in gains):
+        unit = "case" if all(gain.n_patients == gain.n_cases for gain in gains) else "patient"
+        text += f": {plural(max(gain.n_patients for gain in gains), unit)} cannot tell so many pairs apart"
+    over = [gain.p_splits for gain in gains if gain.p_splits is not None]
+    if over:
+        text += f"; over splits, not corrected, {sum(p < LEVEL for p in over)} of {len(over)}"
+    return f"{text}."
+
+
+def pairs_table(analysis: Analysis) -> Table | None:
+    """The pairs where just two methods have as many labels of the same data, a line each."""
+    gains = [gain for pairs in analysis.pairs if len(pairs.rows) < SQUARE for gain in pairs.gains]
+    header = ["a", "b", "Data", "Labels", "Metric", f"Mean a {MINUS} b", "95% interval", f"Median a {MINUS} b",
+              "Wilcoxon (Holm)", "a better / worse / equal", "Reading"]  # fmt: skip
+    lines = [[gain.row.title, gain.against.title, *_difference_cells(analysis, gain)] for gain in gains]
+    _add_splits(header, lines, gains)
+    return Table(header, lines, (0, 1, 2, 4, 10)) if lines else None
 
 
 def costs_table(analysis: Analysis) -> Table | None:
@@ -320,6 +396,7 @@ def csv_files(analysis: Analysis, folder: Path) -> dict[str, str]:
         "per_case.csv": _per_case(study),
         "summary.csv": _summary(analysis),
         "comparisons.csv": _comparisons(analysis),
+        "pairs.csv": _pairs(analysis),
         "ranks.csv": _ranks(analysis),
         "costs.csv": _costs(analysis),
         "checks.csv": _checks(analysis),
@@ -356,20 +433,34 @@ def _summary(analysis: Analysis) -> str:
     return csv_text(fields, lines)
 
 
+DIFFERENCE_FIELDS = ("n_trainings", "n_cases", "n_patients", "mean_row", "mean_against", "difference", "low", "high",
+                     "median_difference", "wins", "losses", "ties", "p_value", "p_holm", "n_tests", "n_splits",
+                     "p_splits")  # fmt: skip
+
+
 def _comparisons(analysis: Analysis) -> str:
     several = {name for row in analysis.study.rows if len(row.classes) > 1 for name in row.classes}
     gains = [*analysis.gains, *(gain for name in sorted(several) for gain in analysis.class_gains(name))]
-    numbers = ("n_trainings", "n_cases", "n_patients", "mean_row", "mean_against", "difference", "low", "high",
-               "median_difference", "wins", "losses", "ties", "p_value", "p_holm", "n_tests")  # fmt: skip
     shares = ("gap", "gap_low", "gap_high", "share", "share_low", "share_high")
     lines = [
         {**_row_cells(gain.row), "against": gain.against.row.name, "against_role": gain.against.row.role,
-         "metric": gain.metric, "class": gain.label, **{key: getattr(gain, key) for key in numbers},
+         "metric": gain.metric, "class": gain.label, **{key: getattr(gain, key) for key in DIFFERENCE_FIELDS},
          **({key: getattr(gain.closed, key) for key in shares} if gain.closed is not None else {}),
          "reading": gain.verdict}
         for gain in gains
     ]  # fmt: skip
-    return csv_text([*ROW_FIELDS, "against", "against_role", "metric", "class", *numbers, *shares, "reading"], lines)
+    fields = [*ROW_FIELDS, "against", "against_role", "metric", "class", *DIFFERENCE_FIELDS, *shares, "reading"]
+    return csv_text(fields, lines)
+
+
+def _pairs(analysis: Analysis) -> str:
+    lines = [
+        {**_row_cells(gain.row), "against": gain.against.row.name, "against_title": gain.against.title,
+         "metric": gain.metric, **{key: getattr(gain, key) for key in DIFFERENCE_FIELDS}, "reading": gain.verdict}
+        for pairs in analysis.pairs
+        for gain in pairs.gains
+    ]  # fmt: skip
+    return csv_text([*ROW_FIELDS, "against", "against_title", "metric", *DIFFERENCE_FIELDS, "reading"], lines)
 
 
 def _ranks(analysis: Analysis) -> str:

@@ -21,6 +21,7 @@ from monai_ssl.data.loading import PATIENT, load_datalist
 from monai_ssl.data.patients import patients_of
 from monai_ssl.errors import DataError, enumerated, plural
 from monai_ssl.files import write_text
+from monai_ssl.reports.study.rows import RANDOM_SPLIT
 from monai_ssl.runs.study.settings import DataSettings, SplitSettings, StudySettings
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ def _random(
         preset=folder / LISTS / f".{name}-proposed.yaml",
         overwrite=True,
     )
-    return f"split{number}", replace(made.datalist, dataset_dir=Path(os.path.abspath(scans)))
+    return f"{RANDOM_SPLIT}{number}", replace(made.datalist, dataset_dir=Path(os.path.abspath(scans)))
 
 
 def folded(cases: Datalist, number: int, section: str) -> list[tuple[str, Datalist]]:
