@@ -45,6 +45,25 @@ ARMS = {
     "oracle": "true labels of the pool as pseudo-labels",
     CEILING: "supervised, all labels (ceiling)",
 }
+# what an ablation changes, of the labeling or of the round
+VARIANTS = {
+    "one_view": "the pool labeled by one view, not by mirrored ones",
+    "keep_all": "no scan dropped, not a tenth",
+    "drop_quarter": "a quarter of the scans dropped",
+    "drop_half": "half of the scans dropped",
+    "sure_70": "voxels below 70 % left open",
+    "no_strong_view": "no change of gray values",
+    "stronger_view": "twice as strong a change of gray values",
+    "no_cutmix": "no CutMix",
+    "weight_1": "weight 1, not 0.5",
+    "weight_025": "weight 0.25",
+    "with_dice": "also the Dice of pseudo-labels",
+    "two_rounds": "a second round",
+    "two_networks": "two floors label",
+    "fine_tuned": "a tenth of the iterations on the labels alone, at the end",
+    "warm_start": "the round begins with the floor's weights",
+    "pool_batch_4": "four pool patches in a step, not two",
+}
 VIEWS = ("plain", "mirrored")
 NUMBERS = ("dice", "jaccard", "hd95_voxel", "asd_voxel")
 COLUMNS = ("arm", "repetition", "views", "case", "class", "status", *NUMBERS)
@@ -400,7 +419,8 @@ def _ablation(arms: Mapping[str, Any], found: Scores) -> list[str]:
     lines = ["", "Variants, each compared with self-training on the repetitions that both have, in points:", "",
              f"| {' | '.join(head)} |", "|---" * len(head) + "|"]  # fmt: skip
     for arm in others:
-        cells = [f"`{arm}`", str(max(len(values["repetitions"]) for values in arms[arm].values()))]
+        repetitions = max(len(values["repetitions"]) for values in arms[arm].values())
+        cells = [f"{VARIANTS.get(arm, '')} (`{arm}`)", str(repetitions)]
         for views in VIEWS:
             values = arms[arm].get(views)
             cells.append(f"{100 * values['mean']['dice']:.1f}" if values else "–")
