@@ -199,7 +199,7 @@ def _labels(
     labelers = [_Labeler(teacher, preset, rules.tta) for teacher in teachers] if cases else []
     for name, entry in followed(cases, "label the pool", len(cases)):
         start = time.monotonic()
-        views = [view for labeler in labelers for view in labeler.views(entry["image"])]
+        views = (view for labeler in labelers for view in labeler.views(entry["image"]))
         label, row = _judged(views, rules, preset.n_classes)
         yield name, entry, label, {**row, "seconds": round(time.monotonic() - start, 3)}
 
@@ -263,8 +263,8 @@ class _Labeler:
         flips = plausible_flips(preset) if tta else []
         self.axes: list[tuple[int, ...]] = [(), *flips]
 
-    def views(self, image: Any) -> Iterable[Tensor]:
-        """Class probabilities ``(n_classes, *spatial)`` on the image's grid, one per view."""
+    def views(self, image: Any) -> Iterator[Tensor]:
+        """Class probabilities ``(n_classes, *spatial)`` on the image's grid, one view after the other."""
         for axes in self.axes:
             self.segmenter.network = _Flipped(self.network, axes)
             try:
@@ -289,9 +289,22 @@ class _Flipped(nn.Module):
         return self.network(image.flip(self.axes)).flip(self.axes)
 
 
-def _judged(views: Sequence[Tensor], rules: Rules, n_classes: int) -> tuple[Tensor, dict[str, Any]]:
-    """The label map of the mean of the views, and a row about it."""
-    mean = torch.stack([torch.as_tensor(view) for view in views]).mean(0)
+def _judged(views: Iterable[Tensor], rules: Rules, n_classes: int) -> tuple[Tensor, dict[str, Any]]:
+    """The label map of the mean of the views, and a row about it.
+
+    Of every view only its label map is kept beside the sum: probabilities of a large scan fill gigabytes.
+    """
+    mean: Any = None
+    maps: list[np.ndarray] = []
+    for view in views:
+        probabilities = torch.as_tensor(view).as_subclass(Tensor)
+        if mean is None:
+            mean, first = probabilities.clone(), view[:1].clone()
+        else:
+            mean += probabilities
+        maps.append(probabilities.argmax(0).numpy().astype(np.uint8))
+        del view, probabilities  # before the next one comes
+    mean /= len(maps)
     sure, label = mean.max(0)
     drawn = label.numpy().astype(np.uint8)
     for value in rules.one_piece:
@@ -300,27 +313,29 @@ def _judged(views: Sequence[Tensor], rules: Rules, n_classes: int) -> tuple[Tens
     agreements, confidences = [], []
     for value in range(1, n_classes):
         mask = drawn == value
-        others = [np.asarray(torch.as_tensor(view).argmax(0) == value) for view in views]
+        others = [found == value for found in maps]
         if not mask.any():
             if value in rules.always or any(other.any() for other in others):
                 agreements.append(0.0)
                 confidences.append(0.0)
+            else:  # rightly absent, or nearly drawn?
+                confidences.append(1.0 - float(mean[value].max()))
             continue
         agreements.append(float(np.mean([2 * (mask & o).sum() / (mask.sum() + o.sum()) for o in others])))
         p = mean[value].double().numpy()
         confidences.append(float(2 * p[mask].sum() / (p.sum() + mask.sum())))
-    open_voxels = (sure < rules.sure).numpy()
+    seen = (mean.sum(0) > 0).numpy()  # beyond a central crop nobody has looked: background, as in predictions
+    open_voxels = (sure < rules.sure).numpy() & seen
+    drawn[open_voxels] = IGNORE_LABEL
     row: dict[str, Any] = {
-        "agreement": float(np.mean(agreements)) if agreements and len(views) > 1 else None,
+        "agreement": float(np.mean(agreements)) if agreements and len(maps) > 1 else None,
         "confidence": float(np.mean(confidences)) if confidences else 1.0,
-        "unsure": float(open_voxels.mean()),
+        "unsure": float(open_voxels.sum() / max(seen.sum(), 1)),
         "voxels": [int((drawn == value).sum()) for value in range(n_classes)],
     }
     known = [value for value in (row["agreement"], row["confidence"]) if value is not None]
     row["reliability"] = float(np.mean(known))
-    drawn[open_voxels] = IGNORE_LABEL
-    first: Any = views[0]
-    return first[:1].clone().copy_(torch.from_numpy(drawn)[None]), row
+    return first.copy_(torch.from_numpy(drawn)[None]), row
 
 
 class LabelWriter:

@@ -342,6 +342,51 @@ def test_unsure_voxels_are_left_open():
     assert row["unsure"] == pytest.approx(1 / 3)
 
 
+def test_voxels_are_those_that_teach():
+    p = torch.tensor([[[0.4, 0.1, 0.9]], [[0.6, 0.9, 0.1]]])
+    _, row = _judged([p], Rules(tta=False, sure=0.8), 2)
+    assert row["voxels"] == [1, 1]  # and the alarms see a class that vanishes because nobody is sure of it
+
+
+def test_what_nobody_has_looked_at_is_not_unsure():
+    """Beyond a central crop there are no probabilities."""
+    p = torch.tensor([[[0.0, 0.45, 0.9, 0.0]], [[0.0, 0.55, 0.1, 0.0]]])
+    label, row = _judged([p], Rules(tta=False, sure=0.6), 2)
+    assert label.tolist() == [[[0, 255, 0, 0]]]
+    assert row["unsure"] == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize("n_views", [1, 4])
+def test_a_scan_in_which_nothing_was_nearly_found_is_not_the_most_reliable(n_views):
+    nearly = torch.tensor([[[0.51, 0.9]], [[0.49, 0.1]]])
+    found = torch.tensor([[[0.2, 0.9]], [[0.8, 0.1]]])
+    absent = torch.tensor([[[0.99, 0.98]], [[0.01, 0.02]]])
+    values = [_judged([p] * n_views, Rules(tta=False), 2)[1]["reliability"] for p in (nearly, found, absent)]
+    assert values[0] == pytest.approx(0.51)
+    assert values[0] < values[1] < values[2]
+
+
+def test_views_are_not_kept():
+    """Their probabilities fill gigabytes where a scan is large."""
+    import weakref
+
+    alive, most = weakref.WeakSet(), 0
+
+    def views():
+        nonlocal most
+        for _ in range(6):
+            view = torch.rand(3, 4, 5)
+            alive.add(view)
+            most = max(most, len(alive))
+            yield view
+            del view
+
+    label, row = _judged(views(), Rules(tta=False), 3)
+    assert label.shape == (1, 4, 5)
+    assert row["agreement"] is not None
+    assert most <= 2
+
+
 def test_scans_of_which_nothing_is_sure_or_right_are_dropped():
     rows = [{"case": name, "reliability": r, "unsure": u}
             for name, r, u in (("a", 0.9, 0.0), ("b", 0.0, 0.0), ("c", 0.8, 1.0), ("d", 0.7, 0.5))]  # fmt: skip
