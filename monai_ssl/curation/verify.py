@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -167,9 +168,15 @@ def _check_case(section: str, entry: Entry, label: str | None, preset: Preset, m
             f"case cannot be checked ({type(error).__name__}: {without_quotes(error)}): look at its files",
         )
     if section == "unlabeled":  # with a label map that was drawn
-        elsewhere, gone = "move the case to 'unlabeled'", "remove the file"
-        case.problems = [replace(known, message=known.message.replace(elsewhere, gone)) for known in case.problems]
+        case.problems = [replace(known, message=_of_pool(known.message)) for known in case.problems]
     return case
+
+
+def _of_pool(message: str) -> str:
+    """Advice about a label, for a label map that was drawn: the preset's ``label_map`` is not for those."""
+    message = message.replace("move the case to 'unlabeled'", "remove the file")
+    remapped = "write it with the preset's classes (guide to self-training: labels of another tool)"
+    return re.sub(r": correct 'labels' in the preset.*, or remap the label", f": {remapped}", message)
 
 
 def _check_files(case: _Case, entry: Entry, label_file: str | None, preset: Preset, memory: ScanMemory | None) -> None:

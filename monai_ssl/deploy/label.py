@@ -205,8 +205,11 @@ class TrainTask(BundleTrainTask):
         the labels alone.
         """
         pool, weights = self._cases.unlabeled, Path(self.bundle_path) / WEIGHTS
-        if "pseudo_labels" not in self.bundle_config or not pool or not weights.is_file():
+        if "pseudo_labels" not in self.bundle_config:
             return {"unlabeled_datalist": pool}
+        if not pool or not weights.is_file():
+            # strongly changed images of a pool without labels would only disturb the statistics of the network
+            return {"unlabeled_datalist": []}
         folder, preset = Path(self.bundle_path) / PSEUDO_LABELS, self.preset
         shutil.rmtree(folder, ignore_errors=True)
         one_piece, always = anatomy(self._cases.labeled, preset)
@@ -217,7 +220,7 @@ class TrainTask(BundleTrainTask):
         kept = sum(row["kept"] == "1" for row in rows)
         logger.info("monai_ssl: the present model has labeled %d scans of the pool, %d of them teach", len(rows), kept)
         if not kept:
-            return {"unlabeled_datalist": pool}
+            return {"unlabeled_datalist": []}
         return {"unlabeled_datalist": pseudo_labeled(pool, folder), "pseudo_labels": str(folder)}
 
     def _fetch_datalist(self, request: dict[str, Any], datastore: Any) -> list[dict[str, str]]:

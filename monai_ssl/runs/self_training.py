@@ -143,6 +143,10 @@ def self_train(
     if overrides.get("unlabeled_batch_size", preset.training.unlabeled_batch_size) == 0:
         raise UsageError(f"--unlabeled_batch_size: must be 1 or more, got 0: the pool would teach nothing; to train on "
                          f"labels alone: {PROGRAM} train {FLOOR} {dataset_dir}")  # fmt: skip
+    for key in ("method#weight", "method#unsupervised_weight"):
+        if overrides.get(key) == 0:
+            raise UsageError(f"--{key}: must be above 0, got 0: the pool would teach nothing; the matched floor is "
+                             f"{PROGRAM} train {METHOD} {dataset_dir} --method#unsupervised_weight 0")  # fmt: skip
     flips = _flips(preset, tta)
     tuning = _fine_tuning(_floors_options(overrides), preset, fine_tune) if fine_tune else None
     folder = Path(output).expanduser().resolve() if output else _folder(preset, cases, seed)
@@ -177,6 +181,7 @@ def self_train(
     for number in range(1, rounds + 1):
         if pseudo_labels is not None and number == 1:
             place = Path(pseudo_labels).expanduser().resolve()
+            done.alarms = _alarms_of_given(cases, preset, place)
         else:
             place = folder / f"pseudo_labels-{number}"
             assert rules is not None
@@ -193,6 +198,7 @@ def self_train(
         done.fine_tuned = trained(FLOOR, "fine-tuned", seed, {**tuning, "init": done.rounds[-1].folder})
     for labeling, run in zip(labelings[::-1], done.rounds[::-1], strict=False):
         labeling.alarms = [*labeling.alarms, *(f"training of {run.folder.name}: {text}" for text in run.alarms)]
+    done.alarms = [*done.alarms, *(f"training of {done.rounds[-1].folder.name}: {a}" for a in done.rounds[-1].alarms)]
     if labelings:
         from monai_ssl.reports.self_training import report_self_training
 
@@ -364,6 +370,25 @@ def _tell(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset, pl
     return Labeling(place.name.replace("pseudo_labels-", "round "), rows, entries, shares, found)
 
 
+def _alarms_of_given(cases: Datalist, preset: Preset, place: Path) -> list[str]:
+    """What label maps of another tool lack, said before the training."""
+    import numpy as np
+
+    from monai_ssl.data.cases import case_name
+    from monai_ssl.data.pseudo_labels import pseudo_label_preset, pseudo_labeled
+    from monai_ssl.data.reading import read_label
+
+    stored, rows = pseudo_label_preset(preset), []
+    for entry in pseudo_labeled(cases.unlabeled, place):
+        label = read_label(entry["label"], stored.label_map, stored.ignore_label)[0]
+        counts = {f"voxels_{value}": str(np.count_nonzero(label == value)) for value in range(preset.n_classes)}
+        rows.append({"case": case_name(entry), "kept": "1", **counts})
+    found = alarms(rows, class_shares(rows, cases, preset), preset)
+    for alarm in found:
+        console.warning("warning: %s", alarm)
+    return found
+
+
 def class_shares(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset) -> dict[int, tuple[float, float]]:
     """Class -> its share of the voxels in the labeled scans, where somebody has looked, and in kept pseudo-labels."""
     import numpy as np
@@ -380,7 +405,7 @@ def class_shares(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Pre
     kept = [row for row in rows if row["kept"] == "1"]
     drawn = np.array([[float(row[f"voxels_{value}"]) for value in range(preset.n_classes)] for row in kept]).sum(0)
     labeled = found / np.maximum(known, 1)
-    return {v: (float(labeled[v]), float(drawn[v] / drawn.sum())) for v in range(1, preset.n_classes)}
+    return {v: (float(labeled[v]), float(drawn[v] / max(drawn.sum(), 1))) for v in range(1, preset.n_classes)}
 
 
 def alarms(rows: Sequence[Mapping[str, str]], shares: Mapping[int, tuple[float, float]], preset: Preset) -> list[str]:

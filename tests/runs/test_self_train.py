@@ -215,6 +215,32 @@ def test_label_maps_of_another_tool(data, tmp_path):
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+def test_classes_that_maps_of_another_tool_lack_are_told_before_the_training(data, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "monai_ssl.console")
+    place = tmp_path / "labels"
+    place.mkdir()
+    for file in data.oracle.glob("*.nii.gz"):
+        volume = nib.load(file)
+        drawn = np.asarray(volume.dataobj).copy()
+        drawn[drawn == 1] = 0
+        nib.save(nib.Nifti1Image(drawn, volume.affine), place / file.name)
+    found = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, pseudo_labels=place)
+    assert found.alarms[0].startswith("class 1 (")
+    assert "vanishes from the pseudo-labels" in found.alarms[0]
+    told = caplog.text
+    assert told.index("vanishes from the pseudo-labels") < told.index("== round-1")
+    stated = json.loads((tmp_path / "out" / SELF_TRAINING).read_text())["alarms"]
+    assert stated[0] == found.alarms[0]
+    assert stated[1:] == [f"training of round-1: {text}" for text in found.run.alarms]
+
+
+@pytest.mark.parametrize("key", ["method#weight", "method#unsupervised_weight"])
+def test_a_pool_that_teaches_nothing_is_refused(data, tmp_path, key):
+    with pytest.raises(UsageError, match=f"--{key}: must be above 0, got 0: .*monai-ssl train self_training"):
+        monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, **{key: 0})
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("fault", ["grid", "class", "unknown", "none"])
 def test_label_maps_are_checked_before_the_training(data, tmp_path, fault, caplog):
     place = tmp_path / "labels"
@@ -238,6 +264,8 @@ def test_label_maps_are_checked_before_the_training(data, tmp_path, fault, caplo
     if fault != "none":
         assert f"error: unlabeled: {first}: " in caplog.text
         assert "move the case to 'unlabeled'" not in caplog.text
+        assert ("write it with the preset's classes" in caplog.text) == (fault == "class")
+        assert "set label_map" not in caplog.text  # that of the preset is not for them
     assert not (tmp_path / "run" / "model.pt").exists()
 
 
