@@ -80,7 +80,7 @@ def self_train(
 
     Trains a network on the labels (the floor), lets it label the pool, judges each of these pseudo-labels, drops the
     worst, and trains a new network on both. Every training is an ordinary run folder in `output`: floor, round-1, ...;
-    the last one is the result. Costs about two and a half supervised trainings.
+    the last one is the result. Costs two to three and a half supervised trainings.
 
     Args:
         dataset_dir: folder of the data.
