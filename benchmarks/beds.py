@@ -14,13 +14,16 @@ Arms of every bed, all with the same recipe, iterations and labeled images per s
 
 * ``floor``: supervised, the labels only.
 * ``matched_floor``: the bundle ``self_training`` with weight 0: same batches and passes, the pool teaches nothing.
-* ``self_training``: one round; the floor labels the pool, a tenth of the scans is dropped.
+* ``self_training``: one round with new weights; the floor labels the pool, a tenth of the scans is dropped.
 * ``no_pool``: the same with copies of the labeled scans as pool: what the strong changes alone are worth.
 * ``oracle``: the same with the true labels of the pool: what perfect pseudo-labels would be worth.
 * ``ceiling``: supervised, all labels.
 * ``floor_long`` (where asked for): the floor with twice the iterations. A self-training is two trainings one after the
   other; what the second one gains could be length alone.
 * ``self_training_long`` (where asked for): self-training from that longer floor, its round as long.
+* ``warm_start`` (where asked for): the round begins with the floor's weights, as `monai-ssl self-train` does; with
+  ``warm_matched_floor`` (weight 0) and ``warm_no_pool``, which begin there, too. Floor and labels are those of
+  ``self_training``, which must be there.
 * ``floor_sgd`` (where asked for): the floor with SGD 0.01, as the papers train, for as many iterations.
 
 A run that is killed goes on where it was, a finished arm is skipped. The last iterate is scored, with and without the
@@ -97,7 +100,7 @@ SOURCES = {
 # the most expensive first: what depends on a floor, then what does not
 ARMS = ("self_training", "matched_floor", "oracle", "ceiling")
 # where asked for
-OTHERS = ("floor_long", "self_training_long", "floor_sgd")
+OTHERS = ("floor_long", "self_training_long", "floor_sgd", "warm_start", "warm_matched_floor", "warm_no_pool")
 
 
 # ------------------------------------------------------------------------------------------------------------ data
@@ -206,7 +209,8 @@ def run(
         beds: comma-separated; default: all.
         repetitions: comma-separated numbers.
         arms: of ``self_training`` (with floor and no_pool), ``matched_floor``, ``oracle``, ``ceiling``, ``floor_long``,
-            ``self_training_long``, ``floor_sgd``, and of the ablations; default: the first four.
+            ``self_training_long``, ``floor_sgd``, ``warm_start``, ``warm_matched_floor``, ``warm_no_pool``, and of the
+            ablations; default: the first four.
         jobs: trainings at a time, one thread each.
         device: of all.
         minutes: no training is begun, and those under way are stopped, after this many; 0: no limit.
@@ -274,7 +278,7 @@ def one(bed_name: str, repetition: int, arm: str, data: Path, output: Path, devi
     common["max_iterations"] = iterations
     own = {**common, "datalist": f"{bed_name}-{repetition}.json"}
     if arm == "self_training":
-        done = monai_ssl.self_train(**own, output=folder / arm)
+        done = monai_ssl.self_train(**own, output=folder / arm, warm_start=False)
         score(done.floors[0], folder / "floor", device)
         score(done.run, folder / arm / "scores", device)
         without = {**common, "datalist": f"{bed_name}-{repetition}-no_pool.json"}
@@ -294,11 +298,25 @@ def one(bed_name: str, repetition: int, arm: str, data: Path, output: Path, devi
     elif arm == "self_training_long":
         if (folder / "floor_long").is_dir() and not (folder / arm / "floor").exists():
             shutil.copytree(folder / "floor_long", folder / arm / "floor", ignore=shutil.ignore_patterns("scores"))
-        trained = monai_ssl.self_train(**{**own, "max_iterations": 2 * iterations}, output=folder / arm).run
+        longer = {**own, "max_iterations": 2 * iterations}
+        trained = monai_ssl.self_train(**longer, output=folder / arm, warm_start=False).run
     elif arm == "floor_sgd":
         sgd = {"optimizer#algorithm": "sgd", "learning_rate": 0.01, "optimizer#weight_decay": 1e-4,
                "lr_scheduler#warmup": 0.0}  # fmt: skip
         trained = monai_ssl.train("supervised", **own, output=folder / arm, **sgd)
+    elif arm.startswith("warm_"):
+        begun = {"init": folder / "self_training" / "floor"}
+        if arm == "warm_matched_floor":
+            trained = monai_ssl.train("self_training", **own, **begun, output=folder / arm,
+                                      **{"method#unsupervised_weight": 0})  # fmt: skip
+        elif arm == "warm_no_pool":
+            without = {**common, "datalist": f"{bed_name}-{repetition}-no_pool.json"}
+            trained = monai_ssl.train("self_training", **without, **begun, output=folder / arm,
+                                      pseudo_labels=folder / "copies_labels")  # fmt: skip
+        else:
+            labels = folder / "self_training" / "pseudo_labels-1"
+            trained = monai_ssl.train("self_training", **own, **begun, output=folder / arm / "round-1",
+                                      pseudo_labels=labels)  # fmt: skip
     elif arm in VARIANTS:
         trained = _variant(arm, own, folder, device)
     else:
@@ -354,8 +372,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "two_rounds": {"rounds": 2},
     "two_networks": {"networks": 2},
     "fine_tuned": {"fine_tune": 0.1},
-    # of the round only: its labels are those of `self_training`
-    "warm_start": {"init": "floor"},
     "pool_batch_4": {"unlabeled_batch_size": 4},
 }
 
@@ -367,9 +383,7 @@ def _variant(arm: str, own: dict[str, Any], folder: Path, device: str) -> Any:
     if changed.keys() == {"drop"} and (source / "pseudo_labels-1" / "reliability.csv").is_file():
         labels = _dropped(source / "pseudo_labels-1", target / "pseudo_labels-1", changed["drop"])
         return monai_ssl.train("self_training", **own, output=target / "round-1", pseudo_labels=labels)
-    if changed.keys() <= {"init", "unlabeled_batch_size"}:
-        if "init" in changed:
-            changed = {"init": source / changed["init"]}
+    if changed.keys() == {"unlabeled_batch_size"}:
         labels = source / "pseudo_labels-1"
         return monai_ssl.train("self_training", **own, output=target / "round-1", pseudo_labels=labels, **changed)
     for name in ("floor", "pseudo_labels-1", "round-1"):
@@ -381,7 +395,7 @@ def _variant(arm: str, own: dict[str, Any], folder: Path, device: str) -> Any:
             same = changed.keys() <= {"rounds", "fine_tune"}
         if same and former.is_dir() and not (target / name).exists():
             shutil.copytree(former, target / name)
-    return monai_ssl.self_train(**own, output=target, **changed).run
+    return monai_ssl.self_train(**own, output=target, warm_start=False, **changed).run
 
 
 def _dropped(source: Path, target: Path, share: float) -> Path:

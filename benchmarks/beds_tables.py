@@ -33,6 +33,7 @@ from monai_ssl.files import cell, text_of_cell, write_text
 from monai_ssl.metrics import case_values, gap_closed, is_failed, read_results
 
 FLOOR, CEILING, METHOD = "matched_floor", "ceiling", "self_training"
+WARM, WARM_FLOOR = "warm_start", "warm_matched_floor"
 # in the order of tables; other arms, those of ablations, follow in a table of their own
 ARMS = {
     "floor": "supervised, labels only (floor)",
@@ -42,6 +43,9 @@ ARMS = {
     METHOD: "**self-training, one round**",
     "self_training_long": "the same, twice the iterations in floor and round",
     "no_pool": "the labeled scans as pool",
+    WARM: "**self-training, begun with the floor's weights**",
+    WARM_FLOOR: "the same with weight 0 (its matched floor)",
+    "warm_no_pool": "the same with the labeled scans as pool",
     "oracle": "true labels of the pool as pseudo-labels",
     CEILING: "supervised, all labels (ceiling)",
 }
@@ -61,7 +65,6 @@ VARIANTS = {
     "two_rounds": "a second round",
     "two_networks": "two floors label",
     "fine_tuned": "a tenth of the iterations on the labels alone, at the end",
-    "warm_start": "the round begins with the floor's weights",
     "pool_batch_4": "four pool patches in a step, not two",
 }
 VIEWS = ("plain", "mirrored")
@@ -77,10 +80,11 @@ the first of the many: their results are not independent, and beds as long as ea
 development cases; no test list was read.
 
 **Share of the gap** closed by an arm: (arm − matched floor) / (ceiling − matched floor), a ratio of means over
-repetitions. Its 95 % interval draws repetitions, then patients within them with all their scans (two of ACDC), the
-same for all arms ([why](../../decisions/0013-share-of-the-gap.md)): with three repetitions it is rough, and rather too
-short. A bound is a dash where too many resamples have no gap. A scan has failed where a class has a Dice below 0.5, or
-exactly one mask is empty.
+repetitions; of arms that begin with the floor's weights, with the matched floor that begins there, too. Its 95 %
+interval draws repetitions, then patients within them with all their scans (two of ACDC), the same for all arms
+([why](../../decisions/0013-share-of-the-gap.md)): with three repetitions it is rough, and rather too short. A bound is
+a dash where too many resamples have no gap. A scan has failed where a class has a Dice below 0.5, or exactly one mask
+is empty.
 
 Written by `python benchmarks/beds_tables.py`; the command of every training is in `runs.json` of its bed.
 """
@@ -124,7 +128,7 @@ def _write(results: Path, found: Mapping[str, Scores]) -> None:
     lines += ["Dots: repetitions; gray: the gap, from the mean of the matched floor to that of the ceiling."]
     for bed, arms in summary.items():
         lines += ["", f"## {titles[bed]}", "", *_machines(results / bed / "runs.json"), "", *_table(arms)]
-        lines += [*_against(arms), *_ablation(arms, found[bed])]
+        lines += [*_against(arms, found[bed]), *_ablation(arms, found[bed])]
     lines += reliability.table(results, titles)
     findings = results / "FINDINGS.md"
     if findings.is_file():
@@ -291,7 +295,8 @@ def _numbers(repetitions: Mapping[int, list[dict[str, Any]]]) -> dict[str, Any]:
 
 def _closed(found: Scores, arm: str, views: str) -> dict[str, Any] | None:
     """Share of the gap over the repetitions that arm, matched floor and ceiling all have; None without one."""
-    return None if arm == FLOOR else _compared(found, (arm, FLOOR, CEILING), views)
+    floor = WARM_FLOOR if arm.startswith("warm_") else FLOOR
+    return None if arm == floor else _compared(found, (arm, floor, CEILING), views)
 
 
 def _difference(found: Scores, arm: str, other: str, views: str) -> dict[str, Any] | None:
@@ -391,15 +396,25 @@ def _table(arms: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _against(arms: Mapping[str, Any]) -> list[str]:
+def _against(arms: Mapping[str, Any], found: Scores) -> list[str]:
     """What self-training has more than a floor, and than itself without a pool."""
-    sentences = []
-    for arm, text in (("no_pool", "without a pool"), ("floor", "floor")):
-        both = [arms.get(arm, {}).get(views) for views in VIEWS]
-        points = [_points(values["self_training_minus"]) for values in both if values and values["self_training_minus"]]
-        if points:
-            sentences.append(f"minus {text} {', mirrored '.join(points)}")
-    return ["", f"Self-training, in points: {'; '.join(sentences)}."] if sentences else []
+    lines = []
+    for method, title, others in (
+        (METHOD, "Self-training", {"no_pool": "without a pool", "floor": "floor"}),
+        (WARM, "Begun with the floor's weights", {
+            METHOD: "with new weights", "warm_no_pool": "without a pool", "floor": "floor",
+            "floor_long": "floor, twice the iterations",
+        }),
+    ):  # fmt: skip
+        sentences = []
+        for arm, text in others.items():
+            both = [_difference(found, method, arm, views) for views in VIEWS if views in arms.get(arm, {})]
+            points = [_points(values) for values in both if values]
+            if points:
+                sentences.append(f"minus {text} {', mirrored '.join(points)}")
+        if sentences:
+            lines += ["", f"{title}, in points: {'; '.join(sentences)}."]
+    return lines
 
 
 def _ablation(arms: Mapping[str, Any], found: Scores) -> list[str]:

@@ -106,8 +106,8 @@ def test_collect_writes_files_tables_and_a_picture(tables, tmp_path, capsys):
     assert "minus without a pool +10.0 [+10.0, +10.0], mirrored +10.0" in page
     assert "; minus floor +15.0 [+15.0, +15.0], mirrored +15.0" in page
     variants = table(page, "Variants, each compared")
-    assert variants["`no_cutmix`"][:2] == ["2", "63.0"]
-    assert variants["`no_cutmix`"][3:] == ["–", "–", "–"]
+    assert variants["no CutMix (`no_cutmix`)"][:2] == ["2", "63.0"]
+    assert variants["no CutMix (`no_cutmix`)"][3:] == ["–", "–", "–"]
     assert "Seconds of training as logged, several trainings at a time: floor 125, matched_floor 125" in page
     assert "never_run" not in page
 

@@ -25,11 +25,12 @@ NAMES = {
 CASES: dict[str, Any] = {"n_labeled": 4, "n_unlabeled": 40, "n_validation": 0, "n_testing": 20}
 ITERATIONS = 800
 INTRO = """Synthetic scans of a left-atrium-like organ at 2.5 mm, written by monai_ssl.curation.phantom: 4 scans with
-labels and 40 without. All runs make the same number of optimizer steps with the recipe that we recommend; the last
-iterate is scored on 20 held-out scans. The floor learns from the 4 labels only. Self-training lets the floor label the
-40 scans, drops the least reliable tenth, and trains a new network on both. The matched floor makes the same steps on
-the same batches, but the pseudo-labels weigh nothing: what self-training gains over IT is due to them, the rest to the
-strong changes and to batch norm that sees unlabeled images. The ceiling has the labels of all 44 training scans."""
+labels and 40 without. All runs follow the recipe that we recommend; the last iterate is scored on 20 held-out scans.
+The floor learns from the 4 labels only. Self-training lets the floor label the 40 scans, drops the least reliable
+tenth, and trains the floor on with both, for as many steps again. The matched floor begins there, too, and makes the
+same steps on the same batches, but the pseudo-labels weigh nothing: what self-training gains over IT is due to them,
+the rest to more steps, strong changes and batch norm that sees unlabeled images. The ceiling has the labels of all 44
+training scans, and as many steps as the floor."""
 
 
 def demo(output: str | Path = "demo", seeds: int = 1, seed: int = 0, iterations: int | None = None) -> Path:
@@ -96,8 +97,9 @@ def _one_seed(output: Path, seed: int, iterations: int) -> tuple[Path, dict[str,
         if role == "method":
             done = self_train(output=folder / "self_training", **common)
             trained = {"floor": done.floors[0], "method": done.run}
+            begun = done.floors[0].folder
         elif role == "matched_floor":
-            weightless: dict[str, Any] = {"method#unsupervised_weight": 0}
+            weightless: dict[str, Any] = {"method#unsupervised_weight": 0, "init": begun}
             trained = {role: train("self_training", output=folder / role, **common, **weightless)}
         else:
             listed: dict[str, Any] = {"datalist": "datalist_all_labels.json"} if all_labels else {}

@@ -69,7 +69,7 @@ def self_train(
     sure: float = 0.0,
     largest_component: bool | str = "auto",
     pseudo_labels: str | Path | None = None,
-    warm_start: bool = False,
+    warm_start: bool = True,
     fine_tune: float = 0.0,
     seed: int = 0,
     check: bool = True,
@@ -79,7 +79,7 @@ def self_train(
     """Train on a few labeled scans and a pool without labels. Repeat the call to go on after an interruption.
 
     Trains a network on the labels (the floor), lets it label the pool, judges each of these pseudo-labels, drops the
-    worst, and trains a new network on both. Every training is an ordinary run folder in `output`: floor, round-1, ...;
+    worst, and trains on with both. Every training is an ordinary run folder in `output`: floor, round-1, ...;
     the last one is the result. Costs two to three and a half supervised trainings.
 
     Args:
@@ -98,7 +98,7 @@ def self_train(
         pseudo_labels: folder of label maps of the pool by another tool, named CASE_seg.nii.gz or like the images; no
             floor is trained then.
         warm_start: every round begins with the weights of the network that drew its labels (of several floors the
-            first); False: with new ones.
+            first); False: with new ones, which gave less wherever it was measured.
         fine_tune: at the end, go on from the last round on the labels alone, at a tenth of the learning rate, for this
             share of the iterations (0.1, for example); 0: do not.
         seed: of all trainings.
@@ -119,9 +119,6 @@ def self_train(
     """
     check_rounds(rounds, networks, tta, drop, sure, largest_component, warm_start, fine_tune)
     if pseudo_labels is not None:
-        if warm_start and rounds == 1:
-            raise UsageError("--warm_start: must be left out with --pseudo_labels and one round, where no network was "
-                             "trained before; --init RUN names one to begin with")  # fmt: skip
         _refuse_idle(rounds, {"networks": networks}, {"tta": tta, "drop": drop, "sure": sure,
                                                       "largest_component": largest_component})  # fmt: skip
     from monai_ssl.bundle.library import find_bundle
@@ -145,10 +142,12 @@ def self_train(
                          f"labels alone: {PROGRAM} train {FLOOR} {dataset_dir}")  # fmt: skip
     for key in ("method#weight", "method#unsupervised_weight"):
         if overrides.get(key) == 0:
-            raise UsageError(f"--{key}: must be above 0, got 0: the pool would teach nothing; the matched floor is "
-                             f"{PROGRAM} train {METHOD} {dataset_dir} --method#unsupervised_weight 0")  # fmt: skip
+            raise UsageError(
+                f"--{key}: must be above 0, got 0: the pool would teach nothing; the matched floor is {PROGRAM} train "
+                f"{METHOD} {dataset_dir} --method#unsupervised_weight 0 --init FLOOR"
+            )
     flips = _flips(preset, tta)
-    tuning = _fine_tuning(_floors_options(overrides), preset, fine_tune) if fine_tune else None
+    tuning = _fine_tuning(floors_options(overrides), preset, fine_tune) if fine_tune else None
     folder = Path(output).expanduser().resolve() if output else _folder(preset, cases, seed)
     Run(folder).refuse_foreign(Path(dataset_dir).expanduser().resolve(), rounds=True)
     if check:  # once for all trainings, and the pool, too: else its faults would show when the floor has been trained
@@ -170,7 +169,7 @@ def self_train(
         return run
 
     if pseudo_labels is None:
-        known = _floors_options(overrides)
+        known = floors_options(overrides)
         for number in range(networks):
             name = "floor" if networks == 1 else f"floor-{number + 1}"
             done.floors.append(trained(FLOOR, name, seed + number, known))
@@ -218,7 +217,7 @@ def check_rounds(
     drop: float = 0.1,
     sure: float = 0.0,
     largest_component: bool | str = "auto",
-    warm_start: bool = False,
+    warm_start: bool = True,
     fine_tune: float = 0.0,
 ) -> None:
     """The options of :func:`self_train` that no config knows.
@@ -284,7 +283,7 @@ def _folder(preset: Preset, cases: Datalist, seed: int) -> Path:
     return default_folder("self-train", preset, cases.dataset_dir, seed, cases.path).resolve()
 
 
-def _floors_options(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def floors_options(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """What the floor's bundle knows of the options; those of the method are the rounds' own."""
     from monai_ssl.bundle.library import find_bundle
     from monai_ssl.bundle.overrides import merged_config, root_id

@@ -258,6 +258,23 @@ def test_rows_and_what_they_learn_from(scans, tmp_path):
     assert len(list(Path(oracle.arguments["pseudo_labels"]).glob("*_seg.nii.gz"))) == 3
     assert plan.tasks["self_training-n1-matched_floor-seed0"].arguments["method#unsupervised_weight"] == 0
     assert plan.tasks["self_training-n1-seed1"].floor == "floor-n1-seed1"
+    # its controls begin where its rounds do
+    assert oracle.floor == plan.tasks["self_training-n1-matched_floor-seed0"].floor == "floor-n1-seed0"
+    assert plan.tasks["dtc-n1-matched_floor-seed0"].floor == ""
+
+
+def test_controls_of_a_self_training_begin_where_its_rounds_do(scans, tmp_path):
+    def planned(**options):
+        methods = {"self_training": {"options": options}}
+        return make_plan(settings(scans, methods=methods, references=["matched_floor"], labels=[1]), tmp_path)
+
+    warm, cold = planned(), planned(warm_start=False)
+    floors = {name: task.floor for name, task in warm.tasks.items()}
+    own = "self_training-matched_floor-seed0-floor"  # no row of its own shows a floor
+    assert floors == {"self_training-seed0": "", own: "", "self_training-matched_floor-seed0": own}
+    assert warm.shared == cold.shared == 0
+    assert {task.floor for task in cold.tasks.values()} == {""}
+    assert len({plan.tasks["self_training-matched_floor-seed0"].digest for plan in (warm, cold)}) == 2
 
 
 def test_labels_beyond_those_of_a_row_are_no_missing_pool(scans, tmp_path, monkeypatch):
@@ -442,6 +459,10 @@ def test_a_study_from_beginning_to_end(scans, tmp_path, inline, capsys):
     # the floor of the self-training is the study's
     floors = [output / "runs" / name / "model.pt" for name in ("floor-seed0", "self_training-seed0/floor")]
     assert floors[0].read_bytes() == floors[1].read_bytes()
+    for name in ("self_training-matched_floor-seed0", "self_training-oracle-seed0"):
+        record = json.loads((output / "runs" / name / "run.json").read_text())
+        assert record["overrides"]["init"] == str(output / "runs" / name / "floor" / "model.pt")
+        assert (output / "runs" / name / "floor" / "model.pt").read_bytes() == floors[0].read_bytes()
     stated = yaml.safe_load((output / "study.yaml").read_text())
     assert stated["options"]["max_iterations"] == 2
     assert Path(stated["data"][next(iter(stated["data"]))]["scans"]) == scans

@@ -38,7 +38,7 @@ console = logging.getLogger("monai_ssl.console")
 SUPERVISED, SELF_TRAINING = "supervised", "self_training"
 # options of `monai_ssl.self_train` that no config knows
 ROUNDS = {"rounds": 1, "networks": 1, "tta": "auto", "drop": 0.1, "sure": 0.0, "largest_component": "auto",
-          "warm_start": False, "fine_tune": 0.0}  # fmt: skip
+          "warm_start": True, "fine_tune": 0.0}  # fmt: skip
 REMARK = re.compile(r"(no [a-z ]+ for )([\w.+-]+)(: its? .*)")
 WEIGHT = "method#unsupervised_weight"
 # scored scans below which a difference is hardly ever told from chance
@@ -76,7 +76,7 @@ class Plan:
     @cached_property
     def shared(self) -> int:
         """Runs of rows that are the training of another one."""
-        return len(self.runs) - len(self.tasks)
+        return len(self.runs) - len({run.task for run in self.runs})
 
     def remark(self, text: str) -> None:
         """Note what is left out, once."""
@@ -480,7 +480,7 @@ class _Planner:
             floor = MethodSettings(method=SUPERVISED)
             floors = {k: v for k, v in options.items() if k != "keep_best" and _is_floors(k, v, options)}
             base = self._content(SUPERVISED, floors, situation)
-            # what former versions did without being told is no part of the identity: their runs count
+            # former versions knew no other way: what they trained counts where it is asked for
             told = {key: value for key, value in rounds.items() if key != "warm_start" or value}
             content |= {"self_training": told, "floor": base["config"]}
             shared = ""
@@ -493,6 +493,9 @@ class _Planner:
             given = {key: value for key, value in rounds.items() if value != ROUNDS[key]}
             return Task(name, "self_train", {**arguments, **given, **options}, digest(content), iterations=total,
                         floor=shared, **whole)  # fmt: skip
+        begun = self._begun_with(name, role, method, options, situation, seed)
+        if begun:
+            content["init"] = self.plan.tasks[begun].digest
         if role == "oracle":
             place = self.folder / TRUE_LABELS / f"{situation.data}{split}{kind}"
             arguments["pseudo_labels"] = str(true_labels(situation.deal, cases.unlabeled, place, preset))
@@ -500,7 +503,19 @@ class _Planner:
         if role == "matched_floor":
             content["config"] = at_weight_zero(content["config"])
         arguments = {"bundle": method.method, **arguments, **options}
-        return Task(name, "train", arguments, digest(content), iterations=iterations, **whole)
+        return Task(name, "train", arguments, digest(content), iterations=iterations, floor=begun, **whole)
+
+    def _begun_with(
+        self, name: str, role: str, method: MethodSettings, options: Mapping[str, Any], situation: _Situation, seed: int
+    ) -> str:
+        """The floor with whose weights a control of a self-training begins, as the rounds do; "" for none."""
+        rounds = {**ROUNDS, **self._rounds(method, situation.variant)}
+        controls = method.method == SELF_TRAINING and role in ("matched_floor", "oracle")
+        if not controls or not rounds["warm_start"] or "pseudo_labels" in options or "init" in options:
+            return ""
+        floors = {k: v for k, v in options.items() if k != "keep_best" and _is_floors(k, v, options)}
+        floor = MethodSettings(method=SUPERVISED, options=floors)
+        return self._task(f"{name}-floor", "floor", floor, situation, seed)
 
     def _try_out(self, method: MethodSettings, options: Mapping[str, Any], situation: _Situation) -> None:
         """Build network and method once where options change them, or the bundle is one's own: only the classes know

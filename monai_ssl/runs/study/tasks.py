@@ -31,7 +31,8 @@ class Task:
         weights: ``last`` or ``best``.
         iterations: of everything that it trains.
         gpus: that train together.
-        floor: name of the run that a self-training's own floor repeats; "" for none.
+        floor: name of the run that a self-training's own floor repeats, or with which a control of one begins; "" for
+            none.
     """
 
     name: str

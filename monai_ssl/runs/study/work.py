@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 # seconds between two notes of how long a process has worked
 NOTE = 10.0
 SECONDS = "study_seconds.txt"
+# arguments of a training that say what it learns from, and how it begins
+DATA = ("dataset_dir", "datalist", "dataset", "seed", "gpus")
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -150,7 +152,21 @@ def _trained(task: Task, study: Path, state: State, cache_gb: float | None) -> R
         return self_train(output=folder, check=False, **given).run
     from monai_ssl.runs.train import train
 
+    if task.floor:
+        given["init"] = _floor(study, task, folder, given).folder
     return train(output=folder, check=False, **given)
+
+
+def _floor(study: Path, task: Task, folder: Path, given: Mapping[str, Any]) -> Run:
+    """The floor with which a control of a self-training begins, in a folder inside of it."""
+    from monai_ssl.runs.self_training import FLOOR, floors_options
+    from monai_ssl.runs.train import train
+
+    _share_floor(study, task, folder)
+    own = {key: given[key] for key in DATA if key in given}
+    left = {*DATA, "bundle", "pseudo_labels", "keep_best"}
+    others = {key: value for key, value in given.items() if key not in left}
+    return train(FLOOR, output=folder / "floor", check=False, **own, **floors_options(others))
 
 
 def last_run(task: Task, study: Path) -> Path:
@@ -165,7 +181,7 @@ def last_run(task: Task, study: Path) -> Path:
 
 
 def _share_floor(study: Path, task: Task, folder: Path) -> None:
-    """A self-training's floor is a run of the study already: a copy of it saves a training.
+    """The floor of a self-training, or of its control, is a run of the study already: a copy of it saves a training.
 
     Where that run is not finished, the floor is trained here, to the same bits.
     """
@@ -177,7 +193,7 @@ def _share_floor(study: Path, task: Task, folder: Path) -> None:
     waiting = folder / f".floor-{os.getpid()}"
     for left in folder.glob(".floor-*"):
         shutil.rmtree(left, ignore_errors=True)
-    waiting.mkdir()
+    waiting.mkdir(parents=True)
     for name in FILES:
         source = other.folder(study) / name
         if source.is_dir():
