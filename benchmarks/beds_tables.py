@@ -345,9 +345,9 @@ def _points(closed: Mapping[str, Any] | None) -> str:
 
 def _overview(summary: Mapping[str, Any], titles: Mapping[str, str]) -> list[str]:
     """One row per bed, and the mean of the shares."""
-    judged = (METHOD, "no_pool", "oracle")
+    judged = (METHOD, "no_pool", "oracle", WARM)
     head = ["bed", "repetitions, scans", "matched floor", "self-training", "ceiling", "closed by self-training",
-            "by no pool", "by the oracle"]  # fmt: skip
+            "by no pool", "by the oracle", "begun with the floor's weights"]  # fmt: skip
     lines = ["Dice in percent, with mirrored views where the preset allows flips, over the repetitions that matched",
              "floor, self-training and ceiling have; the share of the gap that arms close, with intervals.", "",
              f"| {' | '.join(head)} |", "|---" * len(head) + "|"]  # fmt: skip

@@ -17,7 +17,8 @@ from monai_ssl.metrics import METRICS, write_results
 
 TITLES = {"heart": "heart, 2 labels", "knee": "knee, 1 label", "heart_1": "heart, 1 label", "never_run": "not yet"}
 # what the arms add to a case that has 0.5 with the matched floor
-GAINS = {"floor": -0.05, "matched_floor": 0.0, "self_training": 0.1, "no_pool": 0.0, "oracle": 0.15, "ceiling": 0.2}
+GAINS = {"floor": -0.05, "matched_floor": 0.0, "self_training": 0.1, "no_pool": 0.0, "oracle": 0.15, "ceiling": 0.2,
+         "warm_start": 0.12, "warm_matched_floor": 0.04}  # fmt: skip
 
 
 @pytest.fixture
@@ -92,9 +93,14 @@ def test_collect_writes_files_tables_and_a_picture(tables, tmp_path, capsys):
     page = (results / "README.md").read_text()
     overview = table(page, "have; the share of the gap")
     assert overview["heart, 2 labels"][0] == "3, 12"
-    assert overview["heart, 2 labels"][4:] == ["50 % [50, 50]", "0 % [0, 0]", "75 % [75, 75]"]
-    assert overview["knee, 1 label"][4:] == ["no gap (-10.0)"] * 3
-    assert overview["mean over beds (their number)"][4:] == ["**50 %** (1)", "**0 %** (1)", "**75 %** (1)"]
+    assert overview["heart, 2 labels"][4:] == ["50 % [50, 50]", "0 % [0, 0]", "75 % [75, 75]", "50 % [50, 50]"]
+    assert overview["knee, 1 label"][4:] == [*["no gap (-10.0)"] * 3, "no gap (-14.0)"]
+    assert overview["mean over beds (their number)"][4:] == [
+        "**50 %** (1)",
+        "**0 %** (1)",
+        "**75 %** (1)",
+        "**50 %** (1)",
+    ]
     arms = table(page, "## heart")
     method = arms["**self-training, one round**"]
     assert re.fullmatch(r"\*\*\d\d\.\d\*\* \((\d\d\.\d, ){2}\d\d\.\d\)", method[0])
@@ -105,6 +111,10 @@ def test_collect_writes_files_tables_and_a_picture(tables, tmp_path, capsys):
     assert len(table(page, "## knee")["**self-training, one round**"]) == 6  # no mirrored views there
     assert "minus without a pool +10.0 [+10.0, +10.0], mirrored +10.0" in page
     assert "; minus floor +15.0 [+15.0, +15.0], mirrored +15.0" in page
+    begun = "Begun with the floor's weights, in points: minus with new weights +2.0 [+2.0, +2.0], mirrored +2.0"
+    assert begun in page
+    assert arms["the same with weight 0 (its matched floor)"][4:6] == ["–", "–"]
+    assert arms["**self-training, begun with the floor's weights**"][4:6] == ["+8.0 [+8.0, +8.0]", "50 % [50, 50]"]
     variants = table(page, "Variants, each compared")
     assert variants["no CutMix (`no_cutmix`)"][:2] == ["2", "63.0"]
     assert variants["no CutMix (`no_cutmix`)"][3:] == ["–", "–", "–"]
@@ -169,7 +179,7 @@ def test_repetitions_that_an_arm_lacks_do_not_count(tables, tmp_path):
     assert found["plain"]["cases"] == 8
     row = table((tmp_path / "results" / "README.md").read_text(), "have; the share of the gap")["heart, 2 labels"]
     assert row[0] == "1, 4"
-    assert row[5:] == ["–", "–"]
+    assert row[5:] == ["–", "–", "–"]
 
 
 @pytest.mark.parametrize("missing", ["ceiling", "matched_floor", "self_training"])
