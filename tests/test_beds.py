@@ -123,7 +123,7 @@ def test_collect_writes_files_tables_and_a_picture(tables, tmp_path, capsys):
 
     with (results / "heart" / "per_case.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 6 * 3 * 2 * 4 + 2 * 4
+    assert len(rows) == len(GAINS) * 3 * 2 * 4 + 2 * 4
     record = json.loads((results / "heart" / "runs.json").read_text())
     assert len(record["environments"]) == 1
     assert len(record["runs"]) == 6 * 3 + 2
@@ -149,7 +149,7 @@ def test_parts_of_a_bed_come_together(tables, tmp_path):
     assert [row["dice"] for row in found["oracle"]["plain"][1]] == [0.9] * 4
     assert len(found["oracle"]["plain"]) == len(found["floor"]["plain"]) == 3
     runs = json.loads((results / "heart" / "runs.json").read_text())["runs"]
-    assert len(runs) == 6 * 3 + 1
+    assert len(runs) == len(GAINS) * 3 + 1
     keys = [(run["arm"], run["repetition"]) for run in runs]
     assert len(set(keys)) == len(keys)
 
