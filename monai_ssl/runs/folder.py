@@ -28,6 +28,8 @@ LOGS = ("training.csv", "validation.csv")
 LOCK = ".lock"
 # what makes way when another run takes the folder
 FILES = (CHECKPOINT, MODEL, BEST, *LOGS, "tensorboard", "previews", RECORD, PRESET, PRECISION, COSTS, ALARMS)
+# and folders that a run of these weights has made since: scores and rankings are those of the weights
+FOLLOWING = ("evaluation-*", "ranking*")
 # what the next step decides anew, whatever the training was given
 NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt", "init",
                  "pseudo_labels")  # fmt: skip
@@ -385,13 +387,17 @@ class Run:
         return record.model_copy(update=changes)
 
     def set_aside(self) -> Path:
-        """Move the run's files to ``previous-1`` (2, 3, ...), so that another run may begin; returns that folder."""
+        """Move the run's files to ``previous-1`` (2, 3, ...), so that another run may begin; returns that folder.
+
+        Its scores and rankings go along: in this folder they would be taken for those of the run that begins.
+        """
         k = 1
         while (self.folder / f"previous-{k}").exists():
             k += 1
         aside = self.folder / f"previous-{k}"
         aside.mkdir()
-        for name in FILES:
+        following = [path.name for pattern in FOLLOWING for path in self.folder.glob(pattern) if path.is_dir()]
+        for name in (*following, *FILES):
             if (self.folder / name).exists():
                 os.replace(self.folder / name, aside / name)
         return aside
