@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from monai_ssl.cli.commands import PROGRAM, Command
 from monai_ssl.errors import UsageError
-from monai_ssl.runs.folder import RECORD
+from monai_ssl.runs.folder import RECORD, is_run
 
 # until version 0.1; both are read until the release after the next
 FORMER_OPTIONS = {"flavour": "flavor"}
@@ -85,8 +85,8 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
 
 
 def _runs(words: list[str]) -> list[str]:
-    """The first words as far as they name folders of runs, where that are several."""
-    found = list(itertools.takewhile(lambda word: (Path(word).expanduser() / RECORD).is_file(), words))
+    """The first words as far as they name folders of runs or self-trainings, where that are several."""
+    found = list(itertools.takewhile(is_run, words))
     return found if len(found) > 1 else []
 
 
@@ -99,7 +99,7 @@ def _check_runs(command: Command, words: Sequence[str]) -> None:
     home = Path(words[0]).expanduser() if words else Path()
     for word in words[1:-1]:
         path = Path(word).expanduser()
-        if (home / RECORD).is_file() and path.parent == home.parent and not path.exists():
+        if is_run(home) and path.parent == home.parent and not path.exists():
             raise UsageError(f"{command.name}: {word} is no run, there is no such folder; usage: {command.usage}")
 
 

@@ -49,6 +49,18 @@ def trained_in(folder: str | os.PathLike[str]) -> Path:
     return parts[-1] if parts else place  # its missing record will be told
 
 
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a training has written to ``folder``; of a self-training, which holds its trainings, also one that has
+    not ended, so that whoever opens it can say so.
+
+    Example:
+        >>> is_run("/does/not/exist")
+        False
+    """
+    place = Path(folder).expanduser()
+    return (trained_in(place) / RECORD).is_file() or (place / SELF_TRAINING).is_file()
+
+
 def _trainings(folder: Path) -> list[Path]:
     """The runs of an ended self-training, the last one last."""
     try:

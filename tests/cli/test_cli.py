@@ -232,6 +232,40 @@ def test_a_misspelled_run_among_runs_is_named(words, tmp_path, monkeypatch, caps
     assert f"{words[0]}: c is no run, there is no such folder" in fails(capsys, *words)
 
 
+@pytest.mark.parametrize("words", [["predict", "a", "c", "images"], ["package", "a", "b", "c", "new"]])
+def test_a_misspelled_run_among_self_trainings_is_named(words, self_trainings, capsys):
+    assert f"{words[0]}: c is no run, there is no such folder" in fails(capsys, *words)
+
+
+@pytest.fixture
+def self_trainings(tmp_path, monkeypatch):
+    """Folders a and b of self-trainings that have ended, one c-d of one that has not; they hold no run.json."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name, "round-1").mkdir(parents=True)
+        Path(name, "round-1", "run.json").write_text("{}")
+        Path(name, "self_training.json").write_text('{"rounds": ["round-1"], "fine_tuned": null}')
+    Path("c-d").mkdir()
+    Path("c-d", "self_training.json").write_text('{"seconds": {}}')
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["predict", "a", "b", "images"], {"run": ["a", "b"], "images": "images"}),
+        (["evaluate", "a", "b"], {"run": ["a", "b"]}),
+        (["rank", "a", "b"], {"run": ["a", "b"]}),
+        (["package", "a", "b/round-1", "--output", "pk"], {"run": ["a", "b/round-1"], "output": "pk"}),
+        (["package", "a", "c-d", "pk"], {"run": ["a", "c-d"], "output": "pk"}),  # which will be said to be unfinished
+        (["evaluate", "a", "validation"], {"run": "a", "section": "validation"}),
+        (["rank", "a", "images"], {"run": "a", "images": "images"}),
+    ],
+)
+def test_several_self_trainings_are_several_runs(words, given, self_trainings):
+    """The second was taken for a folder of scans, a section, or the title of a package."""
+    assert parse(*words) == given
+
+
 class TestMistakesBeforeTraining:
     @pytest.mark.parametrize(
         ("words", "message"),

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from commands import fails, run
 
 import monai_ssl
 from monai_ssl.data import load_datalist, load_preset
@@ -95,6 +96,19 @@ class TestOneRound:
         shutil.copytree(done.floors[0].folder, tmp_path / "begun" / "floor")
         with pytest.raises(DataError, match="has not ended; repeat its command"):
             Run.open(tmp_path / "begun")
+
+    def test_folders_of_several_stand_for_an_ensemble_of_their_results(self, done, tmp_path, capsys):
+        """On the command line, too, where the second folder was taken for scans, a section or a title."""
+        other = tmp_path / "other"
+        shutil.copytree(done.folder, other)
+        words = ["evaluate", done.folder, other, "--section", "validation", "--device", "cpu"]
+        assert run(*words, "--output", tmp_path / "scores") == 0
+        meta = json.loads((tmp_path / "scores" / "summary.json").read_text())["meta"]
+        assert meta["ensemble"]["members"] == [str(done.run.folder), str(other / "round-1")]
+        assert run("package", done.folder, other, "--output", tmp_path / "both") == 0
+        assert "**An ensemble**: 2 networks" in (tmp_path / "both" / "docs" / "README.md").read_text()
+        (other / SELF_TRAINING).write_text("{}")
+        assert "has not ended" in fails(capsys, *words)
 
     def test_every_scan_of_the_pool_has_a_label_map_on_its_grid(self, data, done):
         cases = load_datalist("datalist.json", data.scans)
