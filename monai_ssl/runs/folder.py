@@ -71,12 +71,17 @@ def _trainings(folder: Path) -> list[Path]:
     return [folder / Path(str(name)).name for name in names]
 
 
+def _begun(folder: Path) -> list[Path]:
+    """Records of the floors and rounds that a self-training has begun, whether it has ended or not."""
+    return [path for name in ("floor*", "round-*") for path in folder.glob(f"{name}/{RECORD}")]
+
+
 def _refuse_unfinished(folder: Path) -> None:
     """
     Raises:
         DataError: for a self-training that has begun, or begun anew, and not ended: it has no result to stand for.
     """
-    began = [path for name in ("floor*", "round-*") for path in folder.glob(f"{name}/{RECORD}")]
+    began = _begun(folder)
     ended = [Run(path) for path in _trainings(folder)]
     if began and not (ended and all(run.complete for run in ended if (run.folder / RECORD).is_file())):
         raise DataError(
@@ -267,17 +272,23 @@ class Run:
                 "folder"
             )
 
-    def refuse_other_data(self, dataset_dir: Path) -> None:
+    def refuse_other_data(self, dataset_dir: Path, rounds: bool = False) -> None:
         """Stop before a folder that nobody named is taken from a run on other data.
 
+        Args:
+            dataset_dir: folder of the data.
+            rounds: the folder is that of a self-training, whose runs lie below it.
+
         Raises:
-            DataError: when the run's data are still where they were, and not these.
+            DataError: when the data of a run are still where they were, and not these.
         """
-        if not (self.folder / RECORD).is_file():
-            return
-        former = Path(self.record.dataset_dir)
-        if former != dataset_dir and former.is_dir():
-            raise DataError(f"output: {self.folder} holds a run on {former}; name a folder for this one with --output")
+        for path in _begun(self.folder) if rounds else (self.folder / RECORD,):
+            former = Path(Run(path.parent).record.dataset_dir) if path.is_file() else dataset_dir
+            if former != dataset_dir and former.is_dir():
+                what = "a self-training" if rounds else "a run"
+                raise DataError(
+                    f"output: {self.folder} holds {what} on {former}; name a folder for this one with --output"
+                )
 
     def acquire(self) -> bool:
         """Become the folder's only writer; the system lets the lock go when the process ends, however it ends.

@@ -146,7 +146,10 @@ def self_train(
     flips = _flips(preset, tta)
     tuning = _fine_tuning(_floors_options(overrides), preset, fine_tune) if fine_tune else None
     folder = Path(output).expanduser().resolve() if output else _folder(preset, cases, seed)
-    Run(folder).refuse_foreign(Path(dataset_dir).expanduser().resolve(), rounds=True)
+    data = Path(dataset_dir).expanduser().resolve()
+    Run(folder).refuse_foreign(data, rounds=True)
+    if output is None:
+        Run(folder).refuse_other_data(data, rounds=True)
     if check:  # once for all trainings, and the pool, too: else its faults would show when the floor has been trained
         verified(cases, preset, pool=True, pseudo_labels=None if pseudo_labels is None else Path(pseudo_labels))
     shared: dict[str, Any] = {"dataset_dir": dataset_dir, "datalist": datalist, "dataset": dataset, "check": False,

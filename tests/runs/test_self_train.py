@@ -629,6 +629,28 @@ def test_folders_of_something_else(data, done, tmp_path):
         monai_ssl.train("supervised", data.scans, output=done.folder, **TINY)
 
 
+def test_the_default_folder_is_not_taken_from_other_data(data, done, tmp_path, monkeypatch):
+    """Two data sets in folders of one name, trained from one place: the second trained the first's result anew."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        shutil.copytree(data.scans, tmp_path / name / "scans")
+    place = tmp_path / "runs" / "self-train-phantom-scans-seed0"
+    shutil.copytree(done.folder, place)
+    before = content(place)
+    for path in place.glob("*/run.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset_dir": str(tmp_path / "a" / "scans")}))
+    with pytest.raises(DataError, match=rf"output: {place} holds a self-training on {tmp_path}/a/scans; name a folder"):
+        monai_ssl.self_train("b/scans", **TINY)
+    assert content(place) == before
+    assert monai_ssl.self_train("a/scans", **TINY).folder == place
+    assert content(place) == before
+    (tmp_path / "a" / "scans").rename(tmp_path / "a" / "moved")  # the same data may have moved
+    assert monai_ssl.self_train("a/moved", output=place, **TINY).folder == place
+    shutil.move(tmp_path / "a" / "moved", tmp_path / "c" / "scans")
+    assert monai_ssl.self_train("c/scans", **TINY).folder == place
+    assert content(place) == before
+
+
 @pytest.mark.slow
 def test_killed_at_any_moment(data, done, tmp_path):
     """kill -9 again and again, at moments that wander through floor, labels and round; then to the end: equal bits."""
