@@ -46,17 +46,9 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
     hints = _hints(command.function)
     named = {k: p for k, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
     given: dict[str, Any] = {}
-    positions: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not _is_option(word):
-            positions.append(word)
-            continue
-        typed, equals, text = word.lstrip("-").partition("=")
+    positions, options = separated(words)
+    for word, typed, text in options:
         key = _option(command, typed, word, named, free=len(named) < len(parameters))
-        if not equals:
-            text = rest.pop(0) if rest and not _is_option(rest[0]) else "True"
         if key in given:
             raise UsageError(f"--{key}: given twice")
         given[key] = own_value(key, text, hints[named[key].name]) if key in named else config_value(text)
@@ -82,6 +74,26 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
     if missing:
         raise UsageError(f"{command.name}: missing {missing[0].upper()}; usage: {command.usage}")
     return {named[key].name if key in named else key: value for key, value in given.items()}
+
+
+def separated(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
+    """Positional words, and options: the word itself, its name, and its value, ``True`` where none follows.
+
+    Example:
+        >>> separated(["--dataset", "my.yaml", "scans", "--check=no"])
+        (['scans'], [('--dataset', 'dataset', 'my.yaml'), ('--check=no', 'check', 'no')])
+    """
+    positions, options, rest = [], [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if not _is_option(word):
+            positions.append(word)
+            continue
+        name, equals, text = word.lstrip("-").partition("=")
+        if not equals:
+            text = rest.pop(0) if rest and not _is_option(rest[0]) else "True"
+        options.append((word, name, text))
+    return positions, options
 
 
 def _runs(words: list[str]) -> list[str]:

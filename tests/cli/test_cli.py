@@ -781,10 +781,17 @@ class TestPhantom:
     [
         (["SCANS"], True),
         (["SCANS", "--seed", "1"], True),
+        (["--dataset", "my.yaml", "SCANS"], True),  # options stand in any order, as of every command
+        (["--seed=1", "SCANS", "--check", "no"], True),
+        (["--seed", "1", "dtc", "SCANS"], False),
+        (["--seed", "1", "BUNDLE"], False),
+        (["--bundle", "dtc", "SCANS"], False),
+        (["--check", "SCANS"], False),  # the value of an option
         (["dtc", "SCANS"], False),
         (["BUNDLE", "SCANS"], False),
         (["BUNDLE", "--seed", "1"], False),  # the scans are missing, and the message says so
         (["SCANS", "--dataset_dir", "SCANS"], False),
+        (["--dataset-dir=SCANS", "SCANS"], False),
         (["dtc"], False),
         (["--seed", "1"], False),
         ([], False),
@@ -804,12 +811,14 @@ def test_a_training_without_a_method(words, expected, tmp_path):
 def test_a_training_of_nothing_says_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for word in ("scnas", "dct"):
+        for words in ([word, "--seed", "3"], ["--seed", "3", word]):
+            with pytest.raises(SystemExit):
+                cli.main(["train", *words])
+            assert f"got '{word}', which is neither; usage: monai-ssl train" in capsys.readouterr().err
+    for words in (["dtc"], ["--seed", "3", "dtc"]):
         with pytest.raises(SystemExit):
-            cli.main(["train", word, "--seed", "3"])
-        assert f"got '{word}', which is neither; usage: monai-ssl train" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        cli.main(["train", "dtc"])
-    assert "missing DATASET_DIR" in capsys.readouterr().err
+            cli.main(["train", *words])
+        assert "missing DATASET_DIR" in capsys.readouterr().err
 
 
 def test_a_training_without_a_method_trains_itself(tmp_path, monkeypatch, capsys):
@@ -824,9 +833,13 @@ def test_a_training_without_a_method_trains_itself(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(self_training, "self_train", reached)
     (tmp_path / "scans").mkdir()
-    with pytest.raises(SystemExit):
-        cli.main(["train", str(tmp_path / "scans"), "--dataset", "phantom", "--seed", "3"])
-    assert seen == {"dataset_dir": str(tmp_path / "scans"), "dataset": "phantom", "seed": 3}
-    said = capsys.readouterr().err
-    assert "no method is named: self-training" in said
-    assert "reached" in said
+    for place in (0, 2, 4):
+        words = ["--dataset", "phantom", "--seed", "3"]
+        words.insert(place, str(tmp_path / "scans"))
+        seen.clear()
+        with pytest.raises(SystemExit):
+            cli.main(["train", *words])
+        assert seen == {"dataset_dir": str(tmp_path / "scans"), "dataset": "phantom", "seed": 3}
+        said = capsys.readouterr().err
+        assert "no method is named: self-training" in said
+        assert "reached" in said
