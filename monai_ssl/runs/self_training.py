@@ -158,14 +158,17 @@ def self_train(
 
     def trained(bundle: str, name: str, number: int, given: Mapping[str, Any]) -> Run:
         run, start = Run(folder / name), time.monotonic()
-        done_before = _finished(run)
-        if not done_before:
+        former, aside = run.record.max_iterations if _finished(run) else None, run.previous()
+        if former is None:
             told.not_ended()
-        console.info("== %s: %s%s", name, run.folder, ", complete" if done_before else "")
+        console.info("== %s: %s", name, run.folder)
         # also a complete one: it knows whether it was trained with these settings, data and pseudo-labels
         train(bundle, output=run.folder, seed=number, **{**shared, **given})
-        if not done_before:
-            told.took(name, time.monotonic() - start)
+        goes_on = former is not None and run.previous() == aside  # neither begun now nor set aside
+        if goes_on and run.record.max_iterations == former:
+            console.info("   %s was complete", name)
+        else:
+            told.took(name, time.monotonic() - start, more=goes_on)
         return run
 
     if pseudo_labels is None:
@@ -425,9 +428,9 @@ class _Summary:
         """Something is going to be trained or labeled: what the folder held before is not its result any more."""
         self._write({})
 
-    def took(self, name: str, seconds: float) -> None:
-        """Note the time of a part."""
-        self.seconds[name] = round(seconds, 1)
+    def took(self, name: str, seconds: float, more: bool = False) -> None:
+        """Note the time of a part; of one that was prolonged it is ``more``, beside what it took before."""
+        self.seconds[name] = round(seconds + (self.seconds.get(name, 0) if more else 0), 1)
         self._write({})
 
     def ended(self, done: SelfTraining) -> None:

@@ -570,6 +570,34 @@ def test_a_self_training_that_begins_anew_has_no_result(again, monkeypatch):
         Run.open(again.out)
 
 
+def test_what_is_trained_anew_is_not_said_to_be_complete(again, caplog):
+    """Whether a complete run is this one is known when it has compared itself with the settings, and not before."""
+
+    def run(**options):
+        told = json.loads((again.out / SELF_TRAINING).read_text())
+        told["seconds"] |= {"floor": 1000.0, "round-1": 2000.0}
+        (again.out / SELF_TRAINING).write_text(json.dumps(told))
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "monai_ssl.console"):
+            again.run(**options)
+        seconds = json.loads((again.out / SELF_TRAINING).read_text())["seconds"]
+        complete = {line.split()[0] for line in caplog.messages if line.endswith("was complete")}
+        assert not [line for line in caplog.messages if line.startswith("== ") and "complete" in line]
+        return complete, seconds
+
+    complete, seconds = run()
+    assert complete == {"floor", "round-1"}
+    assert (seconds["floor"], seconds["round-1"]) == (1000, 2000)
+    complete, seconds = run(**{"method#weight": 0.7})  # an option of the round alone
+    assert complete == {"floor"}
+    assert seconds["floor"] == 1000
+    assert 0 < seconds["round-1"] < 500
+    complete, seconds = run(**{"method#weight": 0.7, "max_iterations": 4})  # the floor goes on, the round begins anew
+    assert complete == set()
+    assert 1000 < seconds["floor"] < 1500
+    assert 0 < seconds["round-1"] < 500
+
+
 def test_time_of_labels_that_are_there_is_kept(again):
     told = json.loads((again.out / SELF_TRAINING).read_text())
     told["seconds"]["pseudo_labels-1"] = 1234.5
