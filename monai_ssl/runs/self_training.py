@@ -128,10 +128,14 @@ def self_train(
     from monai_ssl.bundle.overrides import check_overrides
     from monai_ssl.data.loading import load_datalist
     from monai_ssl.runs.together import check_gpus
-    from monai_ssl.runs.train import american_overrides, train, verified
+    from monai_ssl.runs.train import american_overrides, refuse_preset_keys, train, verified
+    from monai_ssl.runs.warm_start import weights_file
 
     overrides = american_overrides(overrides)
-    check_overrides(find_bundle(METHOD), ["train.yaml"], overrides)
+    refuse_preset_keys(overrides)
+    check_overrides(find_bundle(METHOD), ["train.yaml"], {**overrides, "seed": seed})
+    if (init := overrides.get("init")) is not None:
+        weights_file(init.folder if isinstance(init, Run) else init)
     for bundle in (FLOOR, METHOD):
         check_gpus(gpus, find_bundle(bundle), overrides.get("device"))
     cases = load_datalist(datalist, dataset_dir)
@@ -163,7 +167,11 @@ def self_train(
             told.not_ended()
         console.info("== %s: %s", name, run.folder)
         # also a complete one: it knows whether it was trained with these settings, data and pseudo-labels
-        train(bundle, output=run.folder, seed=number, **{**shared, **given})
+        try:
+            train(bundle, output=run.folder, seed=number, **{**shared, **given})
+        except BaseException:
+            told.unbegun()
+            raise
         goes_on = former is not None and run.previous() == aside  # neither begun now nor set aside
         if goes_on and run.record.max_iterations == former:
             console.info("   %s was complete", name)
@@ -418,7 +426,7 @@ class _Summary:
     """``self_training.json``: what was done, and what each part took. Until the end it names no result."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / SELF_TRAINING
+        self.path, self.new = folder / SELF_TRAINING, not folder.exists()
         try:
             self.seconds = dict(json.loads(self.path.read_text(encoding="utf-8"))["seconds"])
         except (OSError, ValueError, TypeError, KeyError):
@@ -427,6 +435,12 @@ class _Summary:
     def not_ended(self) -> None:
         """Something is going to be trained or labeled: what the folder held before is not its result any more."""
         self._write({})
+
+    def unbegun(self) -> None:
+        """A training has failed: where nothing was made, as with an option that is refused, the folder goes again."""
+        if self.new and [path.name for path in self.path.parent.iterdir()] == [self.path.name]:
+            self.path.unlink()
+            self.path.parent.rmdir()
 
     def took(self, name: str, seconds: float, more: bool = False) -> None:
         """Note the time of a part; of one that was prolonged it is ``more``, beside what it took before."""

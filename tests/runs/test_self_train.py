@@ -298,12 +298,28 @@ def test_changed_label_maps_are_another_run(data, tmp_path, caplog):
         ({"warm_start": "auto"}, "--warm_start: must be true or false, got 'auto'"),
         ({"pseudo_labels": ".", "warm_start": True}, "--warm_start: must be left out with .*--init RUN"),
         ({"max_iteration": 1}, "max_iteration: no such id.*did you mean max_iterations"),
+        ({"seed": -1}, "--seed: must be an integer >= 0, got -1"),
+        ({"init": "nothere"}, "init: .*nothere does not exist"),
+        ({"patch_size": 32}, "--patch_size: is a key of the preset, not an option.*--dataset my.yaml"),
     ],
 )
-def test_options(data, tmp_path, options, message):
+def test_options(data, tmp_path, options, message, monkeypatch):
+    from monai_ssl.runs import train
+
+    monkeypatch.setattr(train, "verified", lambda *words, **given: pytest.fail("every scan was read before"))
     with pytest.raises((UsageError, DataError), match=message):
         monai_ssl.self_train(data.scans, output=tmp_path / "out", **{**TINY, **options})
     assert not (tmp_path / "out").exists()
+
+
+def test_an_option_that_its_first_training_refuses_leaves_no_folder(data, done, tmp_path):
+    with pytest.raises(DataError, match="cache_gb: must be a number of gigabytes"):
+        monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, cache_gb=-3)
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(done.folder, tmp_path / "out")
+    with pytest.raises(DataError, match="cache_gb: must be a number of gigabytes"):
+        monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, cache_gb=-3)
+    assert Run.open(tmp_path / "out").folder.name == "round-1"  # what was there has a result
 
 
 def test_no_pool(data, tmp_path):
