@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import functools
 import json
 import os
@@ -646,6 +647,74 @@ class TestEvaluateAndPredict:
         assert "shape must be the label's" in fails(capsys, *words)
         file.write_bytes(b"nothing")
         assert f"{file}: file must be" in fails(capsys, *words)
+
+
+class TestFoldersThatCannotBeWritten:
+    """One short line with file, reason and next step: MONAI would tell of missing libraries, with all tracebacks."""
+
+    @pytest.fixture
+    def read_only(self, monkeypatch):
+        """Nothing can be written, and as on a read-only file system nothing can be removed, be it there or not."""
+        import nibabel
+
+        def refused(self_or_image: Any, *words: Any, **options: Any) -> None:
+            place = words[0] if words and isinstance(words[0], (str, Path)) else self_or_image
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(place))
+
+        monkeypatch.setattr(nibabel, "save", refused)
+        monkeypatch.setattr(Path, "unlink", refused)
+
+    @pytest.mark.parametrize(
+        ("words", "file"),
+        [
+            (["evaluate", "{run}", "--output", "{tmp}/out"], "out/predictions/images/testing_0000_seg.nii.gz"),
+            (["predict", "{run}", "{data}/images", "{tmp}/out", "--uncertainty"], "out/labeled_0000_seg.nii.gz"),
+            (["rank", "{run}", "--output", "{tmp}/out"], "out/segmentations/unlabeled_0000_seg.nii.gz"),
+        ],
+    )
+    def test_results(self, words, file, trained, tiny_phantom, tmp_path, read_only, capsys):
+        places = {"tmp": tmp_path, "run": trained, "data": tiny_phantom}
+        error = fails_after_log(capsys, *(word.format(**places) for word in words), "--device", "cpu")
+        assert error == (
+            f"monai-ssl: error: {tmp_path / file}: cannot write (Read-only file system); the previous file, if any, is "
+            "intact; name another --output, where you may write"
+        )
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["evaluate", "{run}", "--output", "{tmp}/out"],
+            ["predict", "{run}", "{data}/images", "{tmp}/out"],
+            ["rank", "{run}", "--output", "{tmp}/out"],
+            ["package", "{run}", "{tmp}/out"],
+            ["train", "dtc", "{data}", *TINY, "--output", "{tmp}/out", "--check", "no"],
+            ["self-train", "{data}", *TINY, "--output", "{tmp}/out", "--check", "no"],
+        ],
+    )
+    def test_folders(self, words, trained, tiny_phantom, tmp_path, monkeypatch, capsys):
+        made = os.mkdir
+
+        def refused(path: Any, *words: Any, **options: Any) -> None:
+            if str(path).startswith(str(tmp_path)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            made(path, *words, **options)
+
+        monkeypatch.setattr(os, "mkdir", refused)
+        places = {"tmp": tmp_path, "run": trained, "data": tiny_phantom}
+        error = fails_after_log(capsys, *(word.format(**places) for word in words))
+        assert error.startswith(f"monai-ssl: error: {tmp_path}/out")
+        assert re.search(r"Permission denied\)?(; .* is intact)?; name another --output, where you may write$", error)
+
+    def test_tracebacks_in_the_text_of_an_error_are_left_out(self):
+        """MONAI's own savers say so in bundles of one's own."""
+        lines = ["SaveImage cannot find a suitable writer for a.nii.gz.", "   Please install ...",
+                 "Traceback (most recent call last):", "  File ...", "OSError: Read-only file system"]  # fmt: skip
+        error = RuntimeError("Failed to evaluate")
+        error.__cause__ = RuntimeError("\n".join(lines))
+        said = users_mistake(error)
+        assert said.startswith(f"{lines[0]} {lines[-1]} (RuntimeError in the bundle's config")
+        error.__cause__ = RuntimeError("a" * 3000)
+        assert len(users_mistake(error)) < 620
 
 
 class TestCheckAndSplit:
