@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import monai_ssl
 from monai_ssl.cli.commands import COMMANDS, PROGRAM, Command
 from monai_ssl.cli.console import quiet
 from monai_ssl.cli.help import command_help, overview
 from monai_ssl.cli.parsing import parse, separated
-from monai_ssl.errors import TrainingInterrupted, UsageError
+from monai_ssl.errors import DataError, TrainingInterrupted, UsageError
 from monai_ssl.mistakes import users_mistake
+
+# labeled scans from which on self-training gained nothing that could be measured (docs/results/label_fraction)
+MANY_LABELS = 8
+
+console = logging.getLogger("monai_ssl.console")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,6 +80,25 @@ def _names_nothing(words: Sequence[str]) -> bool:
     return word not in available_bundles() and not os.path.isdir(os.path.expanduser(word))
 
 
+def _tell_of_many_labels(given: Mapping[str, Any]) -> None:
+    """Say what is trained, though it has not been shown to be worth it, and how to train without the pool."""
+    from monai_ssl.data.loading import load_datalist
+
+    if given.get("pseudo_labels") is not None:  # of another tool: nothing was measured
+        return
+    try:
+        cases = load_datalist(given.get("datalist", "datalist.json"), given["dataset_dir"])
+    except DataError:  # the training says it
+        return
+    if (n_labeled := cases.counts()["training"]) < MANY_LABELS:
+        return
+    words = ["train", "supervised", str(given["dataset_dir"])]
+    words += [word for key in ("datalist", "dataset", "flavor") if key in given for word in (f"--{key}", given[key])]
+    console.info("note: self-training is trained, on %d labeled scans; from %d on, no gain over training on the labels "
+                 "alone could be measured, and that takes less than half of the time: %s %s", n_labeled, MANY_LABELS,
+                 PROGRAM, shlex.join(map(str, words)))  # fmt: skip
+
+
 def _dispatch(words: list[str]) -> int:
     """Run the command that the words name; returns its exit status."""
     if not words or words[0] in ("-h", "--help", "help"):
@@ -81,7 +108,8 @@ def _dispatch(words: list[str]) -> int:
         print(f"{PROGRAM} {monai_ssl.__version__}")
         return 0
     name, *rest = words
-    if name == "train" and _names_no_method(rest):
+    chosen = name == "train" and _names_no_method(rest)
+    if chosen:
         print(f"no method is named: self-training, which pays with few labels (`{PROGRAM} list` shows all)",
               file=sys.stderr)  # fmt: skip
         name = "self-train"
@@ -94,6 +122,8 @@ def _dispatch(words: list[str]) -> int:
         print(command_help(command))
         return 0
     given = parse(command, rest)
+    if chosen:
+        _tell_of_many_labels(given)
     return command.show(command.function(**given), given) or 0
 
 

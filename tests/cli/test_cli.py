@@ -912,3 +912,35 @@ def test_a_training_without_a_method_trains_itself(tmp_path, monkeypatch, capsys
         said = capsys.readouterr().err
         assert "no method is named: self-training" in said
         assert "reached" in said
+
+
+@pytest.mark.parametrize("n_labeled", [7, 8, 30])
+def test_many_labels_are_no_case_for_self_training_and_it_says_so(n_labeled, tmp_path, monkeypatch, capsys):
+    from monai_ssl.runs import self_training
+
+    @functools.wraps(self_training.self_train)
+    def reached(**given):
+        raise DataError("reached")
+
+    monkeypatch.setattr(self_training, "self_train", reached)
+    scans = tmp_path / "my scans"
+    scans.mkdir()
+    training = [{"image": f"{number}.nii.gz", "label": f"{number}_seg.nii.gz"} for number in range(n_labeled)]
+    lists = {"training": training, "unlabeled": [{"image": "pool.nii.gz"}], "validation": [], "testing": []}
+    (scans / "few.json").write_text(json.dumps(lists))
+    for entry in (*training, *lists["unlabeled"]):
+        for file in entry.values():
+            (scans / file).touch()
+    words = [scans, "--datalist", "few.json", "--dataset", "phantom"]
+    assert "reached" in fails_after_log(capsys, "train", *words, "--rounds", "2")
+    assert run("train", *words, "--rounds", "2") == 2
+    said = capsys.readouterr().out
+    told = (
+        f"note: self-training is trained, on {n_labeled} labeled scans; from 8 on, no gain over training on the labels "
+        "alone could be measured, and that takes less than half of the time: monai-ssl train supervised "
+        f"'{scans}' --datalist few.json --dataset phantom\n"
+    )
+    assert said == (told if n_labeled >= 8 else "")
+    for other in (["self-train", *words], ["train", *words, "--pseudo_labels", "theirs"]):  # asked for; not measured
+        assert run(*other) == 2
+        assert "no gain" not in capsys.readouterr().out
