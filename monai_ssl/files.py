@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 FULL_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
@@ -46,7 +46,8 @@ def atomic_paths(paths: Sequence[str | Path]) -> Iterator[list[Path]]:
         ) from error
     finally:
         for file in temporary:
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # where nothing can be written nothing can be removed: the reason is said above
+                file.unlink(missing_ok=True)
 
 
 @contextmanager

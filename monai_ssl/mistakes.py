@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import sys
 import traceback
 from pathlib import Path
 
 import monai_ssl
-from monai_ssl.errors import DataError, ResourceError, TrainingDivergedError, out_of_resources
+from monai_ssl.errors import DataError, ResourceError, TrainingDivergedError, one_line, out_of_resources
 from monai_ssl.files import FULL, FULL_ERRORS
 
+# characters of what somebody else's code says
+LONGEST = 500
 # how PyTorch refuses to normalize a batch of one voxel
 ONE_VALUE = "Expected more than 1 value per channel when training"
 
@@ -46,7 +50,9 @@ def users_mistake(error: BaseException) -> str | None:
         if isinstance(link, OSError):
             if link.errno in FULL_ERRORS and FULL not in str(link):
                 return f"{link.filename or 'a file'}: {link.strerror}{FULL}"
-            return f"{link.filename}: {link.strerror}" if link.filename and link.strerror else _line(link)
+            if not link.filename or not link.strerror:
+                return _line(link)
+            return f"{_target(link.filename)}: {link.strerror}{_elsewhere(link)}"
     root = chain[-1]
     frames = traceback.extract_tb(root.__traceback__)
     ours = bool(frames) and Path(frames[-1].filename).is_relative_to(Path(monai_ssl.__file__).parent)
@@ -56,9 +62,27 @@ def users_mistake(error: BaseException) -> str | None:
         type(link) is RuntimeError and re.match(r"Failed to (instantiate|evaluate)", str(link)) for link in chain
     )
     if wrapped:
-        return f"{_line(root)} ({type(root).__name__} in the bundle's config; MONAI_SSL_DEBUG=1 shows the traceback)"
+        told = one_line(_line(root), LONGEST)
+        return f"{told} ({type(root).__name__} in the bundle's config; MONAI_SSL_DEBUG=1 shows the traceback)"
     return None
 
 
+def _target(filename: str | bytes) -> str:
+    """The file that was to be written, where a temporary one beside it could not."""
+    path = Path(os.fsdecode(filename))
+    return str(path.with_name(path.name.removeprefix(f".{os.getpid()}-")))
+
+
+def _elsewhere(error: OSError) -> str:
+    """The next step where a file or folder could not be made."""
+    frames = traceback.extract_tb(error.__traceback__)[-2:]
+    made = "cannot write" in str(error) or any(frame.name in ("mkdir", "makedirs") for frame in frames)
+    denied = error.errno == errno.EROFS or (made and error.errno in (errno.EACCES, errno.EPERM))
+    return "; name another --output, where you may write" if denied else ""
+
+
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if any("Traceback (most recent call last)" in line for line in lines):  # MONAI's, of all that it has tried
+        lines = [lines[0], lines[-1]]
+    return " ".join(" ".join(lines).split()) or type(error).__name__

@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from monai_ssl.cli.commands import PROGRAM, Command
 from monai_ssl.errors import UsageError
-from monai_ssl.runs.folder import RECORD
+from monai_ssl.runs.folder import RECORD, is_run
 
 # until version 0.1; both are read until the release after the next
 FORMER_OPTIONS = {"flavour": "flavor"}
@@ -46,17 +46,9 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
     hints = _hints(command.function)
     named = {k: p for k, p in parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
     given: dict[str, Any] = {}
-    positions: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not _is_option(word):
-            positions.append(word)
-            continue
-        typed, equals, text = word.lstrip("-").partition("=")
+    positions, options = separated(words)
+    for word, typed, text in options:
         key = _option(command, typed, word, named, free=len(named) < len(parameters))
-        if not equals:
-            text = rest.pop(0) if rest and not _is_option(rest[0]) else "True"
         if key in given:
             raise UsageError(f"--{key}: given twice")
         given[key] = own_value(key, text, hints[named[key].name]) if key in named else config_value(text)
@@ -84,9 +76,29 @@ def parse(command: Command, words: list[str]) -> dict[str, Any]:
     return {named[key].name if key in named else key: value for key, value in given.items()}
 
 
+def separated(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str, str]]]:
+    """Positional words, and options: the word itself, its name, and its value, ``True`` where none follows.
+
+    Example:
+        >>> separated(["--dataset", "my.yaml", "scans", "--check=no"])
+        (['scans'], [('--dataset', 'dataset', 'my.yaml'), ('--check=no', 'check', 'no')])
+    """
+    positions, options, rest = [], [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if not _is_option(word):
+            positions.append(word)
+            continue
+        name, equals, text = word.lstrip("-").partition("=")
+        if not equals:
+            text = rest.pop(0) if rest and not _is_option(rest[0]) else "True"
+        options.append((word, name, text))
+    return positions, options
+
+
 def _runs(words: list[str]) -> list[str]:
-    """The first words as far as they name folders of runs, where that are several."""
-    found = list(itertools.takewhile(lambda word: (Path(word).expanduser() / RECORD).is_file(), words))
+    """The first words as far as they name folders of runs or self-trainings, where that are several."""
+    found = list(itertools.takewhile(is_run, words))
     return found if len(found) > 1 else []
 
 
@@ -99,7 +111,7 @@ def _check_runs(command: Command, words: Sequence[str]) -> None:
     home = Path(words[0]).expanduser() if words else Path()
     for word in words[1:-1]:
         path = Path(word).expanduser()
-        if (home / RECORD).is_file() and path.parent == home.parent and not path.exists():
+        if is_run(home) and path.parent == home.parent and not path.exists():
             raise UsageError(f"{command.name}: {word} is no run, there is no such folder; usage: {command.usage}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from monai_ssl.curation.layouts import bids_cases, is_bids, modality_groups
-from monai_ssl.data.cases import IMAGE_SUFFIXES, TRAINING_FILES, Entry, name_order, split_suffix
+from monai_ssl.data.cases import IMAGE_SUFFIXES, PSEUDO_LABEL_FILE, TRAINING_FILES, Entry, name_order, split_suffix
 from monai_ssl.errors import DataError, enumerated
 from monai_ssl.files import files_below
 
@@ -103,8 +103,11 @@ def _stem(relative: str) -> str:
 
 
 def image_names(root: Path) -> list[str]:
-    """Image files below ``root``, as relative POSIX paths in an order that is the same everywhere."""
-    found = (path.relative_to(root).as_posix() for path in files_below(root, TRAINING_FILES))
+    """Image files below ``root``, as relative POSIX paths in an order that is the same everywhere.
+
+    What a training or a self-training wrote is left out; segmentations of a model may be somebody's labels.
+    """
+    found = (path.relative_to(root).as_posix() for path in files_below(root, (*TRAINING_FILES, PSEUDO_LABEL_FILE)))
     return sorted((name for name in found if name.lower().endswith(IMAGE_SUFFIXES)), key=name_order)
 
 

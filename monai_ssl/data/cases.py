@@ -39,6 +39,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 # a folder below the images that holds one of these was written by a training or a prediction: it is no data
 TRAINING_FILES = ("run.json", "checkpoint.pt")
 PREDICTION_FILE = "predict.json"
+# the same of label maps that networks drew of a pool for a training
+PSEUDO_LABEL_FILE = "pseudo_labels.json"
 
 
 def image_files(entry: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from monai_ssl.data.cases import IMAGE_SUFFIXES, PREDICTION_FILE, TRAINING_FILES
+from monai_ssl.data.cases import IMAGE_SUFFIXES, PREDICTION_FILE, PSEUDO_LABEL_FILE, TRAINING_FILES
 from monai_ssl.data.loading import load_datalist
 from monai_ssl.errors import DataError
 from monai_ssl.files import files_below
@@ -17,8 +17,8 @@ def images_to_segment(
     """Entries ``{"image": path}`` of a folder, a single file, or one list of a datalist.
 
     Args:
-        images: a folder (searched with its subfolders, except those that hold a run or segmentations) or one image
-            file.
+        images: a folder (searched with its subfolders, except those that hold a run, segmentations or
+            pseudo-labels) or one image file.
         datalist: take ``section`` of this datalist instead; relative paths are resolved against ``images``.
         section: name of the list.
 
@@ -41,5 +41,5 @@ def images_to_segment(
     path = Path(images).expanduser()
     if path.is_file():
         return [{"image": str(path)}]
-    files = files_below(path, without=(*TRAINING_FILES, PREDICTION_FILE))
+    files = files_below(path, without=(*TRAINING_FILES, PREDICTION_FILE, PSEUDO_LABEL_FILE))
     return [{"image": str(f)} for f in sorted(files) if f.name.lower().endswith(IMAGE_SUFFIXES)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from monai.data import FolderLayout, ImageReader, NibabelWriter
-from monai.transforms import LoadImaged
+from monai.transforms import LoadImaged, SaveImaged
 from monai.utils import ensure_tuple
 from monai.utils.enums import MetaKeys, SpaceKeys
 
@@ -147,10 +148,38 @@ class ResultWriter(AtomicNibabelWriter):
     """NIfTI, or a picture where the file's name says so: rows are y and columns x, as in the picture that was read."""
 
     def write(self, filename: Any, verbose: bool = False, **kwargs: Any) -> None:
-        if suffix_of(Path(filename).name) in PICTURES:
-            write_picture(filename, np.asarray(self.data_obj).astype(np.uint8))
-        else:
-            super().write(filename, verbose=verbose, **kwargs)
+        try:
+            if suffix_of(Path(filename).name) in PICTURES:
+                write_picture(filename, np.asarray(self.data_obj).astype(np.uint8))
+            else:
+                super().write(filename, verbose=verbose, **kwargs)
+        except OSError as error:
+            _failed.reason = error
+            raise
+
+
+_failed = threading.local()
+
+
+class SaveImageResultd(SaveImaged):
+    """MONAI's ``SaveImaged`` with :class:`ResultWriter`, which says why a file could not be written.
+
+    MONAI tries all writers and keeps what each raised as the text of its traceback: a full disk, or a folder that is
+    read-only, would be a missing library. Threads may share it.
+
+    Raises:
+        OSError: naming the file.
+    """
+
+    def __call__(self, data: Any) -> Any:
+        _failed.reason = None
+        try:
+            return super().__call__(data)
+        except RuntimeError:
+            reason, _failed.reason = _failed.reason, None
+            if reason is None:
+                raise
+        raise reason
 
 
 class ResultLayout(FolderLayout):

@@ -39,7 +39,7 @@ from monai.transforms import (
 
 from monai_ssl.data.cases import image_files
 from monai_ssl.data.guard import CheckCase, MarkUnknownd
-from monai_ssl.data.monai_io import LoadImageScand, ResultLayout, ResultWriter
+from monai_ssl.data.monai_io import LoadImageScand, ResultLayout, ResultWriter, SaveImageResultd
 from monai_ssl.data.preset import Preset
 from monai_ssl.errors import DataError
 from monai_ssl.transforms import (
@@ -203,7 +203,7 @@ def saver(key: str, postfix: str, output_dir: str, data_root: str = "") -> SaveI
     """
     if Path(data_root).is_file():  # one image: its folder, or the result would land next to output_dir
         data_root = str(Path(data_root).parent)
-    return SaveImaged(
+    return SaveImageResultd(
         key,
         output_dtype="uint8" if postfix == "seg" else "float32",
         resample=False,

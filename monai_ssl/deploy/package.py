@@ -9,10 +9,12 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +27,14 @@ from monai_ssl.bundle.edit import set_values
 from monai_ssl.bundle.library import TRAINING_IMAGES, copy_files, read_json
 from monai_ssl.data import Preset, load_datalist, load_preset
 from monai_ssl.data.cases import image_files
-from monai_ssl.errors import DataError
+from monai_ssl.errors import PROGRAM, DataError
 from monai_ssl.files import atomic_path, cell, text_of_cell
 from monai_ssl.reports.model_card import model_card, times
 
 if TYPE_CHECKING:
     from monai_ssl.runs.ensemble import Members
+
+console = logging.getLogger("monai_ssl.console")
 
 TOLERANCE = 1e-4
 CONFIGS = ("train.yaml", "inference.yaml")
@@ -238,7 +242,8 @@ def package_run(
 
     Args:
         bundle: folder of the bundle that was trained.
-        run: the run's folder, with ``preset.yaml`` and, if it was evaluated, ``evaluation-*``.
+        run: the run's folder, with ``preset.yaml`` and, if it was evaluated, ``evaluation-*``. Scores of other weights
+            than ``ckpt``, as a run has that was trained on, stay out of the card.
         record: content of its ``run.json``.
         overrides: ids of the bundle's configs that the training had changed.
         ckpt: the weights.
@@ -253,7 +258,7 @@ def package_run(
         DataError: when the folder is not empty, the weights do not fit, or an exported network computes other values.
     """
     from monai_ssl.runs.folder import CHECKPOINT, MODEL
-    from monai_ssl.weights import load
+    from monai_ssl.weights import content_digest, load
 
     _check_names(output, name)
     state = load(ckpt)
@@ -261,7 +266,9 @@ def package_run(
         # an unfinished run asked for more iterations than it made
         done = load(run / CHECKPOINT).get("iteration")
         record = {**record, "iteration": record.get("max_iterations") if done is None else done}
-    return _write_package(bundle, run / "preset.yaml", run, record, overrides, state, output, name, onnx)
+    again = ["evaluate", str(run), *([] if ckpt.resolve() == (run / MODEL).resolve() else ["--ckpt", str(ckpt)])]
+    scores = Scores(run, again, content_digest(state), ckpt.name)
+    return _write_package(bundle, run / "preset.yaml", scores, record, overrides, state, output, name, onnx)
 
 
 def package_ensemble(members: Members, output: str | Path, name: str | None = None, onnx: bool = False) -> Path:
@@ -293,11 +300,11 @@ def package_ensemble(members: Members, output: str | Path, name: str | None = No
     del settings["dataset"]  # the package carries its own
     facts = members.facts()
     record = first.record.model_dump() | {"iteration": facts[0]["iteration"], "members": facts}
-    scores = members.folder
-    weights = members.contents()
+    again = ["evaluate", *(str(run.folder) for run in members.runs)]
+    scores = Scores(members.folder, again, members=members.contents())
     return _write_package(
         bundle, first.preset, scores, record, settings, members.weights(), output, name, onnx,
-        network_def=members.network_def(), only=weights,
+        network_def=members.network_def(),
     )  # fmt: skip
 
 
@@ -318,7 +325,7 @@ def _check_names(output: str | Path, name: str | None) -> None:
 def _write_package(
     bundle: Path,
     preset_file: Path,
-    scores: Path,
+    scores: Scores,
     record: Mapping[str, Any],
     overrides: Mapping[str, Any],
     state: Mapping[str, Tensor],
@@ -326,20 +333,18 @@ def _write_package(
     name: str | None,
     onnx: bool,
     network_def: Mapping[str, Any] | None = None,
-    only: Sequence[str] | None = None,
 ) -> Path:
     """The package, whole or not at all.
 
     Args:
         bundle: that was trained.
         preset_file: of the data.
-        scores: folder with ``evaluation-*``.
+        scores: what was evaluated.
         record: of the run; ``members`` where there are several.
         overrides: ids of the bundle's configs that the training had changed.
         state: the weights.
         output, name, onnx: as in :func:`package_run`.
         network_def: the network that segments, where it is not the one that is trained.
-        only: of ``evaluation-*`` those of these weights.
     """
     from monai_ssl.weights import save
 
@@ -354,7 +359,7 @@ def _write_package(
         merge_preset(partial, preset, overrides, head)
         if network_def is not None:
             _set_network(partial / "configs", network_def)
-        results = _copy_results(scores, partial / "docs" / "results", only)
+        results = _copy_results(scores, partial / "docs" / "results")
         data = _data_statistics(record, preset)
         metadata = _metadata(bundle, preset, record, results, data, name)
         _write_json(partial / "configs" / "metadata.json", metadata)
@@ -395,20 +400,60 @@ def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _copy_results(run: Path, target: Path, only: Sequence[str] | None = None) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True)
+class Scores:
+    """Where the evaluations of a model are, and how to tell that they are of this one.
+
+    Attributes:
+        folder: with ``evaluation-*``.
+        again: words of the command that scores the model.
+        content: of its weights, :func:`~monai_ssl.weights.content_digest`.
+        file: name of the file that holds them.
+        members: of an ensemble, the same of every member.
+    """
+
+    folder: Path
+    again: Sequence[str]
+    content: str = ""
+    file: str = ""
+    members: Sequence[str] = ()
+
+    def belong(self, meta: Mapping[str, Any]) -> bool:
+        """Whether results are of these weights.
+
+        Args:
+            meta: of the results; of former versions, it names the file of the weights and not their content.
+        """
+        ensemble = meta.get("ensemble") or {}
+        if self.members or ensemble:
+            return bool(self.members) and ensemble.get("weights") == list(self.members)
+        if meta.get("predictions"):  # of any program
+            return False
+        if meta.get("weights"):
+            return bool(meta["weights"] == self.content)
+        return Path(str(meta.get("ckpt") or self.file)).name == self.file
+
+
+def _copy_results(scores: Scores, target: Path) -> dict[str, dict[str, Any]]:
     """Scores per evaluated list, with numbered cases and patients, without paths; also written to ``target``.
 
     Args:
-        run: folder with ``evaluation-*``.
+        scores: what was evaluated; what is of other weights is left out, and named.
         target: new folder.
-        only: scores of an ensemble count where its members' weights are these.
     """
     found: dict[str, dict[str, Any]] = {}
-    for folder in sorted(run.glob("evaluation-*")):
+    for folder in sorted(scores.folder.glob("evaluation-*")):
         if not (folder / "summary.json").is_file():
             continue
         content = read_json(folder / "summary.json")
-        if only is not None and (content["meta"].get("ensemble") or {}).get("weights") != list(only):
+        section = str(content["meta"]["section"])
+        if not scores.belong(content["meta"]):
+            words = [*scores.again, *([] if section == "testing" else ["--section", section])]
+            console.warning("note: %s holds scores of other weights than these: they stay out of the model card; to "
+                            "have some there, score these, then package again: %s %s", folder, PROGRAM,
+                            shlex.join(words))  # fmt: skip
+            continue
+        if section in found:  # of the same weights, so the same scores
             continue
         with open(folder / "per_case.csv", newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
@@ -419,7 +464,6 @@ def _copy_results(run: Path, target: Path, only: Sequence[str] | None = None) ->
             row["case"] = numbers[row["case"]]
             if row.get("patient"):
                 row["patient"] = patients[row["patient"]]
-        section = str(content["meta"]["section"])
         _number_cases(content["summary"], numbers)
         meta = {key: content["meta"].get(key) for key in ("date", "versions", "dataset", "flavor", "section", "seed")}
         found[section] = {"meta": meta, "summary": content["summary"]}

@@ -8,7 +8,7 @@ from typing import Any
 
 from monai_ssl.errors import UsageError
 from monai_ssl.runs.folder import Run
-from monai_ssl.runs.train import american_overrides
+from monai_ssl.runs.train import american_overrides, refuse_preset_keys
 
 
 def package(
@@ -87,6 +87,7 @@ def label_app(
 
     source = None if dataset is None else str(dataset)
     overrides = american_overrides(overrides)
+    refuse_preset_keys(overrides)
     if overrides.get("init") is not None:  # the server runs elsewhere
         overrides["init"] = literal(weights_file(overrides["init"]))
     return write_label_app(output, names, source, flavor, overrides)

@@ -18,6 +18,7 @@ from monai_ssl.data.scan import spacing_of
 from monai_ssl.errors import DataError
 from monai_ssl.metrics import case_metrics, with_patients, write_results
 from monai_ssl.reports.figures import overlay_figure, upright
+from monai_ssl.weights import content_digest, load
 
 
 class EvaluationResults:
@@ -28,7 +29,8 @@ class EvaluationResults:
     Args:
         output_dir: where the files go; both appear only when every case is done.
         labels: class index -> name.
-        meta: provenance for the summary (bundle, data set, checkpoint, ...).
+        meta: provenance for the summary (bundle, data set, checkpoint, ...). Where ``ckpt`` names a file of weights,
+            the summary also gets their content, ``weights``: the file may hold others tomorrow.
         patients: first image file of a case -> patient, :meth:`~monai_ssl.data.Datalist.known_patients`; None: names
             tell. Written as a column where a patient has several of the scored scans: intervals count patients.
 
@@ -55,6 +57,9 @@ class EvaluationResults:
 
     def start(self, engine: Engine) -> None:
         self.images, self.rows = [], []
+        ckpt = self.meta.get("ckpt")
+        if isinstance(ckpt, (str, Path)) and Path(ckpt).is_file():
+            self.meta["weights"] = content_digest(load(ckpt))
 
     def collect(self, engine: Any) -> None:
         for item in engine.state.output:

@@ -317,10 +317,16 @@ def report_run(results: str | os.PathLike[str], name: str | None = None, role: s
 
 
 def run_folder(results: Path, meta: Mapping[str, Any]) -> Path | None:
-    """Folder of the run whose weights were scored: that of the weights, else the one around the results."""
+    """Folder of the run whose weights were scored: that of the weights, else the one around the results.
+
+    A run that was set aside took its scores along, and another one has its former place.
+    """
     if meta.get("ensemble"):
         return None  # of many
-    for folder in (Path(str(meta.get("ckpt", ""))).parent, results.resolve().parent):
+    places = [Path(str(meta.get("ckpt", ""))).parent, results.resolve().parent]
+    if places[1].parent == places[0] and places[1].name.startswith("previous-"):
+        places.reverse()
+    for folder in places:
         if (folder / "run.json").is_file():
             return folder
     return None

@@ -78,6 +78,7 @@ def _one_seed(output: Path, seed: int, iterations: int) -> tuple[Path, dict[str,
     from monai_ssl.metrics import case_values, read_results
     from monai_ssl.reports import comparison_report
     from monai_ssl.runs.evaluation import evaluate
+    from monai_ssl.runs.scores import outdated
     from monai_ssl.runs.self_training import self_train
     from monai_ssl.runs.train import train
 
@@ -106,7 +107,7 @@ def _one_seed(output: Path, seed: int, iterations: int) -> tuple[Path, dict[str,
             trained = {role: train("supervised", output=folder / role, **common, **listed)}
         for name, run in trained.items():
             results[name] = run.folder / "evaluation-testing"
-            if (results[name] / "summary.json").is_file():
+            if (results[name] / "summary.json").is_file() and not outdated(results[name]):
                 continue
             for line in evaluate(run, "testing").lines():
                 console.info("%s", line)

@@ -151,9 +151,11 @@ def scored(argument: str, place: str | Path | Evaluation) -> Path:
     """The folder of results that an argument names.
 
     Raises:
-        DataError: when it holds none, naming those of a run, or they cannot be read.
+        DataError: when it holds none, naming those of a run, they cannot be read, or they lie in the folder of a run
+            whose weights are others by now.
     """
     from monai_ssl.metrics import read_results
+    from monai_ssl.runs.scores import outdated
 
     folder = place.folder if isinstance(place, Evaluation) else Path(place).expanduser()
     if not folder.is_dir():
@@ -166,6 +168,8 @@ def scored(argument: str, place: str | Path | Evaluation) -> Path:
         raise DataError(f"{argument}: {folder} holds no results (per_case.csv, summary.json); {hint}") from None
     except ValueError as error:
         raise DataError(f"{argument}: {error}") from None
+    if former := outdated(folder):
+        raise DataError(f"{argument}: {former}")
     return folder
 
 

@@ -28,6 +28,8 @@ LOGS = ("training.csv", "validation.csv")
 LOCK = ".lock"
 # what makes way when another run takes the folder
 FILES = (CHECKPOINT, MODEL, BEST, *LOGS, "tensorboard", "previews", RECORD, PRESET, PRECISION, COSTS, ALARMS)
+# and folders that a run of these weights has made since: scores and rankings are those of the weights
+FOLLOWING = ("evaluation-*", "ranking*")
 # what the next step decides anew, whatever the training was given
 NOT_INHERITED = ("flavor", "output_dir", "num_workers", "resume", "device", "ckpt", "init",
                  "pseudo_labels")  # fmt: skip
@@ -47,6 +49,18 @@ def trained_in(folder: str | os.PathLike[str]) -> Path:
     return parts[-1] if parts else place  # its missing record will be told
 
 
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a training has written to ``folder``; of a self-training, which holds its trainings, also one that has
+    not ended, so that whoever opens it can say so.
+
+    Example:
+        >>> is_run("/does/not/exist")
+        False
+    """
+    place = Path(folder).expanduser()
+    return (trained_in(place) / RECORD).is_file() or (place / SELF_TRAINING).is_file()
+
+
 def _trainings(folder: Path) -> list[Path]:
     """The runs of an ended self-training, the last one last."""
     try:
@@ -57,12 +71,17 @@ def _trainings(folder: Path) -> list[Path]:
     return [folder / Path(str(name)).name for name in names]
 
 
+def _begun(folder: Path) -> list[Path]:
+    """Records of the floors and rounds that a self-training has begun, whether it has ended or not."""
+    return [path for name in ("floor*", "round-*") for path in folder.glob(f"{name}/{RECORD}")]
+
+
 def _refuse_unfinished(folder: Path) -> None:
     """
     Raises:
         DataError: for a self-training that has begun, or begun anew, and not ended: it has no result to stand for.
     """
-    began = [path for name in ("floor*", "round-*") for path in folder.glob(f"{name}/{RECORD}")]
+    began = _begun(folder)
     ended = [Run(path) for path in _trainings(folder)]
     if began and not (ended and all(run.complete for run in ended if (run.folder / RECORD).is_file())):
         raise DataError(
@@ -253,17 +272,23 @@ class Run:
                 "folder"
             )
 
-    def refuse_other_data(self, dataset_dir: Path) -> None:
+    def refuse_other_data(self, dataset_dir: Path, rounds: bool = False) -> None:
         """Stop before a folder that nobody named is taken from a run on other data.
 
+        Args:
+            dataset_dir: folder of the data.
+            rounds: the folder is that of a self-training, whose runs lie below it.
+
         Raises:
-            DataError: when the run's data are still where they were, and not these.
+            DataError: when the data of a run are still where they were, and not these.
         """
-        if not (self.folder / RECORD).is_file():
-            return
-        former = Path(self.record.dataset_dir)
-        if former != dataset_dir and former.is_dir():
-            raise DataError(f"output: {self.folder} holds a run on {former}; name a folder for this one with --output")
+        for path in _begun(self.folder) if rounds else (self.folder / RECORD,):
+            former = Path(Run(path.parent).record.dataset_dir) if path.is_file() else dataset_dir
+            if former != dataset_dir and former.is_dir():
+                what = "a self-training" if rounds else "a run"
+                raise DataError(
+                    f"output: {self.folder} holds {what} on {former}; name a folder for this one with --output"
+                )
 
     def acquire(self) -> bool:
         """Become the folder's only writer; the system lets the lock go when the process ends, however it ends.
@@ -385,13 +410,17 @@ class Run:
         return record.model_copy(update=changes)
 
     def set_aside(self) -> Path:
-        """Move the run's files to ``previous-1`` (2, 3, ...), so that another run may begin; returns that folder."""
+        """Move the run's files to ``previous-1`` (2, 3, ...), so that another run may begin; returns that folder.
+
+        Its scores and rankings go along: in this folder they would be taken for those of the run that begins.
+        """
         k = 1
         while (self.folder / f"previous-{k}").exists():
             k += 1
         aside = self.folder / f"previous-{k}"
         aside.mkdir()
-        for name in FILES:
+        following = [path.name for pattern in FOLLOWING for path in self.folder.glob(pattern) if path.is_dir()]
+        for name in (*following, *FILES):
             if (self.folder / name).exists():
                 os.replace(self.folder / name, aside / name)
         return aside

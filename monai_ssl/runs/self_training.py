@@ -125,10 +125,14 @@ def self_train(
     from monai_ssl.bundle.overrides import check_overrides
     from monai_ssl.data.loading import load_datalist
     from monai_ssl.runs.together import check_gpus
-    from monai_ssl.runs.train import american_overrides, train, verified
+    from monai_ssl.runs.train import american_overrides, refuse_preset_keys, train, verified
+    from monai_ssl.runs.warm_start import weights_file
 
     overrides = american_overrides(overrides)
-    check_overrides(find_bundle(METHOD), ["train.yaml"], overrides)
+    refuse_preset_keys(overrides)
+    check_overrides(find_bundle(METHOD), ["train.yaml"], {**overrides, "seed": seed})
+    if (init := overrides.get("init")) is not None:
+        weights_file(init.folder if isinstance(init, Run) else init)
     for bundle in (FLOOR, METHOD):
         check_gpus(gpus, find_bundle(bundle), overrides.get("device"))
     cases = load_datalist(datalist, dataset_dir)
@@ -149,7 +153,10 @@ def self_train(
     flips = _flips(preset, tta)
     tuning = _fine_tuning(floors_options(overrides), preset, fine_tune) if fine_tune else None
     folder = Path(output).expanduser().resolve() if output else _folder(preset, cases, seed)
-    Run(folder).refuse_foreign(Path(dataset_dir).expanduser().resolve(), rounds=True)
+    data = Path(dataset_dir).expanduser().resolve()
+    Run(folder).refuse_foreign(data, rounds=True)
+    if output is None:
+        Run(folder).refuse_other_data(data, rounds=True)
     if check:  # once for all trainings, and the pool, too: else its faults would show when the floor has been trained
         verified(cases, preset, pool=True, pseudo_labels=None if pseudo_labels is None else Path(pseudo_labels))
     shared: dict[str, Any] = {"dataset_dir": dataset_dir, "datalist": datalist, "dataset": dataset, "check": False,
@@ -158,14 +165,21 @@ def self_train(
 
     def trained(bundle: str, name: str, number: int, given: Mapping[str, Any]) -> Run:
         run, start = Run(folder / name), time.monotonic()
-        done_before = _finished(run)
-        if not done_before:
+        former, aside = run.record.max_iterations if _finished(run) else None, run.previous()
+        if former is None:
             told.not_ended()
-        console.info("== %s: %s%s", name, run.folder, ", complete" if done_before else "")
+        console.info("== %s: %s", name, run.folder)
         # also a complete one: it knows whether it was trained with these settings, data and pseudo-labels
-        train(bundle, output=run.folder, seed=number, **{**shared, **given})
-        if not done_before:
-            told.took(name, time.monotonic() - start)
+        try:
+            train(bundle, output=run.folder, seed=number, **{**shared, **given})
+        except BaseException:
+            told.unbegun()
+            raise
+        goes_on = former is not None and run.previous() == aside  # neither begun now nor set aside
+        if goes_on and run.record.max_iterations == former:
+            console.info("   %s was complete", name)
+        else:
+            told.took(name, time.monotonic() - start, more=goes_on)
         return run
 
     if pseudo_labels is None:
@@ -436,7 +450,7 @@ class _Summary:
     """``self_training.json``: what was done, and what each part took. Until the end it names no result."""
 
     def __init__(self, folder: Path) -> None:
-        self.path = folder / SELF_TRAINING
+        self.path, self.new = folder / SELF_TRAINING, not folder.exists()
         try:
             self.seconds = dict(json.loads(self.path.read_text(encoding="utf-8"))["seconds"])
         except (OSError, ValueError, TypeError, KeyError):
@@ -446,9 +460,15 @@ class _Summary:
         """Something is going to be trained or labeled: what the folder held before is not its result any more."""
         self._write({})
 
-    def took(self, name: str, seconds: float) -> None:
-        """Note the time of a part."""
-        self.seconds[name] = round(seconds, 1)
+    def unbegun(self) -> None:
+        """A training has failed: where nothing was made, as with an option that is refused, the folder goes again."""
+        if self.new and [path.name for path in self.path.parent.iterdir()] == [self.path.name]:
+            self.path.unlink()
+            self.path.parent.rmdir()
+
+    def took(self, name: str, seconds: float, more: bool = False) -> None:
+        """Note the time of a part; of one that was prolonged it is ``more``, beside what it took before."""
+        self.seconds[name] = round(seconds + (self.seconds.get(name, 0) if more else 0), 1)
         self._write({})
 
     def ended(self, done: SelfTraining) -> None:

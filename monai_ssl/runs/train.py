@@ -73,7 +73,7 @@ def train(
         from monai_ssl.runs.warm_start import weights_file
 
         overrides["init"] = str(weights_file(init.folder if isinstance(init, Run) else init))
-    _refuse_preset_keys(overrides)
+    refuse_preset_keys(overrides)
     check_overrides(home, ["train.yaml"], overrides)
     if gpus != 1:
         from monai_ssl.runs.together import check_gpus
@@ -159,8 +159,12 @@ def train(
     return run
 
 
-def _refuse_preset_keys(overrides: Mapping[str, Any]) -> None:
-    """A patch size, a window, ... belong to the data: every command must find them in one place, the preset."""
+def refuse_preset_keys(overrides: Mapping[str, Any]) -> None:
+    """A patch size, a window, ... belong to the data: every command must find them in one place, the preset.
+
+    Raises:
+        DataError: for the first option that is such a key.
+    """
     from monai_ssl.bundle.overrides import root_id
     from monai_ssl.data.preset import Augmentation, Intensity, Preset, Window
 

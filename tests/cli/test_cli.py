@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import functools
 import json
 import os
@@ -230,6 +231,40 @@ def test_a_misspelled_run_among_runs_is_named(words, tmp_path, monkeypatch, caps
         Path(name).mkdir()
         Path(name, "run.json").write_text("{}")
     assert f"{words[0]}: c is no run, there is no such folder" in fails(capsys, *words)
+
+
+@pytest.mark.parametrize("words", [["predict", "a", "c", "images"], ["package", "a", "b", "c", "new"]])
+def test_a_misspelled_run_among_self_trainings_is_named(words, self_trainings, capsys):
+    assert f"{words[0]}: c is no run, there is no such folder" in fails(capsys, *words)
+
+
+@pytest.fixture
+def self_trainings(tmp_path, monkeypatch):
+    """Folders a and b of self-trainings that have ended, one c-d of one that has not; they hold no run.json."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        Path(name, "round-1").mkdir(parents=True)
+        Path(name, "round-1", "run.json").write_text("{}")
+        Path(name, "self_training.json").write_text('{"rounds": ["round-1"], "fine_tuned": null}')
+    Path("c-d").mkdir()
+    Path("c-d", "self_training.json").write_text('{"seconds": {}}')
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        (["predict", "a", "b", "images"], {"run": ["a", "b"], "images": "images"}),
+        (["evaluate", "a", "b"], {"run": ["a", "b"]}),
+        (["rank", "a", "b"], {"run": ["a", "b"]}),
+        (["package", "a", "b/round-1", "--output", "pk"], {"run": ["a", "b/round-1"], "output": "pk"}),
+        (["package", "a", "c-d", "pk"], {"run": ["a", "c-d"], "output": "pk"}),  # which will be said to be unfinished
+        (["evaluate", "a", "validation"], {"run": "a", "section": "validation"}),
+        (["rank", "a", "images"], {"run": "a", "images": "images"}),
+    ],
+)
+def test_several_self_trainings_are_several_runs(words, given, self_trainings):
+    """The second was taken for a folder of scans, a section, or the title of a package."""
+    assert parse(*words) == given
 
 
 class TestMistakesBeforeTraining:
@@ -614,6 +649,74 @@ class TestEvaluateAndPredict:
         assert f"{file}: file must be" in fails(capsys, *words)
 
 
+class TestFoldersThatCannotBeWritten:
+    """One short line with file, reason and next step: MONAI would tell of missing libraries, with all tracebacks."""
+
+    @pytest.fixture
+    def read_only(self, monkeypatch):
+        """Nothing can be written, and as on a read-only file system nothing can be removed, be it there or not."""
+        import nibabel
+
+        def refused(self_or_image: Any, *words: Any, **options: Any) -> None:
+            place = words[0] if words and isinstance(words[0], (str, Path)) else self_or_image
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(place))
+
+        monkeypatch.setattr(nibabel, "save", refused)
+        monkeypatch.setattr(Path, "unlink", refused)
+
+    @pytest.mark.parametrize(
+        ("words", "file"),
+        [
+            (["evaluate", "{run}", "--output", "{tmp}/out"], "out/predictions/images/testing_0000_seg.nii.gz"),
+            (["predict", "{run}", "{data}/images", "{tmp}/out", "--uncertainty"], "out/labeled_0000_seg.nii.gz"),
+            (["rank", "{run}", "--output", "{tmp}/out"], "out/segmentations/unlabeled_0000_seg.nii.gz"),
+        ],
+    )
+    def test_results(self, words, file, trained, tiny_phantom, tmp_path, read_only, capsys):
+        places = {"tmp": tmp_path, "run": trained, "data": tiny_phantom}
+        error = fails_after_log(capsys, *(word.format(**places) for word in words), "--device", "cpu")
+        assert error == (
+            f"monai-ssl: error: {tmp_path / file}: cannot write (Read-only file system); the previous file, if any, is "
+            "intact; name another --output, where you may write"
+        )
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["evaluate", "{run}", "--output", "{tmp}/out"],
+            ["predict", "{run}", "{data}/images", "{tmp}/out"],
+            ["rank", "{run}", "--output", "{tmp}/out"],
+            ["package", "{run}", "{tmp}/out"],
+            ["train", "dtc", "{data}", *TINY, "--output", "{tmp}/out", "--check", "no"],
+            ["self-train", "{data}", *TINY, "--output", "{tmp}/out", "--check", "no"],
+        ],
+    )
+    def test_folders(self, words, trained, tiny_phantom, tmp_path, monkeypatch, capsys):
+        made = os.mkdir
+
+        def refused(path: Any, *words: Any, **options: Any) -> None:
+            if str(path).startswith(str(tmp_path)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            made(path, *words, **options)
+
+        monkeypatch.setattr(os, "mkdir", refused)
+        places = {"tmp": tmp_path, "run": trained, "data": tiny_phantom}
+        error = fails_after_log(capsys, *(word.format(**places) for word in words))
+        assert error.startswith(f"monai-ssl: error: {tmp_path}/out")
+        assert re.search(r"Permission denied\)?(; .* is intact)?; name another --output, where you may write$", error)
+
+    def test_tracebacks_in_the_text_of_an_error_are_left_out(self):
+        """MONAI's own savers say so in bundles of one's own."""
+        lines = ["SaveImage cannot find a suitable writer for a.nii.gz.", "   Please install ...",
+                 "Traceback (most recent call last):", "  File ...", "OSError: Read-only file system"]  # fmt: skip
+        error = RuntimeError("Failed to evaluate")
+        error.__cause__ = RuntimeError("\n".join(lines))
+        said = users_mistake(error)
+        assert said.startswith(f"{lines[0]} {lines[-1]} (RuntimeError in the bundle's config")
+        error.__cause__ = RuntimeError("a" * 3000)
+        assert len(users_mistake(error)) < 620
+
+
 class TestCheckAndSplit:
     def test_check(self, tiny_phantom, phantom, capsys):
         assert run("check", tiny_phantom, "--dataset", "phantom") == 0
@@ -747,10 +850,17 @@ class TestPhantom:
     [
         (["SCANS"], True),
         (["SCANS", "--seed", "1"], True),
+        (["--dataset", "my.yaml", "SCANS"], True),  # options stand in any order, as of every command
+        (["--seed=1", "SCANS", "--check", "no"], True),
+        (["--seed", "1", "dtc", "SCANS"], False),
+        (["--seed", "1", "BUNDLE"], False),
+        (["--bundle", "dtc", "SCANS"], False),
+        (["--check", "SCANS"], False),  # the value of an option
         (["dtc", "SCANS"], False),
         (["BUNDLE", "SCANS"], False),
         (["BUNDLE", "--seed", "1"], False),  # the scans are missing, and the message says so
         (["SCANS", "--dataset_dir", "SCANS"], False),
+        (["--dataset-dir=SCANS", "SCANS"], False),
         (["dtc"], False),
         (["--seed", "1"], False),
         ([], False),
@@ -770,12 +880,14 @@ def test_a_training_without_a_method(words, expected, tmp_path):
 def test_a_training_of_nothing_says_what_is_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for word in ("scnas", "dct"):
+        for words in ([word, "--seed", "3"], ["--seed", "3", word]):
+            with pytest.raises(SystemExit):
+                cli.main(["train", *words])
+            assert f"got '{word}', which is neither; usage: monai-ssl train" in capsys.readouterr().err
+    for words in (["dtc"], ["--seed", "3", "dtc"]):
         with pytest.raises(SystemExit):
-            cli.main(["train", word, "--seed", "3"])
-        assert f"got '{word}', which is neither; usage: monai-ssl train" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        cli.main(["train", "dtc"])
-    assert "missing DATASET_DIR" in capsys.readouterr().err
+            cli.main(["train", *words])
+        assert "missing DATASET_DIR" in capsys.readouterr().err
 
 
 def test_a_training_without_a_method_trains_itself(tmp_path, monkeypatch, capsys):
@@ -790,9 +902,45 @@ def test_a_training_without_a_method_trains_itself(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr(self_training, "self_train", reached)
     (tmp_path / "scans").mkdir()
-    with pytest.raises(SystemExit):
-        cli.main(["train", str(tmp_path / "scans"), "--dataset", "phantom", "--seed", "3"])
-    assert seen == {"dataset_dir": str(tmp_path / "scans"), "dataset": "phantom", "seed": 3}
-    said = capsys.readouterr().err
-    assert "no method is named: self-training" in said
-    assert "reached" in said
+    for place in (0, 2, 4):
+        words = ["--dataset", "phantom", "--seed", "3"]
+        words.insert(place, str(tmp_path / "scans"))
+        seen.clear()
+        with pytest.raises(SystemExit):
+            cli.main(["train", *words])
+        assert seen == {"dataset_dir": str(tmp_path / "scans"), "dataset": "phantom", "seed": 3}
+        said = capsys.readouterr().err
+        assert "no method is named: self-training" in said
+        assert "reached" in said
+
+
+@pytest.mark.parametrize("n_labeled", [7, 8, 30])
+def test_many_labels_are_no_case_for_self_training_and_it_says_so(n_labeled, tmp_path, monkeypatch, capsys):
+    from monai_ssl.runs import self_training
+
+    @functools.wraps(self_training.self_train)
+    def reached(**given):
+        raise DataError("reached")
+
+    monkeypatch.setattr(self_training, "self_train", reached)
+    scans = tmp_path / "my scans"
+    scans.mkdir()
+    training = [{"image": f"{number}.nii.gz", "label": f"{number}_seg.nii.gz"} for number in range(n_labeled)]
+    lists = {"training": training, "unlabeled": [{"image": "pool.nii.gz"}], "validation": [], "testing": []}
+    (scans / "few.json").write_text(json.dumps(lists))
+    for entry in (*training, *lists["unlabeled"]):
+        for file in entry.values():
+            (scans / file).touch()
+    words = [scans, "--datalist", "few.json", "--dataset", "phantom"]
+    assert "reached" in fails_after_log(capsys, "train", *words, "--rounds", "2")
+    assert run("train", *words, "--rounds", "2") == 2
+    said = capsys.readouterr().out
+    told = (
+        f"note: self-training is trained, on {n_labeled} labeled scans; from 8 on, no gain over training on the labels "
+        "alone could be measured, and that takes less than half of the time: monai-ssl train supervised "
+        f"'{scans}' --datalist few.json --dataset phantom\n"
+    )
+    assert said == (told if n_labeled >= 8 else "")
+    for other in (["self-train", *words], ["train", *words, "--pseudo_labels", "theirs"]):  # asked for; not measured
+        assert run(*other) == 2
+        assert "no gain" not in capsys.readouterr().out

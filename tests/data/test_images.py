@@ -8,9 +8,9 @@ import pytest
 
 from monai_ssl.curation.pairing import image_names
 from monai_ssl.data import images_to_segment
-from monai_ssl.data.cases import PREDICTION_FILE, TRAINING_FILES
+from monai_ssl.data.cases import PREDICTION_FILE, PSEUDO_LABEL_FILE, TRAINING_FILES
 from monai_ssl.engines import segment
-from monai_ssl.runs import folder
+from monai_ssl.runs import folder, pseudo_labels
 
 
 def names(root: Path) -> list[str]:
@@ -40,6 +40,13 @@ def test_segmentations_among_the_images_are_no_images(images):
     assert "seg/a_seg.nii.gz" in image_names(images)  # they may be somebody's labels
 
 
+def test_pseudo_labels_among_the_images_are_neither_images_nor_labels(images):
+    (images / "seg" / PSEUDO_LABEL_FILE).touch()
+    assert "seg/a_seg.nii.gz" not in [*names(images), *image_names(images)]
+    assert names(images / "seg") == image_names(images / "seg") == ["a_seg.nii.gz"]  # unless they are asked for
+
+
 def test_names_are_those_that_are_written():
     assert (folder.RECORD, folder.CHECKPOINT) == TRAINING_FILES
     assert segment.RECORD == PREDICTION_FILE
+    assert pseudo_labels.RECORD == PSEUDO_LABEL_FILE

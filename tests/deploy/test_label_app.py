@@ -107,6 +107,7 @@ class TestApp:
             (["--bundles", ","], "--bundles: must name a bundle"),
             (["--flavor", "nice"], "offers literature, practical"),
             (["--labelled_batch_size", "1"], "did you mean labeled_batch_size?"),
+            (["--patch_size", "32"], "--patch_size: is a key of the preset, not an option"),
         ],
     )
     def test_mistakes_leave_nothing(self, words, message, tmp_path, capsys):

@@ -163,6 +163,7 @@ def _absolute(entry, folder):
         (["SCANS", "--jobs", "-1"], "--jobs: must be an integer >= 0"),
         (["SCANS", "--n_testing", "2"], "--n_testing: goes with --splits"),
         (["SCANS", "--learning_rat", "1"], "did you mean learning_rate?"),
+        (["SCANS", "--patch_size", "32"], "options: --patch_size: is a key of the preset, not an option"),
         (["SCANS", "--dataset", "phantoom"], "phantom"),
         (["SCANS", "--datalist", "none.json"], "none.json"),
         (["SCANS", "--quoted", "none.yaml"], "quoted: "),

@@ -32,6 +32,9 @@ CONTENT = {
 }
 
 
+SCORES = ("evaluation-testing", "evaluation-testing-best", "ranking", "ranking-previous-1")
+
+
 def written(folder: Path, **changes: object) -> Run:
     """A run folder as a training leaves it."""
     run = Run(folder)
@@ -191,14 +194,17 @@ def test_a_previous_run_keeps_its_record_until_it_is_set_aside(tmp_path):
     for name in FILES:
         if not (tmp_path / name).exists():
             (tmp_path / name).write_text("first")
-    (tmp_path / "evaluation-testing").mkdir()
+    for name in (*SCORES, "lists"):
+        (tmp_path / name).mkdir()
     run.announce(Record.model_validate({**CONTENT, "command": "second"}), load_preset("phantom"))
     assert run.record.command == "first"
     assert run.set_aside() == tmp_path / "previous-1"
     run.adopt()
     assert run.record.command == "second"
     assert Run.open(tmp_path / "previous-1").record.command == "first"
-    assert {path.name for path in (tmp_path / "previous-1").iterdir()} == set(FILES)
+    # scores and rankings are those of the weights: in the folder of the next run they would be taken for its own
+    assert {path.name for path in (tmp_path / "previous-1").iterdir()} == {*FILES, *SCORES}
+    assert (tmp_path / "lists").is_dir()
     assert run.previous() == [tmp_path / "previous-1"]
     assert run.set_aside() == tmp_path / "previous-2"
     assert run.previous() == [tmp_path / "previous-1", tmp_path / "previous-2"]

@@ -17,6 +17,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from commands import fails, run
 
 import monai_ssl
 from monai_ssl.data import load_datalist, load_preset
@@ -95,6 +96,19 @@ class TestOneRound:
         shutil.copytree(done.floors[0].folder, tmp_path / "begun" / "floor")
         with pytest.raises(DataError, match="has not ended; repeat its command"):
             Run.open(tmp_path / "begun")
+
+    def test_folders_of_several_stand_for_an_ensemble_of_their_results(self, done, tmp_path, capsys):
+        """On the command line, too, where the second folder was taken for scans, a section or a title."""
+        other = tmp_path / "other"
+        shutil.copytree(done.folder, other)
+        words = ["evaluate", done.folder, other, "--section", "validation", "--device", "cpu"]
+        assert run(*words, "--output", tmp_path / "scores") == 0
+        meta = json.loads((tmp_path / "scores" / "summary.json").read_text())["meta"]
+        assert meta["ensemble"]["members"] == [str(done.run.folder), str(other / "round-1")]
+        assert run("package", done.folder, other, "--output", tmp_path / "both") == 0
+        assert "**An ensemble**: 2 networks" in (tmp_path / "both" / "docs" / "README.md").read_text()
+        (other / SELF_TRAINING).write_text("{}")
+        assert "has not ended" in fails(capsys, *words)
 
     def test_every_scan_of_the_pool_has_a_label_map_on_its_grid(self, data, done):
         cases = load_datalist("datalist.json", data.scans)
@@ -313,12 +327,28 @@ def test_changed_label_maps_are_another_run(data, tmp_path, caplog):
         ({"method#weigth": 1}, "method#weigth: .*did you mean weight"),
         ({"warm_start": "auto"}, "--warm_start: must be true or false, got 'auto'"),
         ({"max_iteration": 1}, "max_iteration: no such id.*did you mean max_iterations"),
+        ({"seed": -1}, "--seed: must be an integer >= 0, got -1"),
+        ({"init": "nothere"}, "init: .*nothere does not exist"),
+        ({"patch_size": 32}, "--patch_size: is a key of the preset, not an option.*--dataset my.yaml"),
     ],
 )
-def test_options(data, tmp_path, options, message):
+def test_options(data, tmp_path, options, message, monkeypatch):
+    from monai_ssl.runs import train
+
+    monkeypatch.setattr(train, "verified", lambda *words, **given: pytest.fail("every scan was read before"))
     with pytest.raises((UsageError, DataError), match=message):
         monai_ssl.self_train(data.scans, output=tmp_path / "out", **{**TINY, **options})
     assert not (tmp_path / "out").exists()
+
+
+def test_an_option_that_its_first_training_refuses_leaves_no_folder(data, done, tmp_path):
+    with pytest.raises(DataError, match="cache_gb: must be a number of gigabytes"):
+        monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, cache_gb=-3)
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(done.folder, tmp_path / "out")
+    with pytest.raises(DataError, match="cache_gb: must be a number of gigabytes"):
+        monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, cache_gb=-3)
+    assert Run.open(tmp_path / "out").folder.name == "round-1"  # what was there has a result
 
 
 def test_no_pool(data, tmp_path):
@@ -630,6 +660,34 @@ def test_a_self_training_that_begins_anew_has_no_result(again, monkeypatch):
         Run.open(again.out)
 
 
+def test_what_is_trained_anew_is_not_said_to_be_complete(again, caplog):
+    """Whether a complete run is this one is known when it has compared itself with the settings, and not before."""
+
+    def run(**options):
+        told = json.loads((again.out / SELF_TRAINING).read_text())
+        told["seconds"] |= {"floor": 1000.0, "round-1": 2000.0}
+        (again.out / SELF_TRAINING).write_text(json.dumps(told))
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "monai_ssl.console"):
+            again.run(**options)
+        seconds = json.loads((again.out / SELF_TRAINING).read_text())["seconds"]
+        complete = {line.split()[0] for line in caplog.messages if line.endswith("was complete")}
+        assert not [line for line in caplog.messages if line.startswith("== ") and "complete" in line]
+        return complete, seconds
+
+    complete, seconds = run()
+    assert complete == {"floor", "round-1"}
+    assert (seconds["floor"], seconds["round-1"]) == (1000, 2000)
+    complete, seconds = run(**{"method#weight": 0.7})  # an option of the round alone
+    assert complete == {"floor"}
+    assert seconds["floor"] == 1000
+    assert 0 < seconds["round-1"] < 500
+    complete, seconds = run(**{"method#weight": 0.7, "max_iterations": 4})  # the floor goes on, the round begins anew
+    assert complete == set()
+    assert 1000 < seconds["floor"] < 1500
+    assert 0 < seconds["round-1"] < 500
+
+
 def test_time_of_labels_that_are_there_is_kept(again):
     told = json.loads((again.out / SELF_TRAINING).read_text())
     told["seconds"]["pseudo_labels-1"] = 1234.5
@@ -687,6 +745,28 @@ def test_folders_of_something_else(data, done, tmp_path):
             monai_ssl.self_train(data.scans, output=output, **TINY)
     with pytest.raises(DataError, match=r"output: .* holds a self-training, whose runs are below it; give another"):
         monai_ssl.train("supervised", data.scans, output=done.folder, **TINY)
+
+
+def test_the_default_folder_is_not_taken_from_other_data(data, done, tmp_path, monkeypatch):
+    """Two data sets in folders of one name, trained from one place: the second trained the first's result anew."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        shutil.copytree(data.scans, tmp_path / name / "scans")
+    place = tmp_path / "runs" / "self-train-phantom-scans-seed0"
+    shutil.copytree(done.folder, place)
+    before = content(place)
+    for path in place.glob("*/run.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"dataset_dir": str(tmp_path / "a" / "scans")}))
+    with pytest.raises(DataError, match=rf"output: {place} holds a self-training on {tmp_path}/a/scans; name a folder"):
+        monai_ssl.self_train("b/scans", **TINY)
+    assert content(place) == before
+    assert monai_ssl.self_train("a/scans", **TINY).folder == place
+    assert content(place) == before
+    (tmp_path / "a" / "scans").rename(tmp_path / "a" / "moved")  # the same data may have moved
+    assert monai_ssl.self_train("a/moved", output=place, **TINY).folder == place
+    shutil.move(tmp_path / "a" / "moved", tmp_path / "c" / "scans")
+    assert monai_ssl.self_train("c/scans", **TINY).folder == place
+    assert content(place) == before
 
 
 @pytest.mark.slow

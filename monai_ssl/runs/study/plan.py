@@ -130,12 +130,14 @@ def check_options(study: StudySettings) -> None:
     from monai_ssl.bundle.overrides import check_overrides
     from monai_ssl.reports.study.quoted import read_quoted
     from monai_ssl.runs.self_training import check_rounds
+    from monai_ssl.runs.train import refuse_preset_keys
 
     mistakes, homes = [], {}
     for name, method in study.methods.items():
         try:
             homes[name] = find_bundle(method.method)
             own = {key: value for key, value in method.options.items() if key not in _rounds_of(method)}
+            refuse_preset_keys(own)
             check_overrides(homes[name], ["train.yaml"], own)
         except DataError as error:
             mistakes.append(f"methods.{name}: {error}")
@@ -174,9 +176,11 @@ def _rounds_of(method: MethodSettings) -> Mapping[str, Any]:
 def _problem(home: Path, key: str, value: Any, joint: Mapping[str, Any]) -> str:
     """What speaks against an option of a bundle, beside others that may put another class in place; "" for nothing."""
     from monai_ssl.bundle.overrides import check_overrides
+    from monai_ssl.runs.train import refuse_preset_keys
 
     targets = {other: given for other, given in joint.items() if other.endswith("_target_")}
     try:
+        refuse_preset_keys({key: value})
         check_overrides(home, ["train.yaml"], {**targets, key: value})
     except DataError as error:
         return str(error)

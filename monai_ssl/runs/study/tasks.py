@@ -101,10 +101,13 @@ class State:
 
 
 def done(task: Task, study: Path) -> bool:
-    """Whether a run is trained and scored as the study wants it."""
+    """Whether a run is trained and scored as the study wants it, and its scores are those of its weights."""
+    from monai_ssl.runs.scores import outdated
+
     state, results = State.read(task.folder(study)), task.evaluation(study)
     scored = state.trained and state.digest == task.digest and state.scores.get(results.name) == task.scores
-    return scored and (results / "summary.json").is_file() and (results / "per_case.csv").is_file()
+    there = scored and (results / "summary.json").is_file() and (results / "per_case.csv").is_file()
+    return there and not outdated(results, quick=True)
 
 
 def settle(tasks: Sequence[Task], study: Path) -> None:

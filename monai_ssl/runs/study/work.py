@@ -111,10 +111,12 @@ def train_and_score(task: Task, study: Path, state: State, cache_gb: float | Non
         state.parameters = _parameters(run.model)
         state.trained = True
         state.write(folder)
-    if state.scores.get(results.name) == task.scores and (results / "summary.json").is_file():
-        return
     from monai_ssl.runs.evaluation import evaluate
     from monai_ssl.runs.folder import BEST
+    from monai_ssl.runs.scores import outdated
+
+    if state.scores.get(results.name) == task.scores and (results / "summary.json").is_file() and not outdated(results):
+        return
 
     state.scores.pop(results.name, None)
     state.write(folder)
