@@ -73,14 +73,14 @@ def content(folder: Path) -> dict[str, Any]:
 
 
 class TestOneRound:
-    def test_runs_are_ordinary(self, done):
+    def test_runs_are_ordinary(self, done, tmp_path):
         assert [run.folder.name for run in (*done.floors, *done.rounds)] == ["floor", "round-1"]
         assert done.run.complete
         assert done.run.record.bundle == "self_training"
         assert done.floors[0].record.bundle == "supervised"
         with open(done.run.folder / "training.csv") as file:
             assert all(float(row["pseudo"]) > 0 for row in csv.DictReader(file))
-        assert 0 <= monai_ssl.evaluate(done.run, "validation").dice["validation_0000"] <= 1
+        assert 0 <= monai_ssl.evaluate(done.run, "validation", output=tmp_path).dice["validation_0000"] <= 1
 
     def test_the_folder_of_all_rounds_stands_for_the_last(self, done, tmp_path):
         assert Run.open(done.folder).folder == done.run.folder
