@@ -66,7 +66,8 @@ def content(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.name in ("reliability.csv", "pseudo_labels.json") or path.name.endswith("_seg.nii.gz")
+        if path.name in ("reliability.csv", "pseudo_labels.json")
+        or (path.name.endswith("_seg.nii.gz") and "evaluation-" not in str(path.relative_to(folder)))
     }
     weights = {str(path.relative_to(folder)): load(path) for path in sorted(folder.rglob("model.pt"))}
     return found | {name: content_digest(value) for name, value in weights.items()}
