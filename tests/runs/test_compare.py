@@ -171,7 +171,7 @@ def _absolute(entry, folder):
         (["SCANS", "--drop", "7"], "options: --drop: must be a share in [0, 1), got 7"),
         (["SCANS", "--methods", "cps", "--method#unsupervised_weight", "-1"], "unsupervised_weight: must be a finite"),
         (["SCANS", "--methods", "dtc", "--method#variant", "foo"], "methods.dtc: variant"),
-        (["SCANS", "--methods", "ad_mt", "--method#variant", "foo"], "is no argument of AlternateDiverseTeaching"),
+        (["SCANS", "--methods", "ict", "--method#variant", "foo"], "is no argument of InterpolationConsistency"),
         (["SCANS", "--methods", "mc_net", "--network_def#decoders", "7"], "methods.mc_net: decoders"),
         (
             ["SCANS", "--methods", "cps", "--weights", "best", "--datalist", "no_validation.json"],
