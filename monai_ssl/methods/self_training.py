@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class SelfTraining(SemiSupervisedMethod):
-    r"""A new network learns the labels of the labeled scans, and pseudo-labels of the pool under a strong change.
+    r"""A network learns the labels of the labeled scans, and pseudo-labels of the pool under a strong change.
 
     .. math:: L = \tfrac12 \left(L_{CE} + L_{Dice}\right)(x, y) + w\, L_{CE}\left(M(S(u)), M(\hat y)\right)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_ssl.errors import PROGRAM
-from monai_ssl.runs.folder import MODEL, RECORD, Run, trained_in
+from monai_ssl.runs.folder import BEST, MODEL, RECORD, Run, trained_in
 
 SUMMARY = "summary.json"
 
@@ -70,10 +70,12 @@ def _outdated_ensemble(place: Path, meta: Mapping[str, Any], quick: bool) -> str
 def _scored_files(run: Path, meta: Mapping[str, Any]) -> Iterator[Path]:
     """Files that may hold the weights that were scored: by its name in the run, wherever that lies by now."""
     ckpt = Path(str(meta.get("ckpt") or MODEL))
-    yield run / ckpt.name
     training = meta.get("training")
     if isinstance(training, Mapping) and training.get("status") == "unknown":  # --ckpt has named them
         yield ckpt
+        if ckpt.name != BEST:  # another run's model.pt, perhaps, which has moved: its name says nothing
+            return
+    yield run / ckpt.name
 
 
 def _meta(results: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Self-training in rounds: a floor labels the pool, a new network learns from labels and pseudo-labels."""
+"""Self-training in rounds: a floor labels the pool, and trains on with labels and pseudo-labels."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def self_train(
 
     Trains a network on the labels (the floor), lets it label the pool, judges each of these pseudo-labels, drops the
     worst, and trains on with both. Every training is an ordinary run folder in `output`: floor, round-1, ...;
-    the last one is the result. Costs two to three and a half supervised trainings.
+    the last one is the result. Costs two to four supervised trainings.
 
     Args:
         dataset_dir: folder of the data.
@@ -88,7 +88,7 @@ def self_train(
         dataset: preset, or the path of your own YAML; default: left_atrium.
         output: folder; default: runs/self-train-PRESET-FOLDER-seedSEED, with your own preset
             runs/self-train-FOLDER-seedSEED.
-        rounds: how often a new network learns from the labels of the one before.
+        rounds: how often the pool is labeled anew and learned.
         networks: floors with different seeds, whose mean labels the pool; each costs one more training.
         tta: the mean of mirrored views labels the pool; auto: where the preset allows flips.
         drop: share of the pool, the scans with the least reliable labels, that teaches nothing.
@@ -396,7 +396,9 @@ def _alarms_of_given(cases: Datalist, preset: Preset, place: Path) -> list[str]:
         label = read_label(entry["label"], stored.label_map, stored.ignore_label)[0]
         counts = {f"voxels_{value}": str(np.count_nonzero(label == value)) for value in range(preset.n_classes)}
         rows.append({"case": case_name(entry), "kept": "1", **counts})
-    found = alarms(rows, class_shares(rows, cases, preset), preset)
+    # no floor and no pictures: what is odd here is the numbers of the classes, as a rule
+    told = [text.partition("; ")[0] for text in alarms(rows, class_shares(rows, cases, preset), preset)]
+    found = [f"{text}: are the label maps written with the preset's classes?" for text in told]
     for alarm in found:
         console.warning("warning: %s", alarm)
     return found
@@ -431,7 +433,7 @@ def alarms(rows: Sequence[Mapping[str, str]], shares: Mapping[int, tuple[float, 
         if labeled > 0 and drawn < VANISHING * labeled:
             found.append(
                 f"class {value} ({preset.labels[value]}) vanishes from the pseudo-labels: {of_drawn}, "
-                f"{of_labels}; the new network will lose it. Label scans that show it"
+                f"{of_labels}; the network will lose it. Label scans that show it"
             )
         elif labeled > 0 and drawn > GROWING * labeled:
             found.append(

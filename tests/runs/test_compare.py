@@ -270,6 +270,11 @@ def test_controls_of_a_self_training_begin_where_its_rounds_do(scans, tmp_path):
         return make_plan(settings(scans, methods=methods, references=["matched_floor"], labels=[1]), tmp_path)
 
     warm, cold = planned(), planned(warm_start=False)
+    given = planned(init="weights.pt")  # the floor begins there, and the control with the floor
+    assert given.tasks["self_training-matched_floor-seed0"].floor
+    assert given.tasks["self_training-matched_floor-seed0-floor"].arguments["init"] == "weights.pt"
+    assert not any("one round" in remark for remark in warm.remarks)
+    assert any("one round of steps" in remark for remark in planned(rounds=2).remarks)
     floors = {name: task.floor for name, task in warm.tasks.items()}
     own = "self_training-matched_floor-seed0-floor"  # no row of its own shows a floor
     assert floors == {"self_training-seed0": "", own: "", "self_training-matched_floor-seed0": own}

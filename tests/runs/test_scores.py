@@ -56,6 +56,17 @@ def test_an_evaluation_notes_what_it_scored(made):
     assert outdated(made.before / "evaluation-testing") == ""
 
 
+def test_scores_of_another_runs_weights_that_have_moved_are_left_alone(made, tmp_path):
+    shutil.copytree(made.after, tmp_path / "other")
+    results = tmp_path / "evaluation-validation"
+    shutil.copytree(made.before, tmp_path / "own")
+    words = ["evaluate", tmp_path / "own", "--ckpt", tmp_path / "other" / "model.pt", "--device", "cpu"]
+    assert run(*words, "--section", "testing", "--output", tmp_path / "own" / results.name) == 0
+    assert outdated(tmp_path / "own" / results.name) == ""
+    shutil.move(tmp_path / "other", tmp_path / "elsewhere")
+    assert outdated(tmp_path / "own" / results.name) == ""
+
+
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_run_that_was_trained_on_is_not_what_was_scored(after, quick):
     results = after / "evaluation-testing"

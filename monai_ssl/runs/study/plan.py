@@ -515,8 +515,12 @@ class _Planner:
         """The floor with whose weights a control of a self-training begins, as the rounds do; "" for none."""
         rounds = {**ROUNDS, **self._rounds(method, situation.variant)}
         controls = method.method == SELF_TRAINING and role in ("matched_floor", "oracle")
-        if not controls or not rounds["warm_start"] or "pseudo_labels" in options or "init" in options:
+        if not controls or not rounds["warm_start"] or "pseudo_labels" in options:
             return ""
+        if rounds["rounds"] > 1 or rounds["fine_tune"]:
+            self.plan.remark(
+                f"matched floor and oracle of {SELF_TRAINING} make one round of steps after the floor; it makes more"
+            )
         floors = {k: v for k, v in options.items() if k != "keep_best" and _is_floors(k, v, options)}
         floor = MethodSettings(method=SUPERVISED, options=floors)
         return self._task(f"{name}-floor", "floor", floor, situation, seed)
