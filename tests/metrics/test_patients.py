@@ -134,7 +134,7 @@ def test_an_evaluation_says_whose_scan_it_is(tmp_path):
 
 def test_what_leaves_the_house_names_nobody(tmp_path):
     """Scores in a package have numbers for cases, and for patients, too; and lines of one patient have no interval."""
-    from monai_ssl.deploy.package import _copy_results
+    from monai_ssl.deploy.package import Scores, _copy_results
     from monai_ssl.metrics import write_results
     from monai_ssl.reports import summary_lines
 
@@ -145,7 +145,7 @@ def test_what_leaves_the_house_names_nobody(tmp_path):
     ]
     folder = tmp_path / "run" / "evaluation-testing"
     write_results(folder, made, {"section": "testing"})
-    _copy_results(tmp_path / "run", tmp_path / "package")
+    _copy_results(Scores(tmp_path / "run", ()), tmp_path / "package")
     text = "".join(file.read_text() for file in (tmp_path / "package" / "testing").iterdir())
     assert "patient-001" in text
     assert "MRN" not in text

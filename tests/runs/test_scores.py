@@ -187,6 +187,7 @@ def test_a_study_scores_a_run_again_whose_weights_have_changed(made, tmp_path):
     assert done(task, tmp_path)  # a light copy
 
 
+@pytest.mark.slow
 def test_the_demo_scores_again_what_was_trained_on(tmp_path, monkeypatch):
     from monai_ssl.curation.phantom import dataset
     from monai_ssl.runs import demo
