@@ -272,12 +272,15 @@ def test_controls_of_a_self_training_begin_where_its_rounds_do(scans, tmp_path):
     warm, cold = planned(), planned(warm_start=False)
     given = planned(init="weights.pt")  # the floor begins there, and the control with the floor
     assert given.tasks["self_training-matched_floor-seed0"].floor
-    assert given.tasks["self_training-matched_floor-seed0-floor"].arguments["init"] == "weights.pt"
+    assert given.tasks["self_training-seed0-floor"].arguments["init"] == "weights.pt"
     assert not any("one round" in remark for remark in warm.remarks)
     assert any("one round of steps" in remark for remark in planned(rounds=2).remarks)
     floors = {name: task.floor for name, task in warm.tasks.items()}
-    own = "self_training-matched_floor-seed0-floor"  # no row of its own shows a floor
-    assert floors == {"self_training-seed0": "", own: "", "self_training-matched_floor-seed0": own}
+    own = "self_training-seed0-floor"  # no row of its own shows a floor, and it is trained once all the same
+    assert floors == {own: "", "self_training-seed0": own, "self_training-matched_floor-seed0": own}
+    assert warm.tasks["self_training-seed0"].iterations == cold.tasks["self_training-seed0"].iterations / 2
+    several = planned(networks=2)
+    assert several.tasks["self_training-seed0"].floor == ""  # two of its own, of other seeds
     assert warm.shared == cold.shared == 0
     assert {task.floor for task in cold.tasks.values()} == {""}
     assert len({plan.tasks["self_training-matched_floor-seed0"].digest for plan in (warm, cold)}) == 2

@@ -481,17 +481,15 @@ class _Planner:
             rounds = {**ROUNDS, **self._rounds(method, situation.variant)}
             if role == "no_pool":  # a share of so few would drop one of the labels
                 rounds["drop"] = 0.0
-            floor = MethodSettings(method=SUPERVISED)
-            floors = {k: v for k, v in options.items() if k != "keep_best" and _is_floors(k, v, options)}
-            base = self._content(SUPERVISED, floors, situation)
+            base = self._content(SUPERVISED, _floors_options(options), situation)
             # former versions knew no other way: what they trained counts where it is asked for
             told = {key: value for key, value in rounds.items() if key != "warm_start" or value}
             content |= {"self_training": told, "floor": base["config"]}
             shared = ""
             if rounds["networks"] == 1:
-                plain = self._content(SUPERVISED, self._options(floor, situation.variant, "floor"), situation)
-                same = digest(plain | {"seed": seed})
-                shared = self._by_digest.get(f"{same} {scores}", "") if plain == base else ""
+                if role == "method" and {"matched_floor", "oracle"} & set(self._references(method)):
+                    self._begun_with(name, "matched_floor", method, options, situation, seed)
+                shared = self._by_digest.get(f"{digest(base | {'seed': seed})} {scores}", "")
             total = iterations * (rounds["networks"] * (not shared) + rounds["rounds"])
             total += round(rounds["fine_tune"] * iterations)
             given = {key: value for key, value in rounds.items() if value != ROUNDS[key]}
@@ -521,8 +519,7 @@ class _Planner:
             self.plan.remark(
                 f"matched floor and oracle of {SELF_TRAINING} make one round of steps after the floor; it makes more"
             )
-        floors = {k: v for k, v in options.items() if k != "keep_best" and _is_floors(k, v, options)}
-        floor = MethodSettings(method=SUPERVISED, options=floors)
+        floor = MethodSettings(method=SUPERVISED, options=_floors_options(options))
         return self._task(f"{name}-floor", "floor", floor, situation, seed)
 
     def _try_out(self, method: MethodSettings, options: Mapping[str, Any], situation: _Situation) -> None:
@@ -579,6 +576,11 @@ def _is_floors(key: str, value: Any, joint: Mapping[str, Any]) -> bool:
     from monai_ssl.bundle.overrides import root_id
 
     return root_id(key) != "method" and not _problem(find_bundle(SUPERVISED), key, value, joint)
+
+
+def _floors_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a self-training that its floor takes, too."""
+    return {key: value for key, value in options.items() if key != "keep_best" and _is_floors(key, value, options)}
 
 
 def _number(value: Any) -> int:
