@@ -38,3 +38,38 @@ def test_studies_are_valid(file, monkeypatch, tmp_path):
 
 def test_there_are_studies():
     assert {"acdc", "hippocampus", "la_quarter", "recipe", "tac_random_splits"} <= {file.stem for file in STUDIES}
+
+
+def test_a_study_goes_on_elsewhere_with_its_records(tmp_path):
+    from monai_ssl.runs.study.tasks import State, Task, done, write_plan
+
+    records, here, there = script("study_records"), tmp_path / "here", tmp_path / "there"
+    tasks = [Task(name, "train", {}, name, "scores", "testing") for name in ("one", "two", "three")]
+    for task in tasks:
+        folder = task.folder(here)
+        (folder / "evaluation-testing").mkdir(parents=True)
+        (folder / "model.pt").write_bytes(b"weights")
+        (folder / "run.json").write_text(f'{{"dataset_dir": "{tmp_path}/scans", "run": "{folder}"}}')
+        for name in ("summary.json", "per_case.csv"):
+            (folder / "evaluation-testing" / name).write_text(task.name)
+        ready = task.name != "three"
+        State(task.name, trained=ready, scores={"evaluation-testing": "scores"} if ready else {}).write(folder)
+    (here / "study.yaml").write_text("precision: {amp: bf16}\n")
+    with pytest.raises(records.DataError, match="study that has begun"):
+        records.keep(str(here), str(tmp_path / "none.tar.xz"))
+    write_plan(tasks, here)
+    file = tmp_path / "records.tar.xz"
+    records.keep(str(here), str(file), hide=f"{tmp_path}/scans")
+    packed = file.read_bytes()
+    records.keep(str(here), str(file), hide=f"{tmp_path}/scans")
+    assert file.read_bytes() == packed
+
+    (there / "runs" / "two").mkdir(parents=True)  # what has begun there stays
+    records.restore(str(there), str(file))
+    assert [done(task, there) for task in tasks] == [True, False, False]
+    assert not list(there.rglob("*.pt")) and not list((there / "runs" / "two").iterdir())
+    assert (there / "runs" / "one" / "run.json").read_text() == '{"dataset_dir": "DIR", "run": "DIR/runs/one"}'
+    assert (there / "study.yaml").is_file()
+    file.write_bytes(packed[:100])
+    with pytest.raises(records.DataError, match=r"file: .*records.tar.xz cannot be read"):
+        records.restore(str(tmp_path / "new"), str(file))
