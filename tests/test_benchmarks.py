@@ -67,7 +67,8 @@ def test_a_study_goes_on_elsewhere_with_its_records(tmp_path):
     (there / "runs" / "two").mkdir(parents=True)  # what has begun there stays
     records.restore(str(there), str(file))
     assert [done(task, there) for task in tasks] == [True, False, False]
-    assert not list(there.rglob("*.pt")) and not list((there / "runs" / "two").iterdir())
+    assert not list(there.rglob("*.pt"))
+    assert not list((there / "runs" / "two").iterdir())
     assert (there / "runs" / "one" / "run.json").read_text() == '{"dataset_dir": "DIR", "run": "DIR/runs/one"}'
     assert (there / "study.yaml").is_file()
     file.write_bytes(packed[:100])
