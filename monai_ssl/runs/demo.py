@@ -27,8 +27,8 @@ ITERATIONS = 800
 INTRO = """Synthetic scans of a left-atrium-like organ at 2.5 mm, written by monai_ssl.curation.phantom: 4 scans with
 labels and 40 without. All runs follow the recipe that we recommend; the last iterate is scored on 20 held-out scans.
 The floor learns from the 4 labels only. Self-training lets the floor label the 40 scans, drops the least reliable
-tenth, and trains the floor on with both, for as many steps again. The matched floor begins there, too, and makes the
-same steps on the same batches, but the pseudo-labels weigh nothing: what self-training gains over IT is due to them,
+tenth, and trains the floor on with both, for as many steps again. The matched floor begins there, too, and makes as
+many steps with as many images, but the pseudo-labels weigh nothing: what self-training gains over IT is due to them,
 the rest to more steps, strong changes and batch norm that sees unlabeled images. The ceiling has the labels of all 44
 training scans, and as many steps as the floor."""
 
