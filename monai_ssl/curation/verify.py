@@ -28,6 +28,8 @@ __all__ = ["Problem", "verify"]
 
 # equal warnings beyond this many become one line
 MAX_EQUAL_WARNINGS = 5
+# share of the annotated voxels below which a coarser grid has lost too much of them
+LOST = 0.5
 # told once per list: of a preset that `split` proposes, up to half of all scans may be smaller than the patch
 TOLD_ONCE = ("patch",)
 
@@ -226,7 +228,11 @@ def _check_files(case: _Case, entry: Entry, label_file: str | None, preset: Pres
         if case.section != "unlabeled":
             case.problems += [Problem(f.severity, case.section, label_file or "", f.message, f.rule)
                           for f in _partial_findings(entry, voxels, preset)]  # fmt: skip
-        values, counts = np.unique(Annotated.of(entry).marked(voxels, preset), return_counts=True)
+        marked = Annotated.of(entry).marked(voxels, preset)
+        if case.section in ("training", "unlabeled") and not any(p.severity == "error" for p in case.problems):
+            case.problems += [Problem(f.severity, case.section, label_file or "", f.message, f.rule)
+                              for f in _grid_findings(marked, affine, preset)]  # fmt: skip
+        values, counts = np.unique(marked, return_counts=True)
         found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
         case.voxels, case.ignored = voxels.size, found.pop(IGNORE_LABEL, 0)
         case.classes = frozenset(found)
@@ -238,6 +244,29 @@ def _partial_findings(entry: Entry, label: np.ndarray, preset: Preset) -> list[F
     annotated = Annotated.of(entry)
     sparse = sparse_finding(label) if annotated.slices is None else None
     return annotated.findings(label, preset) + ([] if sparse is None else [sparse])
+
+
+def _grid_findings(label: np.ndarray, affine: np.ndarray | None, preset: Preset) -> list[Finding]:
+    """What a label of which parts are ignored loses on the network's grid."""
+    known = float(np.mean(label != IGNORE_LABEL))
+    if known in (0.0, 1.0) or not (preset.spacing or preset.center_crop or preset.resize):
+        return []
+    import torch
+    from monai.data import MetaTensor
+
+    from monai_ssl.data.guard import nothing_left
+    from monai_ssl.data.pipelines import resampled_label
+
+    place = torch.as_tensor(np.eye(4) if affine is None else affine)
+    stored = MetaTensor(torch.as_tensor(np.ascontiguousarray(label)), affine=place)
+    left = float((resampled_label(stored, preset) != IGNORE_LABEL).float().mean())
+    if left == 0:
+        return [Finding("unknown_grid", "error", nothing_left(preset), "label")]
+    if left < LOST * known:
+        text = (f"label keeps {100 * left:.2g} % of its voxels known on the grid of the preset, {100 * known:.2g} % "
+                "as stored: annotated slices are lost between those of a coarser grid")  # fmt: skip
+        return [Finding("unknown_grid", "warning", text, "label")]
+    return []
 
 
 def _digest(image: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from monai_ssl.data.partial import KEYS, NOTE, Annotated
 from monai_ssl.data.preset import Preset
 from monai_ssl.data.rules import case_findings
 from monai_ssl.errors import DataError
+from monai_ssl.labels import IGNORE_LABEL
 
 
 class CheckCase(Transform):
@@ -80,6 +81,33 @@ class MarkUnknownd(Transform):
         if not self.by_class and annotated.classes is not None:
             item["label"].meta[NOTE] = ",".join(map(str, annotated.classes))
         return item
+
+
+class RefuseUnknownd(Transform):
+    """Raise :class:`DataError` for a label of which nothing annotated is left on the network's grid.
+
+    Of slices that lie close together, a coarse spacing keeps some, and perhaps not those that were annotated.
+
+    Args:
+        preset: that chose the grid.
+    """
+
+    def __init__(self, preset: Preset) -> None:
+        self.preset = preset
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        label = data["label"]
+        if bool((label == IGNORE_LABEL).all()):
+            raise DataError(f"{_name(label, 'label')}: {nothing_left(self.preset)}")
+        return dict(data)
+
+
+def nothing_left(preset: Preset) -> str:
+    """What is wrong with a label of which nothing annotated is left on the grid of a preset."""
+    keys = [key for key in ("spacing", "center_crop", "resize") if getattr(preset, key) is not None]
+    told = ", ".join(f"{key} {list(getattr(preset, key))}" for key in keys) or "as stored"
+    return (f"label must keep annotated voxels on the grid of the preset ({told}), got none: all of it is ignored "
+            "there; annotate more slices, or correct the preset")  # fmt: skip
 
 
 def _replaced(label: Any, values: np.ndarray) -> Any:

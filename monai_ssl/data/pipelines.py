@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
@@ -38,7 +39,7 @@ from monai.transforms import (
 )
 
 from monai_ssl.data.cases import image_files
-from monai_ssl.data.guard import CheckCase, MarkUnknownd
+from monai_ssl.data.guard import CheckCase, MarkUnknownd, RefuseUnknownd
 from monai_ssl.data.monai_io import LoadImageScand, ResultLayout, ResultWriter, SaveImageResultd
 from monai_ssl.data.preset import Preset
 from monai_ssl.errors import DataError
@@ -48,6 +49,7 @@ from monai_ssl.transforms import (
     LabelsOnImageGridd,
     LiteraturePadd,
     NormalizeNonzerod,
+    PadUnknownd,
     RandCoilFieldd,
     RandLiteratureCropd,
     RandPatchd,
@@ -93,14 +95,32 @@ def preprocessing(preset: Preset, label: bool = False) -> Compose:
 
 
 def _preprocessing(preset: Preset, keys: list[str]) -> list[Transform]:
-    mode = ["bilinear", "nearest"][: len(keys)]
     steps: list[Transform] = [
         *(_label_loader(preset) if key == "label" else LoadImageScand(key) for key in keys),
         EnsureChannelFirstd(keys),
         EnsureTyped("image", dtype="float32"),
         CheckCase(preset),
         *([MarkUnknownd(preset)] if "label" in keys else []),
+        *_grid(preset, keys),
     ]
+    return steps + _intensity(preset)
+
+
+def resampled_label(label: torch.Tensor, preset: Preset) -> torch.Tensor:
+    """A label on the grid on which a training sees it.
+
+    Args:
+        label: MetaTensor (1, X, Y[, Z]) with the affine of its scan.
+        preset: of the data.
+    """
+    resampled: torch.Tensor = Compose(_grid(preset, ["label"]))({"label": label})["label"]
+    return resampled
+
+
+def _grid(preset: Preset, keys: list[str]) -> list[Transform]:
+    """What moves, resamples and crops voxels before any patch is drawn."""
+    mode = ["nearest" if key == "label" else "bilinear" for key in keys]
+    steps: list[Transform] = []
     if preset.orientation is not None:
         codes = preset.orientation
         if preset.spatial_dims == 3:
@@ -120,7 +140,7 @@ def _preprocessing(preset: Preset, keys: list[str]) -> list[Transform]:
                 keys, Resize(preset.resize, mode="nearest-exact"), Resize((*preset.resize, -1), mode="nearest-exact")
             )
         )
-    return steps + _intensity(preset)
+    return steps
 
 
 def _label_loader(preset: Preset, allow_missing_keys: bool = False) -> LoadImageScand:
@@ -258,6 +278,8 @@ def training_preprocessing(preset: Preset, label: bool = True) -> Compose:
     """
     keys = ["image", "label"] if label else ["image"]
     steps = _preprocessing(preset, keys)
+    if label:
+        steps.append(RefuseUnknownd(preset))
     if preset.spatial_dims == 3:
         steps.append(_padding(preset, keys))
     steps.append(EnsureTyped("image", dtype="float32", track_meta=False))
@@ -267,9 +289,10 @@ def training_preprocessing(preset: Preset, label: bool = True) -> Compose:
 
 
 def _padding(preset: Preset, keys: list[str]) -> Transform:
-    if preset.augmentation.policy == "literature" and preset.spatial_dims == 3:
-        return LiteraturePadd(keys, preset.patch_size)
-    return SpatialPadd(keys, preset.patch_size)
+    literature = preset.augmentation.policy == "literature" and preset.spatial_dims == 3
+    kind = LiteraturePadd if literature else SpatialPadd
+    padding: Transform = kind(keys, preset.patch_size)
+    return PadUnknownd(padding, kind("label", preset.patch_size)) if "label" in keys else padding
 
 
 def random_transforms(preset: Preset, label: bool = True) -> list[Transform]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from monai.transforms import Compose
 
-from monai_ssl.data.cases import Entry, case_names, prediction_files
+from monai_ssl.data.cases import Entry, case_name, case_names, prediction_files
 from monai_ssl.data.pipelines import training_preprocessing
 from monai_ssl.data.preset import Preset
 from monai_ssl.errors import DataError, enumerated, plural
@@ -49,6 +49,7 @@ def pseudo_labeled(entries: Sequence[Mapping[str, Any]], folder: str | Path | No
             f"pseudo_labels: must be a folder of label maps, got {folder}; `monai-ssl self-train` writes one"
         )
     names, dropped = case_names(entries), rejected(place)
+    _check_rejected(dropped, names, place)
     found: list[Entry] = []
     without = []
     for name, entry, files in zip(names, entries, prediction_files(place, entries), strict=True):
@@ -69,6 +70,24 @@ def pseudo_labeled(entries: Sequence[Mapping[str, Any]], folder: str | Path | No
         logger.info("pseudo_labels: %s without a label map, left out: %s", plural(len(without), "unlabeled image"),
                     enumerated(without))  # fmt: skip
     return found
+
+
+def _check_rejected(dropped: set[str], names: Sequence[str], place: Path) -> None:
+    """Rows that are meant to leave a scan out name one.
+
+    Raises:
+        DataError: for the name of a file where that of its case belongs.
+    """
+    unknown = sorted(dropped - set(names))
+    for given in unknown:
+        meant = case_name({"image": given}).removesuffix("_seg")
+        if meant in names:
+            raise DataError(
+                f"{place / RELIABILITY}: case must be the name of a scan of the pool, got {given}; write {meant}"
+            )
+    if unknown:
+        logger.warning("pseudo_labels: %s leaves out %s that the pool does not have: %s", place / RELIABILITY,
+                       plural(len(unknown), "case"), enumerated(unknown))  # fmt: skip
 
 
 def table_rows(table: Path) -> list[dict[str, str]]:

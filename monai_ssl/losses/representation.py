@@ -131,14 +131,16 @@ class RepresentationConsistencyLoss(nn.Module):
             numbers differ. ``"all_pairs"``: every labeled with every unlabeled image, mean over the pairs.
             ``"all_pairs_sum"``: their sum (Eq. 7), which grows with both numbers of images.
         empty: ``"skip"``: a class that one image of a pair does not show at this scale is left out of the mean for this
-            pair. ``"zero"``: its representation is 0, and the other image is pulled to it (released code).
+            pair. ``"zero"``: its representation is 0, and the other image is pulled to it (released code), unless
+            ignored voxels of the labeled image may hide the class.
         reduction: ``"mean"``: mean over channels (released code, for which the published weights were chosen).
             ``"norm"``: the sum over channels (squared norm of Eq. 6), which is F times larger.
         detach_labeled: the labeled side is a fixed target.
 
     Shapes:
-        features ``(B, F, *spatial)`` and masks ``(B, C, *SPATIAL)``, the ``n_labeled`` labeled images first -> scalar
-        float32; 0 where every class of every pair is skipped.
+        features ``(B, F, *spatial)`` and masks ``(B, C, *SPATIAL)``, the ``n_labeled`` labeled images first, and where
+        their labels are ignored, bool ``(n_labeled, 1, *SPATIAL)`` or None -> scalar float32; 0 where every class of
+        every pair is skipped.
 
     Raises:
         ValueError: for an unknown option.
@@ -173,17 +175,24 @@ class RepresentationConsistencyLoss(nn.Module):
         self.pooling, self.pairing, self.empty, self.reduction = pooling, pairing, empty, reduction
         self.detach_labeled = bool(detach_labeled)
 
-    def forward(self, features: Tensor, masks: Tensor, n_labeled: int) -> Tensor:
+    def forward(self, features: Tensor, masks: Tensor, n_labeled: int, ignored: Tensor | None = None) -> Tensor:
         sizes = [n_labeled, len(features) - n_labeled]
         with save_recomputable_inputs():  # the network's feature maps need not be kept for this loss
             representations, mass = class_representations(features, masks, self.pooling, sizes)
         (r_l, r_u), (mass_l, mass_u) = representations.split(sizes), mass.split(sizes)
         if self.detach_labeled:
             r_l = r_l.detach()
+        partly = None if ignored is None else ignored.flatten(1).any(1)[:, None]
         if self.pairing != "same_index" or len(r_l) != len(r_u):
             r_l, mass_l, r_u, mass_u = r_l[:, None], mass_l[:, None], r_u[None], mass_u[None]
+            partly = None if partly is None else partly[:, None]
         squares = (r_u - r_l).square()
         distance = squares.mean(-1) if self.reduction == "mean" else squares.sum(-1)
+        if self.empty == "zero" and partly is not None:
+            counted = ((mass_l > 0) | ~partly).expand_as(distance)
+            # exactly 1 where all classes count
+            share = counted.shape[-1] / counted.sum(-1, keepdim=True).clamp(min=1)
+            distance = (distance * share).masked_fill(~counted, 0.0)
         present = None if self.empty == "zero" else (mass_l > 0) & (mass_u > 0)
         if self.pairing == "all_pairs_sum":  # of the mean over the classes of each pair
             if present is None:

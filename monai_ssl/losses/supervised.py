@@ -40,7 +40,8 @@ def supervised_mse(prediction: Tensor, target: Tensor, label: Tensor) -> Tensor:
 
     Args:
         prediction: ``(B, C, *spatial)`` float32, for example signed distances.
-        target: same shape; its values at ignored voxels do not matter.
+        target: same shape; its values at ignored voxels do not matter. NaN in an image with ignored voxels is unknown,
+            too, and left out; elsewhere it is the released code's, and the loss is NaN.
         label: ``(B, 1, *spatial)``, which tells the ignored voxels.
 
     Returns:
@@ -54,6 +55,8 @@ def supervised_mse(prediction: Tensor, target: Tensor, label: Tensor) -> Tensor:
     ignored = ignored_voxels(label)
     if ignored is None:
         return nn.functional.mse_loss(prediction, target)
+    partly = ignored.flatten(1).any(1).reshape(-1, *[1] * (target.dim() - 1))
+    ignored = ignored | (target.isnan() & partly)
     share = ignored.numel() / (~ignored).sum().clamp(min=1)  # exactly 1 where nothing is ignored
     return share * nn.functional.mse_loss(prediction.masked_fill(ignored, 0.0), target.masked_fill(ignored, 0.0))
 

@@ -65,7 +65,7 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
         pairing: ``"same_index"``, ``"all_pairs"`` (mean) or ``"all_pairs_sum"``. Different numbers of labeled and
             unlabeled images are always paired each with each.
         empty: ``"skip"``: a class that an image of the pair does not show at a scale is left out there. ``"zero"``: its
-            representation is 0 and the other image's is pulled to it.
+            representation is 0 and the other image's is pulled to it, unless ignored voxels may hide the class.
         masks: of unlabeled images. ``"soft"``: probabilities, with gradient. ``"hard"``: the most probable class,
             without.
         reduction: ``"mean"`` or ``"norm"``, see :class:`~monai_ssl.losses.RepresentationConsistencyLoss`.
@@ -204,10 +204,11 @@ class TaskAffinityConsistency(SemiSupervisedMethod):
         }
         if len(logits) == rows:  # no unlabeled image
             return terms | {kind: logits.new_zeros(()) for kind in kinds}
+        ignored = ignored_voxels(label)
         masks = torch.cat([self._labeled_masks(label, n_classes), self._masks(logits[rows:])])
         for kind, (weight, maps) in kinds.items():
             used = maps if self.unsupervised_weight * weight > 0 else []
-            losses = [self.consistency(x, masks, rows) for x in used]
+            losses = [self.consistency(x, masks, rows, ignored) for x in used]
             total = torch.stack(losses).sum() if losses else 0.0 * logits.sum()
             terms[kind] = self.unsupervised_weight * weight * total
         return terms

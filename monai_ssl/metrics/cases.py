@@ -46,7 +46,8 @@ def case_metrics(
     prediction's surface to the reference's; ASSD is the mean of both sets pooled (all three as in medpy).
 
     **Voxels that the reference ignores** (:data:`~monai_ssl.labels.IGNORE_LABEL`, 255, unless that is a class) belong
-    to no mask, the prediction's included: overlap, distances and volumes are those of the other voxels.
+    to no mask, the prediction's included: overlap, distances and volumes are those of the other voxels. Beside them a
+    mask does not end: surfaces are where known voxels are outside.
 
     **Empty masks never count as perfect.** Where exactly one of the two masks is empty, Dice and Jaccard are 0 and
     every distance is the *image diagonal* (a penalty larger than any distance in the image); where both are empty,
@@ -87,8 +88,9 @@ def case_metrics(
     if len(set(classes.values())) != len(classes):
         raise ValueError(f"labels must give every class a name of its own, got {dict(labels)!r}")
 
+    known = None
     if IGNORE_LABEL not in classes and (ignored := second == IGNORE_LABEL).any():
-        first, second = np.where(ignored, 0, first), np.where(ignored, 0, second)
+        first, second, known = np.where(ignored, 0, first), np.where(ignored, 0, second), ~ignored
     voxel_ml = float(np.prod(scale)) / 1000.0 if first.ndim == 3 else float("nan")
     rows: list[Row] = []
     for value, name in classes.items():
@@ -97,13 +99,13 @@ def case_metrics(
         row: Row = {"case": str(case), "label": value, "class": name, "status": "ok"}
         row["dice"], row["jaccard"] = dice_score(mask, truth), jaccard_score(mask, truth)
         if all(counts):
-            voxel = SurfaceDistances(mask, truth)
+            voxel = SurfaceDistances(mask, truth, known=known)
             if (scale == scale[0]).all():  # isotropic: millimeters are scaled voxels
                 row["hd95_mm"], row["asd_mm"], row["assd_mm"] = (
                     distance * float(scale[0]) for distance in (voxel.hd95(), voxel.asd(), voxel.assd())
                 )
             else:
-                metric = SurfaceDistances(mask, truth, scale.tolist())
+                metric = SurfaceDistances(mask, truth, scale.tolist(), known)
                 row["hd95_mm"], row["asd_mm"], row["assd_mm"] = metric.hd95(), metric.asd(), metric.assd()
             row["hd95_voxel"], row["asd_voxel"] = voxel.hd95(), voxel.asd()
         else:

@@ -65,13 +65,15 @@ def image_diagonal(shape: Sequence[int], spacing: Sequence[float] | float | None
     return float(np.linalg.norm(np.asarray(shape, dtype=np.float64) * check_spacing(spacing, len(shape))))
 
 
-def surface_points(mask: Any) -> np.ndarray:
+def surface_points(mask: Any, known: Any = None) -> np.ndarray:
     """Indices of the surface voxels: foreground voxels with a face neighbor outside the mask.
 
     Beyond the image counts as outside, so a structure cut by the border has surface there (as in medpy).
 
     Args:
         mask: boolean array of shape (X, Y) or (X, Y, Z).
+        known: array of that shape, False where nobody knows whether a voxel is of the mask, which is False there: a
+            voxel beside them is no surface for that. None: all are known.
 
     Returns:
         int array of shape (N, ndim).
@@ -83,12 +85,14 @@ def surface_points(mask: Any) -> np.ndarray:
     mask = np.asarray(mask, dtype=bool)
     if not mask.any():
         return np.zeros((0, mask.ndim), dtype=np.int64)
+    filled = mask if known is None else mask | ~np.asarray(known, dtype=bool)
+    margin = 0 if known is None else 1  # unknown neighbors must be seen
     box = []
     for axis in range(mask.ndim):  # crop first: erosion of a whole scan costs far more than that of the organ
         hit = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        box.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    cropped = mask[tuple(box)]
-    return np.argwhere(cropped & ~binary_erosion(cropped)) + [side.start for side in box]
+        box.append(slice(max(int(hit[0]) - margin, 0), int(hit[-1]) + 1 + margin))
+    surface = mask[tuple(box)] & ~binary_erosion(filled[tuple(box)])
+    return np.argwhere(surface) + [side.start for side in box]
 
 
 class SurfaceDistances:
@@ -98,6 +102,8 @@ class SurfaceDistances:
         prediction: mask of shape (X, Y) or (X, Y, Z); non-zero is foreground.
         reference: mask of the same shape.
         spacing: millimeters per voxel and axis; None gives distances in voxels.
+        known: array of that shape, False where nobody knows the truth: both masks are 0 there, and end at known voxels
+            only. Where a mask has no such end (all of it lies beside unknown voxels), both end there as well.
 
     Attributes:
         to_reference: distance of every surface voxel of the prediction to the surface of the reference.
@@ -113,13 +119,18 @@ class SurfaceDistances:
         5.0
     """
 
-    def __init__(self, prediction: Any, reference: Any, spacing: Sequence[float] | float | None = None) -> None:
+    def __init__(
+        self, prediction: Any, reference: Any, spacing: Sequence[float] | float | None = None, known: Any = None
+    ) -> None:
         first, second = to_masks(prediction, reference)
         for name, mask in (("prediction", first), ("reference", second)):
             if not mask.any():
                 raise ValueError(f"{name} must hold at least one foreground voxel, got an empty mask")
         scale = check_spacing(spacing, first.ndim)
-        points = surface_points(first) * scale, surface_points(second) * scale
+        ends = [surface_points(mask, known) for mask in (first, second)]
+        if not all(map(len, ends)):
+            ends = [surface_points(mask) for mask in (first, second)]
+        points = [found * scale for found in ends]
         self.to_reference: np.ndarray = KDTree(points[1], leafsize=32).query(points[0])[0]
         self.to_prediction: np.ndarray = KDTree(points[0], leafsize=32).query(points[1])[0]
 

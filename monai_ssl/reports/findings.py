@@ -111,8 +111,9 @@ def nothing_drawn(summary: dict[str, Any]) -> str:
     drawn = status.get("ok", 0) + status.get("empty_reference", 0)
     several = len(summary["classes"]) > 1
     if not drawn:
-        thing = "class of every prediction" if several else "prediction"
-        return f" Every {thing} is empty: the network draws nothing."
+        if several:
+            return " Every class of every prediction is empty: the network draws nothing."
+        return f" Every prediction is empty: the network draws no {next(iter(summary['classes']))}."
     if several:
         return f" Predictions lack a class that the label has: {plural(empty, 'time')}."
     return f" {empty} predictions are empty." if empty > 1 else " One prediction is empty."

@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from monai_ssl.data.cases import Entry
+from monai_ssl.data.preset import Preset
+from monai_ssl.data.pseudo_labels import pseudo_label_preset
 from monai_ssl.errors import enumerated
 from monai_ssl.files import write_text
 from monai_ssl.reports.dataset import ROW, CaseStatistics, case_statistics, picture_figure
@@ -31,6 +33,7 @@ class Labeling:
         entries: case -> ``{"image": ..., "label": file of the pseudo-label}``.
         shares: class -> its share of the voxels in labels and in kept pseudo-labels.
         alarms: sentences.
+        preset: tells the voxels that were left open from a class.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Labeling:
     entries: Mapping[str, Entry]
     shares: Mapping[int, tuple[float, float]]
     alarms: Sequence[str] = field(default_factory=list)
+    preset: Preset | None = None
 
 
 def report_self_training(page: Path, title: str, labels: Mapping[int, str], rounds: Sequence[Labeling]) -> Path:
@@ -119,11 +123,12 @@ def _pictures(
     rows: Sequence[Mapping[str, str]], caption: str, total: int, labeling: Labeling, labels: Mapping[int, str]
 ) -> Picture | None:
     shown: list[CaseStatistics] = []
+    read = None if labeling.preset is None else pseudo_label_preset(labeling.preset)
     for row in rows[: ROWS * ROW]:
         entry = labeling.entries.get(row["case"])
         if entry is not None:
             name = f"{row['case']}: {float(row['reliability']):.2f}"
-            shown.append(case_statistics("training", name, entry, picture=True))
+            shown.append(case_statistics("training", name, entry, picture=True, preset=read))
     shown = [case for case in shown if case.picture is not None]
     if not shown:
         return None

@@ -76,8 +76,13 @@ def _begun(folder: Path) -> list[Path]:
     return [path for name in ("floor*", "round-*") for path in folder.glob(f"{name}/{RECORD}")]
 
 
-def _refuse_unfinished(folder: Path) -> None:
-    """
+def refuse_unfinished(folder: Path, argument: str = "run") -> None:
+    """Stop where a self-training stands for nothing yet.
+
+    Args:
+        folder: of anything.
+        argument: that named it.
+
     Raises:
         DataError: for a self-training that has begun, or begun anew, and not ended: it has no result to stand for.
     """
@@ -85,7 +90,7 @@ def _refuse_unfinished(folder: Path) -> None:
     ended = [Run(path) for path in _trainings(folder)]
     if began and not (ended and all(run.complete for run in ended if (run.folder / RECORD).is_file())):
         raise DataError(
-            f"run: the self-training in {folder} has not ended; repeat its command, or name one of its runs"
+            f"{argument}: the self-training in {folder} has not ended; repeat its command, or name one of its runs"
         )
 
 
@@ -120,7 +125,7 @@ class Run:
             raise DataError(f"run: {run.folder} is no folder; train first: {PROGRAM} train BUNDLE DATASET_DIR")
         home = run.folder if isinstance(folder, Run) else Path(folder).expanduser().resolve()
         if run.folder != home or not (run.folder / RECORD).is_file():
-            _refuse_unfinished(home)
+            refuse_unfinished(home)
         for name in (RECORD, PRESET):
             if not (run.folder / name).is_file():
                 raise DataError(

@@ -147,8 +147,12 @@ def draw(
     stated = folder / RECORD
     names, write = case_names(entries), LabelWriter(folder)
     if folder.is_dir() and any(folder.iterdir()):
+        begun = (folder / ROWS).is_file()
         if not _equal(_stated(stated), record):
             set_aside(folder, "label maps of other networks, images or settings")
+        elif not begun and not (folder / RELIABILITY).is_file() and any(prediction_files(folder, entries)):
+            # complete once: somebody may have corrected them
+            set_aside(folder, f"label maps without their {RELIABILITY}")
         elif (folder / RELIABILITY).is_file():
             rows = read_rows(folder, names, preset.n_classes)
             absent = [name for name, found in zip(names, prediction_files(folder, entries), strict=True) if not found]
@@ -216,7 +220,7 @@ def read_rows(folder: Path, names: Sequence[str], n_classes: int) -> list[dict[s
         DataError: when it is not such a table.
     """
     table = folder / RELIABILITY
-    advice = "correct it, or remove it: the same command writes it again"
+    advice = "correct it, or remove it: the same command sets the label maps aside and draws them anew"
     numbers = ["reliability", "confidence", "unsure", *(f"voxels_{value}" for value in range(n_classes))]
     rows = [{key: text_of_cell(value or "") for key, value in row.items() if key} for row in table_rows(table)]
     missing = [key for key in ("case", "kept", "agreement", *numbers) if not rows or key not in rows[0]]
@@ -393,9 +397,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def set_aside(folder: Path, content: str) -> None:
-    """Move a folder to ``NAME-previous-1`` (2, 3, ...), and say what it holds."""
-    k = 1
-    while (aside := folder.with_name(f"{folder.name}-previous-{k}")).exists():
+    """Move a folder, or a file, to ``NAME-previous-1`` (2, 3, ...), and say what it holds."""
+    k, ending = 1, folder.suffix if folder.is_file() else ""
+    while (aside := folder.with_name(f"{folder.name.removesuffix(ending)}-previous-{k}{ending}")).exists():
         k += 1
     folder.rename(aside)
     console.warning("%s: holds %s; moved to %s", folder, content, aside.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_ssl.errors import PROGRAM, DataError, UsageError, enumerated, figure, plural
-from monai_ssl.runs.folder import SELF_TRAINING, Run
+from monai_ssl.runs.folder import RECORD, SELF_TRAINING, Run
 
 if TYPE_CHECKING:
     from monai_ssl.data.datalist import Datalist
@@ -23,6 +23,7 @@ console = logging.getLogger("monai_ssl.console")
 
 FLOOR, METHOD = "supervised", "self_training"
 PAGE = "report.html"
+TUNED = "fine-tuned"
 # a class that has less than this share of its voxels in the labeled scans has all but vanished from the pool's labels
 VANISHING = 0.2
 # and with more than this many times its share, it covers what it is not
@@ -124,6 +125,7 @@ def self_train(
     from monai_ssl.bundle.library import find_bundle
     from monai_ssl.bundle.overrides import check_overrides
     from monai_ssl.data.loading import load_datalist
+    from monai_ssl.runs.pseudo_labels import set_aside
     from monai_ssl.runs.together import check_gpus
     from monai_ssl.runs.train import american_overrides, refuse_preset_keys, train, verified
     from monai_ssl.runs.warm_start import weights_file
@@ -132,7 +134,7 @@ def self_train(
     refuse_preset_keys(overrides)
     check_overrides(find_bundle(METHOD), ["train.yaml"], {**overrides, "seed": seed})
     if (init := overrides.get("init")) is not None:
-        weights_file(init.folder if isinstance(init, Run) else init)
+        start = weights_file(init.folder if isinstance(init, Run) else init)
     for bundle in (FLOOR, METHOD):
         check_gpus(gpus, find_bundle(bundle), overrides.get("device"))
     cases = load_datalist(datalist, dataset_dir)
@@ -154,6 +156,9 @@ def self_train(
     tuning = _fine_tuning(floors_options(overrides), preset, fine_tune) if fine_tune else None
     folder = Path(output).expanduser().resolve() if output else _folder(preset, cases, seed)
     data = Path(dataset_dir).expanduser().resolve()
+    if init is not None and start.is_relative_to(folder):
+        raise DataError(f"init: must not be a part of the self-training that begins with it, got {start}; give another "
+                        "--output")  # fmt: skip
     Run(folder).refuse_foreign(data, rounds=True)
     if output is None:
         Run(folder).refuse_other_data(data, rounds=True)
@@ -169,6 +174,9 @@ def self_train(
         if former is None:
             told.not_ended()
         console.info("== %s: %s", name, run.folder)
+        begun = (run.folder / RECORD).is_file()
+        if name == TUNED and begun and run.record.max_iterations != given["max_iterations"]:
+            run.set_aside()  # another share of the iterations: prolonged, it would be neither
         # also a complete one: it knows whether it was trained with these settings, data and pseudo-labels
         try:
             train(bundle, output=run.folder, seed=number, **{**shared, **given})
@@ -208,7 +216,7 @@ def self_train(
         done.rounds.append(trained(METHOD, f"round-{number}", seed, given))
         teachers = [done.rounds[-1]]
     if tuning is not None:
-        done.fine_tuned = trained(FLOOR, "fine-tuned", seed, {**tuning, "init": done.rounds[-1].folder})
+        done.fine_tuned = trained(FLOOR, TUNED, seed, {**tuning, "init": done.rounds[-1].folder})
     for labeling, run in zip(labelings[::-1], done.rounds[::-1], strict=False):
         labeling.alarms = [*labeling.alarms, *(f"training of {run.folder.name}: {text}" for text in run.alarms)]
     done.alarms = [*done.alarms, *(f"training of {done.rounds[-1].folder.name}: {a}" for a in done.rounds[-1].alarms)]
@@ -217,6 +225,8 @@ def self_train(
 
         title = f"Self-training: {cases.path.parent.name if cases.path else folder.name}"
         done.page = report_self_training(folder / PAGE, title, preset.labels, labelings)
+    elif (folder / PAGE).is_file():  # of labels that this result has not learned
+        set_aside(folder / PAGE, "a page about label maps of another training")
     told.ended(done)
     return done
 
@@ -365,6 +375,9 @@ def _tell(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset, pl
     values = sorted(float(row["reliability"]) for row in rows)
     console.info("   reliability %.2f (median), %.2f (worst); %d of %d scans are kept; %s", values[len(values) // 2],
                  values[0], len(kept), len(rows), place / "reliability.csv")  # fmt: skip
+    if not kept and any(float(row["reliability"]) > 0 and float(row["unsure"]) < 1 for row in rows):
+        raise DataError(f"{place / 'reliability.csv'}: kept must be 1 for one scan at least, got 0 for all "
+                        f"{plural(len(rows), 'scan')}; nothing would be learned from the pool")  # fmt: skip
     if not kept and all(float(row["unsure"]) == 1 for row in rows):
         raise DataError(f"{place}: no voxel of the pool is as sure as --sure asks, so nothing is left to learn from; "
                         "lower it, or train the floor longer")  # fmt: skip
@@ -372,7 +385,7 @@ def _tell(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset, pl
         raise DataError(f"{place}: no scan of the pool has a label map to learn from; annotate more scans, or look at "
                         "the floor: does it find anything?")  # fmt: skip
     shares = class_shares(rows, cases, preset)
-    found = alarms(rows, shares, preset)
+    found = alarms(rows, shares, preset, whole=any_whole(cases))
     for alarm in found:
         console.warning("warning: %s", alarm)
     from monai_ssl.data.cases import case_names, prediction_files
@@ -380,7 +393,7 @@ def _tell(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset, pl
 
     files = zip(case_names(cases.unlabeled), cases.unlabeled, prediction_files(place, cases.unlabeled), strict=True)
     entries = {name: {"image": entry["image"], "label": str(drawn[0])} for name, entry, drawn in files if drawn}
-    return Labeling(place.name.replace("pseudo_labels-", "round "), rows, entries, shares, found)
+    return Labeling(place.name.replace("pseudo_labels-", "round "), rows, entries, shares, found, preset)
 
 
 def _alarms_of_given(cases: Datalist, preset: Preset, place: Path) -> list[str]:
@@ -397,7 +410,8 @@ def _alarms_of_given(cases: Datalist, preset: Preset, place: Path) -> list[str]:
         counts = {f"voxels_{value}": str(np.count_nonzero(label == value)) for value in range(preset.n_classes)}
         rows.append({"case": case_name(entry), "kept": "1", **counts})
     # no floor and no pictures: what is odd here is the numbers of the classes, as a rule
-    told = [text.partition("; ")[0] for text in alarms(rows, class_shares(rows, cases, preset), preset)]
+    odd = alarms(rows, class_shares(rows, cases, preset), preset, whole=any_whole(cases))
+    told = [text.partition("; ")[0] for text in odd]
     found = [f"{text}: are the label maps written with the preset's classes?" for text in told]
     for alarm in found:
         console.warning("warning: %s", alarm)
@@ -405,15 +419,22 @@ def _alarms_of_given(cases: Datalist, preset: Preset, place: Path) -> list[str]:
 
 
 def class_shares(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset) -> dict[int, tuple[float, float]]:
-    """Class -> its share of the voxels in the labeled scans, where somebody has looked, and in kept pseudo-labels."""
+    """Class -> its share of the voxels in the labeled scans, where somebody has looked, and in kept pseudo-labels.
+
+    Scans of which single slices are annotated count only where no other is: those slices show more of an organ than
+    whole scans do.
+    """
     import numpy as np
 
     from monai_ssl.labels import IGNORE_LABEL
     from monai_ssl.runs.pseudo_labels import known_label
 
     found, known = np.zeros(preset.n_classes), np.zeros(preset.n_classes)
+    some = any_whole(cases)
     for entry in cases.training:
         annotated, label = known_label(entry, preset)
+        if some and annotated.slices is not None:
+            continue
         for value in (0, *(annotated.classes or range(1, preset.n_classes))):
             found[value] += np.count_nonzero(label == value)
             known[value] += np.count_nonzero(label != IGNORE_LABEL)
@@ -423,19 +444,38 @@ def class_shares(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Pre
     return {v: (float(labeled[v]), float(drawn[v] / max(drawn.sum(), 1))) for v in range(1, preset.n_classes)}
 
 
-def alarms(rows: Sequence[Mapping[str, str]], shares: Mapping[int, tuple[float, float]], preset: Preset) -> list[str]:
-    """Sentences about classes that the pseudo-labels lack."""
+def any_whole(cases: Datalist) -> bool:
+    """Whether a labeled scan was looked at from end to end: its shares are those of whole scans."""
+    from monai_ssl.data.partial import Annotated
+
+    return any(Annotated.of(entry).slices is None for entry in cases.training)
+
+
+def alarms(
+    rows: Sequence[Mapping[str, str]],
+    shares: Mapping[int, tuple[float, float]],
+    preset: Preset,
+    whole: bool = True,
+) -> list[str]:
+    """Sentences about classes that the pseudo-labels lack.
+
+    Args:
+        rows: of ``reliability.csv``.
+        shares: of :func:`class_shares`.
+        preset: names the classes.
+        whole: the labels' shares are those of whole scans, and may be compared.
+    """
     kept = [row for row in rows if row["kept"] == "1"]
     found = []
     for value, (labeled, drawn) in shares.items():
         of_drawn, of_labels = f"{figure(100 * drawn)} % of their voxels", f"{figure(100 * labeled)} % of the labels'"
         missing = [row["case"] for row in kept if row[f"voxels_{value}"] == "0"]
-        if labeled > 0 and drawn < VANISHING * labeled:
+        if labeled > 0 and drawn < VANISHING * labeled and (whole or not drawn):
             found.append(
                 f"class {value} ({preset.labels[value]}) vanishes from the pseudo-labels: {of_drawn}, "
                 f"{of_labels}; the network will lose it. Label scans that show it"
             )
-        elif labeled > 0 and drawn > GROWING * labeled:
+        elif whole and labeled > 0 and drawn > GROWING * labeled:
             found.append(
                 f"class {value} ({preset.labels[value]}) takes {figure(drawn / labeled)} times its share in the "
                 f"pseudo-labels: {of_drawn}, {of_labels}; look at the pictures, and train the floor longer"

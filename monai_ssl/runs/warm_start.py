@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_ssl.errors import DataError, enumerated, plural
-from monai_ssl.runs.folder import MODEL, RECORD, trained_in
+from monai_ssl.runs.folder import MODEL, RECORD, refuse_unfinished, trained_in
 from monai_ssl.weights import content_digest, load
 
 logger = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 # share of the names that a wrapper's prefix must cover: a method's state holds its network and a teacher's
 WRAPPED = 1 / 3
 SHOWN = 4
+# names of an ensemble's networks
+MEMBER = re.compile(r"(?:.*\.)?members\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def warm_started(network: nn.Module, init: str | os.PathLike[str] | None = None)
             raise DataError(f"init: {file}: the weights must be finite, got NaN or infinity in {name}; take others")
     network.load_state_dict({**network.state_dict(), **fitted})
     new, unused = [name for name in own if name not in fitted], [name for name in source if name not in names]
-    parts = [f"{len(fitted)} of {len(own)} tensors begin as in {file}"]
+    parts = [f"{len(fitted)} of {len(own)} tensors begin as in {file}{_member(loaded, own)}"]
     parts += [f"{len(new)} new: {_modules(new, own, source)}"] if new else []
     parts += [f"{len(unused)} of the file not used: {_modules(unused, source, {})}"] if unused else []
     started = WarmStart(file, content, len(fitted), tuple(new), tuple(unused), "; ".join(parts))
@@ -110,8 +113,10 @@ def weights_file(init: str | os.PathLike[str]) -> Path:
     """
     if not isinstance(init, (str, os.PathLike)) or not os.fspath(init):
         raise DataError(f"init: must be the folder of a run, a file of weights or null, got {init!r}")
-    place = trained_in(init).resolve()
+    named, place = Path(init).expanduser().resolve(), trained_in(init).resolve()
     if place.is_dir():
+        if not (named / RECORD).is_file():
+            refuse_unfinished(named, "init")
         for file in (place / MODEL, place / "models" / MODEL):
             if file.is_file():
                 return file
@@ -150,6 +155,14 @@ def _alignment(own: Mapping[str, Tensor], content: Any) -> tuple[dict[str, Tenso
     return best
 
 
+def _member(content: Any, own: Mapping[str, Tensor]) -> str:
+    """Which network of an ensemble a network that is none has begun with."""
+    numbers = {int(found[1]) for tensors in _collections(content) for name in tensors if (found := MEMBER.match(name))}
+    if not numbers or any(MEMBER.match(name) for name in own):
+        return ""
+    return f" (the first of the ensemble's {len(numbers)} networks)"
+
+
 def _collections(content: Any) -> Iterator[dict[str, Tensor]]:
     """A file's tensors by name: the file itself, or what is in it under ``state_dict``, ``model``, ``method``, ..."""
     found = False
@@ -172,7 +185,10 @@ def _wrappers(tensors: Mapping[str, Tensor]) -> list[str]:
             if len(parts) > depth:
                 prefix = ".".join(parts[:depth]) + "."
                 counts[prefix] = counts.get(prefix, 0) + 1
-    return ["", *(prefix for prefix, n in counts.items() if n >= WRAPPED * len(tensors))]
+    # of an ensemble, the first member alone is a network
+    found = [prefix for prefix, n in counts.items() if n >= WRAPPED * len(tensors) and not MEMBER.fullmatch(prefix)]
+    first = [prefix for prefix in counts if MEMBER.fullmatch(prefix) and prefix.endswith("members.0.")]
+    return ["", *found, *first]
 
 
 def _modules(names: Iterable[str], own: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> str:

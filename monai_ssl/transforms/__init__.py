@@ -5,7 +5,7 @@ from .center_crop import CenterCropd, center_window
 from .components import largest_component, largest_components
 from .image_grid import LabelsOnImageGridd, on_image_grid
 from .intensity import NormalizeNonzerod, RandCoilFieldd
-from .known import UntilKnown
+from .known import PadUnknownd, UntilKnown
 from .literature import LiteraturePadd, RandLiteratureCropd, RandRotateFlipd, rotate_flip
 from .patch import RandPatchd, sample_patch
 from .poses import Poses, random_poses
@@ -18,6 +18,7 @@ __all__ = [
     "LabelsOnImageGridd",
     "LiteraturePadd",
     "NormalizeNonzerod",
+    "PadUnknownd",
     "Poses",
     "RandCoilFieldd",
     "RandLiteratureCropd",

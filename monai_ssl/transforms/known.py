@@ -1,4 +1,4 @@
-"""Random transforms that are drawn again while nothing in the result is known."""
+"""Transforms that know what of a label is ignored."""
 
 from __future__ import annotations
 
@@ -9,6 +9,37 @@ import numpy as np
 from monai.transforms import Randomizable, Transform
 
 from monai_ssl.labels import IGNORE_LABEL
+
+
+class PadUnknownd(Transform):
+    """Pad image and label; beyond a scan of which parts are ignored, nobody knows anything either.
+
+    Background there would be all that a patch without an annotated voxel teaches. Of a label without ignored voxels the
+    padding is background, as the transform makes it.
+
+    Args:
+        padding: pads every key of the item.
+        of_label: pads ``label`` alone, in the same way.
+
+    Example:
+        >>> import torch
+        >>> from monai.transforms import SpatialPadd
+        >>> label = torch.tensor([[[1, IGNORE_LABEL, 0]]])
+        >>> pad = PadUnknownd(SpatialPadd(["image", "label"], (1, 5)), SpatialPadd("label", (1, 5)))
+        >>> pad({"image": label, "label": label})["label"].tolist()
+        [[[255, 1, 255, 0, 255]]]
+    """
+
+    def __init__(self, padding: Any, of_label: Any) -> None:
+        self.padding, self.of_label = padding, of_label
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        label = data["label"]
+        item = dict(self.padding(dict(data)))
+        if bool((label == IGNORE_LABEL).any()) and item["label"].shape != label.shape:
+            inside = self.of_label({"label": label * 0 + 1})["label"]
+            item["label"] = item["label"].masked_fill(inside == 0, IGNORE_LABEL)
+        return item
 
 
 class UntilKnown(Randomizable, Transform):

@@ -35,10 +35,11 @@ def signed_distance_map(mask: np.ndarray, degenerate: str = "safe", known: np.nd
             without the NaN.
         known: where somebody knows what is inside and what is outside, bool ``(*spatial)``; None: everywhere. The
             other voxels are neither: distances lead from a known voxel to the nearest known one of the other side,
-            and their own value, 0, means nothing.
+            and their own value, 0, means nothing. Where all known voxels are inside, nobody knows how far: NaN
+            everywhere, which :func:`~monai_ssl.losses.supervised_mse` leaves out.
 
     Returns:
-        float32 array ``(*spatial)`` in [-1, 1].
+        float32 array ``(*spatial)`` in [-1, 1], or NaN.
 
     Raises:
         ValueError: when ``degenerate`` is unknown.
@@ -58,7 +59,8 @@ def signed_distance_map(mask: np.ndarray, degenerate: str = "safe", known: np.nd
     if known is not None:
         foreground = foreground & known
     background = ~foreground if known is None else ~foreground & known
-    constant = _degenerate_value(bool(foreground.any()), not background.any(), degenerate)
+    partly = known is not None and not bool(known.all())
+    constant = _degenerate_value(bool(foreground.any()), not background.any(), degenerate, partly)
     if constant is not None:
         return np.full(foreground.shape, constant, dtype=np.float32)
     inside, outside = edt(~background), edt(~foreground)
@@ -69,9 +71,11 @@ def signed_distance_map(mask: np.ndarray, degenerate: str = "safe", known: np.nd
     return distance.astype(np.float32)
 
 
-def _degenerate_value(any_foreground: bool, all_foreground: bool, degenerate: str) -> float | None:
+def _degenerate_value(any_foreground: bool, all_foreground: bool, degenerate: str, partly: bool) -> float | None:
     if not any_foreground:
         return 1.0 if degenerate == "safe" else 0.0
+    if all_foreground and partly:
+        return float("nan")
     if all_foreground:
         return {"safe": -1.0, "official": float("nan"), "zero": 0.0}[degenerate]
     return None
@@ -124,7 +128,8 @@ class SignedDistanceMap(Transform):
         if known is not None:
             mask = mask & known
         background = ~mask if known is None else ~mask & known
-        constant = _degenerate_value(bool(mask.any()), not bool(background.any()), self.degenerate)
+        partly = known is not None and not bool(known.all())
+        constant = _degenerate_value(bool(mask.any()), not bool(background.any()), self.degenerate, partly)
         if constant is not None:
             return torch.full(mask.shape, constant, device=mask.device)
         sides = (1, 1, -1) if mask.dim() == 1 else (1, *mask.shape)  # MONAI takes no lines

@@ -7,6 +7,7 @@ import json
 import nibabel as nib
 import numpy as np
 import pytest
+from monai.transforms import Compose
 
 import monai_ssl
 from monai_ssl.curation.verify import verify
@@ -14,7 +15,7 @@ from monai_ssl.data import CaseDataset, DataError, load_datalist, load_preset, v
 from monai_ssl.data.content import case_keys
 from monai_ssl.data.datalist import Datalist
 from monai_ssl.data.partial import Annotated
-from monai_ssl.data.pipelines import training_preprocessing
+from monai_ssl.data.pipelines import random_transforms, training_preprocessing
 from monai_ssl.data.preset import dump_preset
 from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.reports.dataset import case_statistics
@@ -66,6 +67,61 @@ def test_slices_that_nobody_annotated_are_ignored(tmp_path, slices):
             assert (
                 np.array_equal(label[..., k], SPARSE[..., k]) if k in known else (label[..., k] == IGNORE_LABEL).all()
             )
+
+
+def one_slice(k=10, shape=(14, 22, 40)):
+    label = np.zeros(shape, np.uint8)
+    label[4:9, 5:15, k] = 1
+    return label
+
+
+@pytest.mark.parametrize("policy", ["none", "practical", "literature"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_beyond_a_scan_nobody_knows_more_than_in_it(tmp_path, policy, dims):
+    """A patch of nothing but ignored voxels is drawn again, whatever was padded to it."""
+    preset = preset_of(spatial_dims=dims, patch_size=[16] * dims, augmentation={"policy": policy})
+    entry = write(tmp_path, one_slice(), slices=[10])
+    chain = Compose(random_transforms(preset)).set_random_state(0)
+    item = CaseDataset([entry], training_preprocessing(preset))[0]
+    for _ in range(20):
+        label = chain(dict(item))["label"]
+        assert (label == 1).any() or (label == 0).any()
+        assert int((label == 0).sum()) <= 14 * 22  # one slice of the scan, and no padding
+    whole = CaseDataset([write(tmp_path, one_slice(), "b")], training_preprocessing(preset))[0]
+    assert set(np.unique(chain(dict(whole))["label"])) <= {0, 1}  # background, as it always was
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [
+        ({"spacing": [1.5, 1.0, 10.0]}, True),
+        ({"spacing": [1.5, 1.0, 2.0]}, False),
+        ({"center_crop": [14, 22, 8]}, True),
+    ],
+)
+def test_slices_that_a_coarser_grid_loses(tmp_path, more, error):
+    entry = write(tmp_path, one_slice(12), slices=[12])
+    preset = preset_of(**more)
+    told = [str(p) for p in problems_of(entry, preset, write(tmp_path, whole_label(), "b")) if "on the grid" in str(p)]
+    assert bool(told) == error
+    if error:
+        assert "a_seg.nii.gz: label must keep annotated voxels on the grid of the preset (" in told[0]
+        with pytest.raises(DataError, match=r"a_seg\.nii\.gz: label must keep annotated voxels on the grid"):
+            trained(entry, preset)
+    else:
+        assert (trained(entry, preset) != IGNORE_LABEL).any()
+
+
+def test_a_coarser_grid_that_loses_most_slices_is_told(tmp_path):
+    label = one_slice(12)
+    listed = [8, *range(9, 16), *range(17, 24), *range(25, 32)]  # of which one is kept: 8
+    (problem,) = [
+        problem
+        for problem in problems_of(write(tmp_path, label, slices=listed), preset_of(spacing=[1.5, 1.0, 16.0]))
+        if problem.rule == "unknown_grid"
+    ]
+    assert problem.severity == "warning"
+    assert "keeps 17 % of its voxels known on the grid of the preset, 55 % as stored" in problem.message
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

@@ -41,6 +41,12 @@ def test_by_name(tmp_path, files, table, expected):
     assert pseudo_labeled(POOL, place) == wanted
 
 
+def test_a_row_for_a_scan_that_is_not_in_the_pool_is_told(tmp_path, caplog):
+    place = folder(tmp_path, "a.nii.gz", "b.nii.gz", table="case,kept\nnobody,0\na.2,0\nb,1\n")
+    assert len(pseudo_labeled(POOL, place)) == 2
+    assert "leaves out 2 cases that the pool does not have: a.2, nobody" in caplog.text
+
+
 def test_a_file_is_the_label_map_of_one_case(tmp_path):
     """Without what nnU-Net calls the channel, many cases would have the same name."""
     pool = [{"image": f"/scans/scan_{number:04d}.nii.gz"} for number in range(3)]
@@ -62,6 +68,12 @@ def test_without_a_folder_nothing_is_added():
         (("a.nii.gz",), "case,kept\na,0\n", "holds no label map of the 3 unlabeled images, beside 1 rejected one"),
         (("a.nii.gz",), "case,kept\na,yes\n", "kept must be 0 or 1, got 'yes'"),
         (("a.nii.gz",), "name,kept\na,1\n", "must have the columns case and kept"),
+        (
+            ("a.nii.gz", "b.nii.gz"),
+            "case,kept\na.nii.gz,0\n",
+            "case must be the name of a scan .*got a.nii.gz; write a",
+        ),
+        (("a.nii.gz", "b.nii.gz"), "case,kept\na_seg,0\n", "case must be the name of a scan .*got a_seg; write a"),
     ],
 )
 def test_refused(tmp_path, files, table, message):

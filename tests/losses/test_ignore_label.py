@@ -128,10 +128,30 @@ def test_distance_maps_do_not_depend_on_ignored_voxels(dims, n_classes):
                 assert value == pytest.approx(distance / farthest, rel=1e-5)
 
 
-@pytest.mark.parametrize(("kept", "expected"), [("nothing", 1.0), ("background", 1.0), ("foreground", -1.0)])
+@pytest.mark.parametrize(("kept", "expected"), [("nothing", 1.0), ("background", 1.0), ("foreground", np.nan)])
 def test_distance_maps_of_one_kind_of_voxel(kept, expected):
     label = torch.full((1, 6, 6), IGNORE_LABEL)
     if kept != "nothing":
         label[:, :3] = int(kept == "foreground")
     maps = SignedDistanceMap()(label)
-    assert (maps[:, :3] == expected).all()
+    np.testing.assert_array_equal(maps[:, :3], expected)
+
+
+@pytest.mark.parametrize("degenerate", ["safe", "zero", "official"])
+def test_how_far_the_border_is_costs_nothing_where_nobody_knows(degenerate):
+    """An organ was drawn, and its background belongs to classes that were not: the distance to it is unknown."""
+    label = torch.full((2, 1, 6, 6), IGNORE_LABEL)
+    label[0, :, 2:4], label[1] = 1, torch.randint(0, 2, (1, 6, 6), generator=torch.Generator().manual_seed(0))
+    target = torch.stack([SignedDistanceMap(2, degenerate)(one) for one in label])
+    assert target[0].isnan().all()
+    assert not target[1].isnan().any()
+    distance = torch.zeros(2, 1, 6, 6, requires_grad=True)
+    loss = supervised_mse(distance, target, label)
+    assert loss.item() == pytest.approx(target[1].square().mean().item(), rel=1e-6)
+    loss.backward()
+    assert not distance.grad[0].any()
+    assert distance.grad[1].any()
+    # a whole label that fills the patch is the released code's matter
+    full = torch.ones(1, 1, 6, 6, dtype=torch.long)
+    whole = SignedDistanceMap(2, "official")(full[0])[None]
+    assert supervised_mse(distance[:1], whole, full).isnan()

@@ -100,6 +100,28 @@ class TestTaskAffinityConsistency(MethodTester):
         assert terms["contextual"].item() == pytest.approx(0.5 * self.expected(x, *arguments), rel=1e-4)
         assert terms["structural"].item() == pytest.approx(self.expected(gated, *arguments), rel=1e-4)
 
+    @pytest.mark.parametrize("pairing", ["same_index", "all_pairs", "all_pairs_sum"])
+    def test_a_class_that_ignored_voxels_may_hide_is_not_absent(self, pairing):
+        """As released, the other image is pulled to 0 where a class is absent; nobody knows that of such a label."""
+        logits, x, gated, label = self.outputs(2, 2)
+        label[0][label[0] == 2] = 0
+        options = {"n_classes": 3, "pairing": pairing, "pooling": "image"}
+        zero = self.build(**options, empty="zero")
+        whole = zero.terms(logits, x, gated, {"label": label})["contextual"]
+        partly = label.clone()
+        partly[0, :, :1] = 255
+        found = zero.terms(logits, x, gated, {"label": partly})["contextual"]
+        # every class is there but for that one: what is skipped where nobody knows it is what `skip` leaves out
+        skipped = self.build(**options, empty="skip").terms(logits, x, gated, {"label": partly})["contextual"]
+        if pairing == "all_pairs_sum":
+            assert found.item() == pytest.approx(skipped.item(), rel=1e-5)
+        else:  # the mean over the classes of each pair, then over the pairs
+            assert found.item() != pytest.approx(whole.item(), rel=1e-3)
+        unknown = torch.full_like(label, 255)
+        assert zero.terms(logits, x, gated, {"label": unknown})["contextual"].item() == 0
+        kept = zero.terms(logits, x, gated, {"label": label})["contextual"]
+        assert torch.equal(kept, whole)
+
     def test_every_map_of_the_network_counts(self):
         method, (labeled, unlabeled) = self.build(spatial_dims=3), batches(3)
         logits, contextual, structural = method.network.taps(joint_images(labeled, unlabeled))

@@ -13,6 +13,7 @@ import torch
 
 from monai_ssl.data import load_preset
 from monai_ssl.data.pipelines import cleaning
+from monai_ssl.labels import IGNORE_LABEL
 from monai_ssl.metrics import (
     DISTANCE_METRICS,
     SurfaceDistances,
@@ -131,6 +132,38 @@ def test_against_brute_force():
 def test_border_voxels_are_surface():
     assert len(surface_points(np.ones((4, 4, 4), bool))) == 64 - 8  # all but the 2x2x2 core
     assert len(surface_points(np.zeros((4, 4), bool))) == 0
+
+
+def test_masks_do_not_end_beside_what_nobody_knows():
+    """Of a cylinder that is drawn too thick everywhere, some slices say what each of them says by itself."""
+    x, y, _ = np.indices((24, 24, 20)) - 11.5
+    radius = np.hypot(x, y)
+    prediction, reference = ((radius < r).astype(np.uint8) for r in (9, 6))
+    slices = [3, 8, 9, 15]
+    label = np.full(reference.shape, IGNORE_LABEL, np.uint8)
+    label[..., slices] = reference[..., slices]
+    (row,) = case_metrics(prediction, label, {1: "organ"}, (0.5, 0.5, 2.0))
+    for k in slices:
+        (alone,) = case_metrics(prediction[..., k], reference[..., k], {1: "organ"}, (0.5, 0.5))
+        for metric in ("dice", *DISTANCE_METRICS):
+            assert row[metric] == pytest.approx(alone[metric])
+    # where known voxels touch, a mask ends as anywhere
+    known = np.ones((4, 6), bool)
+    known[:, 4:] = False
+    mask = np.zeros((4, 6), bool)
+    mask[1:3, 1:4] = True
+    assert sorted(map(tuple, surface_points(mask, known))) == sorted(map(tuple, np.argwhere(mask)))
+    mask[:, :4] = True
+    assert {tuple(point) for point in surface_points(mask, known)} == {
+        (i, j) for i in range(4) for j in range(4) if i in (0, 3) or j == 0
+    }
+
+
+def test_a_mask_that_ends_nowhere_known_ends_beside_the_unknown():
+    label = np.full((5, 5, 5), IGNORE_LABEL)
+    label[2, 2, 2] = 1
+    (row,) = case_metrics(np.ones((5, 5, 5), int), label, {1: "organ"}, 1.0)
+    assert (row["status"], row["dice"], row["hd95_mm"], row["asd_voxel"]) == ("ok", 1.0, 0.0, 0.0)
 
 
 def test_anisotropic_spacing_scales_the_right_axis():

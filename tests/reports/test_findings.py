@@ -74,8 +74,8 @@ class TestAnswer:
 
     def test_nothing_drawn(self, tmp_path):
         (run,) = load_runs([ReportRun("dtc", results(tmp_path / "a", empty=True))])
-        assert findings([run])[0].endswith("8 failed. Every prediction is empty: the network draws nothing.")
-        assert summary_lines(tmp_path / "a")[-1] == "Every prediction is empty: the network draws nothing."
+        assert findings([run])[0].endswith("8 failed. Every prediction is empty: the network draws no organ.")
+        assert summary_lines(tmp_path / "a")[-1] == "Every prediction is empty: the network draws no organ."
         several = results(tmp_path / "b", labels={1: "a", 2: "b"}, empty=True)
         assert "Every class of every prediction is empty" in summary_lines(several)[-1]
 

@@ -104,12 +104,12 @@ def test_empty_segmentations_are_said(trained, scans, tmp_path, capsys):
     assert monai_ssl.predict(trained, image, tmp_path / "drawn").empty == ()
     assert run("evaluate", trained, "--ckpt", weights, "--output", tmp_path / "scores") == 0
     said = capsys.readouterr()
-    assert "Every prediction is empty: the network draws nothing." in said.out
+    assert "Every prediction is empty: the network draws no left atrium." in said.out
     assert "nothing was drawn in" not in said.err  # once is enough
     page = (tmp_path / "scores" / "report.md").read_text(encoding="utf-8")
     answer = next(line for line in page.splitlines()[4:] if line)
     assert "Dice 0.0 %" in answer
-    assert answer.endswith("Every prediction is empty: the network draws nothing.")
+    assert answer.endswith("Every prediction is empty: the network draws no left atrium.")
     assert page.index(answer) < page.index("No matched floor is given")
 
 

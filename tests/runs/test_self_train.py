@@ -26,7 +26,7 @@ from monai_ssl.errors import DataError, UsageError
 from monai_ssl.runs import pseudo_labels
 from monai_ssl.runs.folder import SELF_TRAINING, Run, trained_in
 from monai_ssl.runs.pseudo_labels import Rules, _judged, anatomy, largest_component
-from monai_ssl.runs.self_training import alarms, class_shares
+from monai_ssl.runs.self_training import alarms, any_whole, class_shares
 from monai_ssl.runs.warm_start import weights_file
 from monai_ssl.weights import content_digest, load
 
@@ -208,6 +208,15 @@ def test_fine_tuning_on_the_labels(data, done, tmp_path):
     name = next(iter(after))
     assert not torch.equal(before[name], after[name])
     torch.testing.assert_close(before[name], after[name], atol=1e-3, rtol=0)  # it began there: one step at 0.0002
+    # another share is another training, longer or shorter
+    for share, iterations in ((0.7, 2), (0.4, 1)):
+        again = monai_ssl.self_train(data.scans, output=tmp_path / "out", **TINY, fine_tune=share)
+        assert again.run.record.max_iterations == iterations
+        fresh = monai_ssl.train("supervised", data.scans, output=tmp_path / f"fresh{iterations}", init=found.rounds[-1],
+                                **{**TINY, "max_iterations": iterations, "learning_rate": 0.0002,
+                                   "lr_scheduler#warmup": 0.0})  # fmt: skip
+        assert content_digest(load(again.run.model)) == content_digest(load(fresh.model))
+    assert len(again.run.previous()) == 2
 
 
 def test_settings_of_another_labeler_set_its_labels_aside(data, done, tmp_path, caplog):
@@ -503,9 +512,21 @@ def test_partly_annotated_scans_say_what_they_know(tmp_path):
     assert anatomy(entries, preset) == ((1, 2), (1, 2))
     drawn = [{"case": "a", "kept": "1", "voxels_0": "408", "voxels_1": "96", "voxels_2": "8"}]
     shares = class_shares(drawn, SimpleNamespace(training=entries), preset)
-    known = {1: ((32 + 96 + 96) / (256 + 512 + 512), 96 / 512), 2: (8 / (256 + 512), 8 / 512)}
+    # slices show more of an organ than whole scans do
+    known = {1: ((96 + 96) / (512 + 512), 96 / 512), 2: (8 / 512, 8 / 512)}
     assert shares == {value: pytest.approx(both) for value, both in known.items()}
     assert alarms(drawn, shares, preset) == []
+    only = SimpleNamespace(training=entries[:1])
+    shares = class_shares(drawn, only, preset)
+    assert shares[1] == (pytest.approx(32 / 256), pytest.approx(96 / 512))
+    assert any_whole(SimpleNamespace(training=entries))
+    assert not any_whole(only)
+    # the truth of a long scan, whose organ is in a few slices of it
+    long = [{**drawn[0], "voxels_0": "9992", "voxels_1": "96"}]
+    assert "vanishes" in alarms(long, class_shares(long, only, preset), preset)[0]
+    assert alarms(long, class_shares(long, only, preset), preset, whole=False) == []
+    lost = [{**drawn[0], "voxels_1": "0"}]
+    assert "vanishes" in alarms(lost, class_shares(lost, only, preset), preset, whole=False)[0]
     (found,) = alarms([{**drawn[0], "voxels_0": "0"}], {1: (0.1, 1.0)}, preset)
     assert "takes 10 times its share in the pseudo-labels: 100 % of their voxels, 10 % of the labels'" in found
 
@@ -622,6 +643,44 @@ def test_an_edited_table_is_read_with_care(again, edit, message):
         pseudo_labels.read_rows(again.labels, ["unlabeled_0000"], 2)
 
 
+def test_label_maps_that_somebody_may_have_corrected_are_kept(again, done, caplog):
+    """As the refusal of a damaged table advises: remove it."""
+    corrected = again.labels / "unlabeled_0000_seg.nii.gz"
+    turned(corrected, lambda label: np.ones_like(label))
+    mine = corrected.read_bytes()
+    (again.labels / "reliability.csv").unlink()
+    again.run()
+    assert "label maps without their reliability.csv; moved to pseudo_labels-1-previous-1" in caplog.text
+    assert (again.out / "pseudo_labels-1-previous-1" / corrected.name).read_bytes() == mine
+    assert {name: value for name, value in content(again.out).items() if "previous" not in name} == content(done.folder)
+
+
+def test_a_pool_of_which_nothing_is_kept(again):
+    table = again.labels / "reliability.csv"
+    rows = [{**row, "kept": "0", "reliability": "0.5"} for row in csv.DictReader(table.read_text().splitlines())]
+    with open(table, "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(
+        DataError, match=r"reliability\.csv: kept must be 1 for one scan at least, got 0 for all 4 scans"
+    ):
+        again.run()
+
+
+def test_no_part_of_it_is_its_own_beginning(again):
+    for init in (again.out, again.out / "round-1", again.out / "floor" / "model.pt"):
+        with pytest.raises(DataError, match="init: must not be a part of the self-training that begins with it"):
+            again.run(init=init)
+    assert not list(again.out.rglob("previous*"))
+
+
+def test_a_page_of_other_labels_makes_way(again, data):
+    again.run(pseudo_labels=data.oracle)
+    assert not (again.out / "report.html").exists()
+    assert (again.out / "report-previous-1.html").is_file()
+
+
 def test_records_that_cannot_be_read(again, done):
     (again.labels / "pseudo_labels.json").write_text("")
     (again.out / SELF_TRAINING).write_text("{")
@@ -652,13 +711,16 @@ def test_a_self_training_that_begins_anew_has_no_result(again, monkeypatch):
             again.run(tta=False)
     with pytest.raises(DataError, match="has not ended; repeat its command"):
         Run.open(again.out)
+    with pytest.raises(DataError, match=r"init: the self-training in .* has not ended; repeat its command"):
+        weights_file(again.out)
     again.run()
     assert Run.open(again.out).folder == again.out / "round-1"
     assert set(json.loads((again.out / SELF_TRAINING).read_text())["seconds"]) == set(took)
     record = json.loads((again.out / "floor" / "run.json").read_text())
     (again.out / "floor" / "run.json").write_text(json.dumps({**record, "status": "started"}))
-    with pytest.raises(DataError, match="has not ended; repeat its command"):
-        Run.open(again.out)
+    for stands_for in (Run.open, weights_file):
+        with pytest.raises(DataError, match="has not ended; repeat its command"):
+            stands_for(again.out)
 
 
 def test_what_is_trained_anew_is_not_said_to_be_complete(again, caplog):
