@@ -80,7 +80,7 @@ def restore(study: str, file: str) -> None:
     try:
         with tarfile.open(file) as archive:
             entries = [entry for entry in archive if entry.isfile()]
-            there = {path.name for path in (home / RUNS).iterdir()} if (home / RUNS).is_dir() else set()
+            there = {path.parent.name for path in (home / RUNS).glob(f"*/{STATE}")}  # begun here, or restored before
             new = [entry for entry in entries if not _is_there(entry.name, there, home)]
             new.sort(key=lambda entry: Path(entry.name).name == STATE)  # last: until then a run is not done
             archive.extractall(home, members=new, filter="data")

@@ -64,11 +64,15 @@ def test_a_study_goes_on_elsewhere_with_its_records(tmp_path):
     records.keep(str(here), str(file), hide=f"{tmp_path}/scans")
     assert file.read_bytes() == packed
 
-    (there / "runs" / "two").mkdir(parents=True)  # what has begun there stays
+    (there / "runs" / "two").mkdir(parents=True)
+    State("two").write(there / "runs" / "two")  # what has begun there stays
     records.restore(str(there), str(file))
     assert [done(task, there) for task in tasks] == [True, False, False]
     assert not list(there.rglob("*.pt"))
-    assert not list((there / "runs" / "two").iterdir())
+    assert [path.name for path in (there / "runs" / "two").iterdir()] == ["study_run.json"]
+    (there / "runs" / "one" / "study_run.json").unlink()  # as if it had been interrupted
+    records.restore(str(there), str(file))
+    assert done(tasks[0], there)
     assert (there / "runs" / "one" / "run.json").read_text() == '{"dataset_dir": "DIR", "run": "DIR/runs/one"}'
     assert (there / "study.yaml").is_file()
     file.write_bytes(packed[:100])

@@ -34,6 +34,7 @@ class ScanStatistics:
     Attributes:
         shape, spacing: per axis; spacing None where the format states none.
         order: for every axis after reorientation to RAS, the stored axis that it comes from.
+        axial: it can be brought to RAS with the last stored axis, or the plane of a picture, where it is.
         low, high, minimum: 0.5th and 99.5th percentile and minimum of the first channel.
         integer: all values are integers.
         n_channels: in the file or files.
@@ -49,6 +50,7 @@ class ScanStatistics:
     minimum: float
     integer: bool
     n_channels: int
+    axial: bool = True
     extent: tuple[int, ...] | None = None
     tissue: tuple[float, float] | None = None
 
@@ -88,13 +90,16 @@ def scan_statistics(
             raise DataError(f"{file}: {error}") from error
         volumes.append(volume)
     image = volumes[0]
-    order, spacing = list(range(image.ndim - 1)), None
+    order, spacing, axial = list(range(image.ndim - 1)), None, True
     if affine is not None:
         zooms = nib.affines.voxel_sizes(affine)[: image.ndim - 1]
+        codes = nib.io_orientation(affine)[: image.ndim - 1, 0]
+        if image.ndim == 3:
+            axial = set(codes.tolist()) == {0.0, 1.0}
+        if np.isfinite(codes).all() and axial:
+            order = [int(i) for i in np.argsort(codes)]
         if image.ndim == 4:
-            codes = nib.io_orientation(affine)[:, 0]
-            if np.isfinite(codes).all():
-                order = [int(i) for i in np.argsort(codes)]
+            axial = order[-1] == 2
         spacing = tuple(float(zoom) for zoom in zooms)
     values = image[0]
     found = ScanStatistics(
@@ -106,6 +111,7 @@ def scan_statistics(
         minimum=float(values.min()),
         integer=bool(values.dtype.kind in "iu" or np.array_equal(values, np.round(values))),
         n_channels=sum(len(volume) for volume in volumes),
+        axial=axial,
     )
     if "label" in entry:
         try:
@@ -153,7 +159,7 @@ def propose_preset(
         raise DataError("a preset can only be proposed from cases, got none")
     if sorted(labels) != list(range(len(labels))) or len(labels) < 2:
         raise DataError(f"a preset needs classes 0, 1, 2, ... without gap, got {sorted(labels)}: "
-                        f"give --label_map {map_advice(sorted(labels))}")  # fmt: skip
+                        f"give --label_map '{{{map_advice(sorted(labels))}}}'")  # fmt: skip
     labeled = [entry for entry in entries if "label" in entry]
     others = [entry for entry in entries if "label" not in entry]
     half = SAMPLE // 2
@@ -251,10 +257,12 @@ def _channels(number: int, names: Sequence[str] | None, reasons: list[str]) -> l
 
 
 def _orientation(found: list[ScanStatistics], dims: int, reasons: list[str]) -> str | None:
-    if dims == 3 or len(found[0].shape) == 2 or all(f.order[-1] == 2 for f in found):
+    if dims == 3 or all(f.axial for f in found):
         reasons.append("orientation RAS: all files are brought to the same axes")
         return "RAS"
-    reasons.append("orientation null: in RAS the slices of some files would not be the last axis")
+    what = "some pictures do not lie in an axial plane" if len(found[0].shape) == 2 else (
+        "in RAS the slices of some files would not be the last axis")  # fmt: skip
+    reasons.append(f"orientation null: {what}")
     return None
 
 

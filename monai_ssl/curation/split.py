@@ -375,6 +375,11 @@ def infer_labels(
                 f"{file}: a label must hold integers from 0, got {odd:g}: is it the label? If it was interpolated, "
                 "resample it with nearest neighbor"
             )
+        if len(values) > 2 and Path(file).suffix.lower() in (".jpg", ".jpeg"):
+            raise DataError(
+                f"{file}: a label must hold its classes exactly, got {len(values)} values in a JPEG, which changes "
+                "them: threshold the masks and write them as PNG"
+            )
         if len(values) > MAX_CLASSES:
             raise DataError(f"{file}: a label must hold few values, got {len(values)}: is it an image?")
         found.update(int(value) for value in values)

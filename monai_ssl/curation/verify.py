@@ -231,7 +231,7 @@ def _check_files(case: _Case, entry: Entry, label_file: str | None, preset: Pres
         marked = Annotated.of(entry).marked(voxels, preset)
         if case.section in ("training", "unlabeled") and not any(p.severity == "error" for p in case.problems):
             case.problems += [Problem(f.severity, case.section, label_file or "", f.message, f.rule)
-                              for f in _grid_findings(marked, affine, preset)]  # fmt: skip
+                              for f in _grid_findings(marked, affine, preset, case.section == "unlabeled")]  # fmt: skip
         values, counts = np.unique(marked, return_counts=True)
         found = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
         case.voxels, case.ignored = voxels.size, found.pop(IGNORE_LABEL, 0)
@@ -246,7 +246,7 @@ def _partial_findings(entry: Entry, label: np.ndarray, preset: Preset) -> list[F
     return annotated.findings(label, preset) + ([] if sparse is None else [sparse])
 
 
-def _grid_findings(label: np.ndarray, affine: np.ndarray | None, preset: Preset) -> list[Finding]:
+def _grid_findings(label: np.ndarray, affine: np.ndarray | None, preset: Preset, drawn: bool) -> list[Finding]:
     """What a label of which parts are ignored loses on the network's grid."""
     known = float(np.mean(label != IGNORE_LABEL))
     if known in (0.0, 1.0) or not (preset.spacing or preset.center_crop or preset.resize):
@@ -260,11 +260,14 @@ def _grid_findings(label: np.ndarray, affine: np.ndarray | None, preset: Preset)
     place = torch.as_tensor(np.eye(4) if affine is None else affine)
     stored = MetaTensor(torch.as_tensor(np.ascontiguousarray(label)), affine=place)
     left = float((resampled_label(stored, preset) != IGNORE_LABEL).float().mean())
+    if left == 0 and drawn:
+        text = "label map says nothing on the grid of the preset, where all of it is ignored: the scan teaches nothing"
+        return [Finding("unknown_grid", "warning", text, "label")]
     if left == 0:
         return [Finding("unknown_grid", "error", nothing_left(preset), "label")]
     if left < LOST * known:
         text = (f"label keeps {100 * left:.2g} % of its voxels known on the grid of the preset, {100 * known:.2g} % "
-                "as stored: annotated slices are lost between those of a coarser grid")  # fmt: skip
+                "as stored: the rest lies between its voxels, or outside")  # fmt: skip
         return [Finding("unknown_grid", "warning", text, "label")]
     return []
 
@@ -376,24 +379,50 @@ def _check_spacing(cases: Iterable[_Case], preset: Preset) -> list[Problem]:
     return _merge_equal(problems, len(known))
 
 
+LONE = "scans of another orientation would fail at inference; consider 'orientation: RAS' in the preset"
+
+
 def _check_orientation(cases: Iterable[_Case], preset: Preset) -> list[Problem]:
-    if preset.orientation is not None:
-        return []
     groups: dict[str, list[_Case]] = {}
     known = [case for case in cases if case.orientation is not None]
     for case in known:
         groups.setdefault(case.orientation or "", []).append(case)
     problems = []
+    if preset.spatial_dims == 2:
+        for code, group in sorted(groups.items()):
+            text = ""
+            if preset.orientation is not None and _axis(code[-1]) != _axis(preset.orientation[-1]):
+                text = (f"{len(group)} of {len(known)} cases are stored as {code}, and 'orientation: "
+                        f"{preset.orientation}' takes their slices along another axis than the last one: set "
+                        f"'orientation: {code}', or null, unless that is meant")  # fmt: skip
+            elif preset.orientation is None and len(groups) > 1:
+                text = (f"{len(group)} of {len(known)} cases are stored as {code} and the preset does not reorient: "
+                        "the network would see some slices mirrored, turned or in another plane; set one 'orientation' "
+                        "for scans whose slices lie in the same plane")  # fmt: skip
+            elif preset.orientation is None and code != "RAS" and code[-1] in "SI":
+                text = (
+                    f"{len(group)} of {len(known)} cases are stored as {code} and the preset does not reorient: {LONE}"
+                )
+            if text:
+                problems.append(Problem("warning", group[0].section, group[0].file, text, "orientation"))
+        return problems
+    if preset.orientation is not None:
+        return []
     for code, group in sorted(groups.items()):
         if code != "RAS":
             text = f"{len(group)} of {len(known)} cases are stored as {code} and the preset does not reorient"
             advice = (
                 "the network would see some cases mirrored or turned; set 'orientation: RAS' in the preset"
                 if len(groups) > 1
-                else "scans of another orientation would fail at inference; consider 'orientation: RAS' in the preset"
+                else LONE
             )
             problems.append(Problem("warning", group[0].section, group[0].file, f"{text}: {advice}", "orientation"))
     return problems
+
+
+def _axis(code: str) -> str:
+    """The axis of a direction: of R and L the same."""
+    return next((pair for pair in ("RL", "AP", "SI") if code in pair), code)
 
 
 def _check_lists(datalist: Datalist, cases: Iterable[_Case], preset: Preset, sections: Sequence[str]) -> list[Problem]:

@@ -51,6 +51,22 @@ class CheckCase(Transform):
         return item
 
 
+class LabelWhereImageIsd(Transform):
+    """Where only one of image and label states a place in space, the label lies as its image does, voxel for voxel.
+
+    Reorientation and resampling would otherwise turn one of the two and leave the other: a picture and a NIfTI mask, or
+    an array without a header and its scan. An image that states none is read so at inference, too.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        item = dict(data)
+        image, label = item["image"], item.get("label")
+        one_states = (_stated_affine(image) is None) != (_stated_affine(label) is None)
+        if isinstance(image, MetaTensor) and isinstance(label, MetaTensor) and one_states:
+            label.meta[MetaKeys.AFFINE] = image.affine.clone()  # the property would count the axes anew, wrongly in 2D
+        return item
+
+
 class MarkUnknownd(Transform):
     """Ignore what an entry says nobody has annotated; its keys are taken out of the item.
 

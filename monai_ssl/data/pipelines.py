@@ -39,7 +39,7 @@ from monai.transforms import (
 )
 
 from monai_ssl.data.cases import image_files
-from monai_ssl.data.guard import CheckCase, MarkUnknownd, RefuseUnknownd
+from monai_ssl.data.guard import CheckCase, LabelWhereImageIsd, MarkUnknownd, RefuseUnknownd
 from monai_ssl.data.monai_io import LoadImageScand, ResultLayout, ResultWriter, SaveImageResultd
 from monai_ssl.data.preset import Preset
 from monai_ssl.errors import DataError
@@ -100,7 +100,7 @@ def _preprocessing(preset: Preset, keys: list[str]) -> list[Transform]:
         EnsureChannelFirstd(keys),
         EnsureTyped("image", dtype="float32"),
         CheckCase(preset),
-        *([MarkUnknownd(preset)] if "label" in keys else []),
+        *([LabelWhereImageIsd(), MarkUnknownd(preset)] if "label" in keys else []),
         *_grid(preset, keys),
     ]
     return steps + _intensity(preset)
@@ -271,14 +271,19 @@ def plausible_flips(preset: Preset) -> list[tuple[int, ...]]:
     return flips
 
 
-def training_preprocessing(preset: Preset, label: bool = True) -> Compose:
+def training_preprocessing(preset: Preset, label: bool = True, drawn: bool = False) -> Compose:
     """Everything deterministic of the training chain: preprocessing, padding to the patch, plain tensors.
 
     With ``spatial_dims: 2`` a volume stays a volume here: its slices are drawn and padded one by one.
+
+    Args:
+        preset: of the data.
+        label: prepare labels, too.
+        drawn: the labels were drawn by a network: one that says nothing teaches nothing, and is no mistake.
     """
     keys = ["image", "label"] if label else ["image"]
     steps = _preprocessing(preset, keys)
-    if label:
+    if label and not drawn:
         steps.append(RefuseUnknownd(preset))
     if preset.spatial_dims == 3:
         steps.append(_padding(preset, keys))

@@ -135,4 +135,4 @@ def pseudo_label_preprocessing(preset: Preset, folder: str | Path | None) -> Com
     """:func:`~monai_ssl.data.training_preprocessing` of pool images and, where there is a folder, their label maps."""
     if folder is None:
         return training_preprocessing(preset, label=False)
-    return training_preprocessing(pseudo_label_preset(preset), label=True)
+    return training_preprocessing(pseudo_label_preset(preset), label=True, drawn=True)

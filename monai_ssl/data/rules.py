@@ -96,6 +96,14 @@ def case_findings(
             check_memory(needed, f"it is resampled to {dimensions(seen.resampled)} voxels")
         except DataError as error:
             add("memory", "error", str(error))
+    if affine is not None and image.ndim == 3 and preset.orientation is not None:
+        import nibabel as nib
+
+        codes = nib.orientations.aff2axcodes(affine)[:2]
+        if not {str(code) for code in codes} <= set("RLAP"):
+            text = f"a picture in space must lie in the plane of R/L and A/P to be brought to {preset.orientation}"
+            told = "".join(code or "?" for code in codes)
+            add("plane", "error", f"{text}, got the axes {told}: set 'orientation: null' in the preset")
     if not _image_findings(image, preset, None if seen is None else seen.shape, add):
         return found
     if label is not None:
@@ -103,6 +111,9 @@ def case_findings(
         if label_affine is None and affine is not None:
             text = "label states no place in space, and its image does"
             add_label("no_affine", "warning", f"{text}: its axes are taken to be the image's; is it so?")
+        if label_affine is not None and affine is None and valid_affine(label_affine):
+            text = "label states a place in space, and its image does not"
+            add_label("no_affine", "warning", f"{text}: its axes are taken to be the image's as stored; is it so?")
         if not same_affine(label_affine, affine):
             text = "label must be on its image's grid, got an affine that differs"
             advice = "resample the label to the image, or copy the image's header if only the header is wrong"
@@ -125,7 +136,7 @@ def _image_findings(image: np.ndarray, preset: Preset, shape: Sequence[float] | 
             "channels",
             "error",
             f"image must have {len(channels)} channel(s) ({', '.join(channels)}), got {image.shape[0]} with shape "
-            f"{spatial}: give one 3D file per channel, or correct 'channels' in the preset",
+            f"{spatial}: give one {dims}D file per channel, or correct 'channels' in the preset",
         )
     if 0 in image.shape:
         add("empty_image", "error", f"image must have voxels, got shape {spatial}: export it again")

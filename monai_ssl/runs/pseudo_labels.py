@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from monai_ssl.data.cases import case_names, prediction_files
 from monai_ssl.data.partial import Annotated
-from monai_ssl.data.pipelines import plausible_flips, saver
+from monai_ssl.data.pipelines import plausible_flips, resampled_label, saver
 from monai_ssl.data.preset import Preset
 from monai_ssl.data.pseudo_labels import RELIABILITY, table_rows
 from monai_ssl.data.reading import read_label
@@ -205,6 +205,8 @@ def _labels(
         start = time.monotonic()
         views = (view for labeler in labelers for view in labeler.views(entry["image"]))
         label, row = _judged(views, rules, preset.n_classes)
+        if 0 < row["unsure"] < 1 and bool((resampled_label(label, preset) == IGNORE_LABEL).all()):
+            row["unsure"] = 1.0  # the network's grid keeps none of the sure voxels: nothing to learn from
         yield name, entry, label, {**row, "seconds": round(time.monotonic() - start, 3)}
 
 

@@ -14,7 +14,10 @@ from monai_ssl.errors import PROGRAM, DataError, UsageError, enumerated, figure,
 from monai_ssl.runs.folder import RECORD, SELF_TRAINING, Run
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from monai_ssl.data.datalist import Datalist
+    from monai_ssl.data.partial import Annotated
     from monai_ssl.data.preset import Preset
     from monai_ssl.reports.self_training import Labeling
     from monai_ssl.runs.pseudo_labels import Rules
@@ -28,6 +31,8 @@ TUNED = "fine-tuned"
 VANISHING = 0.2
 # and with more than this many times its share, it covers what it is not
 GROWING = 3.0
+# a label of which more is ignored is none of a whole scan
+MOSTLY = 0.5
 
 
 @dataclass
@@ -156,7 +161,7 @@ def self_train(
     tuning = _fine_tuning(floors_options(overrides), preset, fine_tune) if fine_tune else None
     folder = Path(output).expanduser().resolve() if output else _folder(preset, cases, seed)
     data = Path(dataset_dir).expanduser().resolve()
-    if init is not None and start.is_relative_to(folder):
+    if init is not None and _is_part(start, folder):
         raise DataError(f"init: must not be a part of the self-training that begins with it, got {start}; give another "
                         "--output")  # fmt: skip
     Run(folder).refuse_foreign(data, rounds=True)
@@ -174,9 +179,10 @@ def self_train(
         if former is None:
             told.not_ended()
         console.info("== %s: %s", name, run.folder)
-        begun = (run.folder / RECORD).is_file()
-        if name == TUNED and begun and run.record.max_iterations != given["max_iterations"]:
-            run.set_aside()  # another share of the iterations: prolonged, it would be neither
+        if name == TUNED and (run.folder / RECORD).is_file() and run.record.max_iterations != given["max_iterations"]:
+            with run.locked():  # prolonged, a share of the iterations would be neither of the two
+                told.not_ended()
+                console.info("   another share of the iterations; the former is kept in %s", run.set_aside())
         # also a complete one: it knows whether it was trained with these settings, data and pseudo-labels
         try:
             train(bundle, output=run.folder, seed=number, **{**shared, **given})
@@ -282,6 +288,14 @@ def _refuse_idle(rounds: int, of_floors: Mapping[str, Any], of_labels: Mapping[s
             )
 
 
+def _is_part(file: Path, folder: Path) -> bool:
+    """Whether a file is of a training that a self-training makes in a folder."""
+    if not file.is_relative_to(folder):
+        return False
+    first = file.relative_to(folder).parts[0]
+    return first.startswith(("floor", "round-")) or first == TUNED
+
+
 def _preset(dataset: str | Path | None, overrides: Mapping[str, Any]) -> Preset:
     from monai_ssl.bundle.library import find_bundle, own_dataset
     from monai_ssl.data.preset import load_preset
@@ -377,7 +391,7 @@ def _tell(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset, pl
                  values[0], len(kept), len(rows), place / "reliability.csv")  # fmt: skip
     if not kept and any(float(row["reliability"]) > 0 and float(row["unsure"]) < 1 for row in rows):
         raise DataError(f"{place / 'reliability.csv'}: kept must be 1 for one scan at least, got 0 for all "
-                        f"{plural(len(rows), 'scan')}; nothing would be learned from the pool")  # fmt: skip
+                        f"{plural(len(rows), 'scan')}; lower --drop or --sure, or keep some in the table")  # fmt: skip
     if not kept and all(float(row["unsure"]) == 1 for row in rows):
         raise DataError(f"{place}: no voxel of the pool is as sure as --sure asks, so nothing is left to learn from; "
                         "lower it, or train the floor longer")  # fmt: skip
@@ -385,7 +399,7 @@ def _tell(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Preset, pl
         raise DataError(f"{place}: no scan of the pool has a label map to learn from; annotate more scans, or look at "
                         "the floor: does it find anything?")  # fmt: skip
     shares = class_shares(rows, cases, preset)
-    found = alarms(rows, shares, preset, whole=any_whole(cases))
+    found = alarms(rows, shares, preset, whole=any_whole(cases, preset))
     for alarm in found:
         console.warning("warning: %s", alarm)
     from monai_ssl.data.cases import case_names, prediction_files
@@ -410,7 +424,7 @@ def _alarms_of_given(cases: Datalist, preset: Preset, place: Path) -> list[str]:
         counts = {f"voxels_{value}": str(np.count_nonzero(label == value)) for value in range(preset.n_classes)}
         rows.append({"case": case_name(entry), "kept": "1", **counts})
     # no floor and no pictures: what is odd here is the numbers of the classes, as a rule
-    odd = alarms(rows, class_shares(rows, cases, preset), preset, whole=any_whole(cases))
+    odd = alarms(rows, class_shares(rows, cases, preset), preset, whole=any_whole(cases, preset))
     told = [text.partition("; ")[0] for text in odd]
     found = [f"{text}: are the label maps written with the preset's classes?" for text in told]
     for alarm in found:
@@ -430,10 +444,10 @@ def class_shares(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Pre
     from monai_ssl.runs.pseudo_labels import known_label
 
     found, known = np.zeros(preset.n_classes), np.zeros(preset.n_classes)
-    some = any_whole(cases)
+    some = any_whole(cases, preset)
     for entry in cases.training:
         annotated, label = known_label(entry, preset)
-        if some and annotated.slices is not None:
+        if some and not _whole(annotated, label):
             continue
         for value in (0, *(annotated.classes or range(1, preset.n_classes))):
             found[value] += np.count_nonzero(label == value)
@@ -444,11 +458,17 @@ def class_shares(rows: Sequence[Mapping[str, str]], cases: Datalist, preset: Pre
     return {v: (float(labeled[v]), float(drawn[v] / max(drawn.sum(), 1))) for v in range(1, preset.n_classes)}
 
 
-def any_whole(cases: Datalist) -> bool:
+def any_whole(cases: Datalist, preset: Preset) -> bool:
     """Whether a labeled scan was looked at from end to end: its shares are those of whole scans."""
-    from monai_ssl.data.partial import Annotated
+    from monai_ssl.runs.pseudo_labels import known_label
 
-    return any(Annotated.of(entry).slices is None for entry in cases.training)
+    return any(_whole(*known_label(entry, preset)) for entry in cases.training)
+
+
+def _whole(annotated: Annotated, label: np.ndarray) -> bool:
+    from monai_ssl.data.rules import ignored_share
+
+    return annotated.slices is None and ignored_share(label) <= MOSTLY
 
 
 def alarms(

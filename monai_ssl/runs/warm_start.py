@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 WRAPPED = 1 / 3
 SHOWN = 4
 # names of an ensemble's networks
-MEMBER = re.compile(r"(?:.*\.)?members\.(\d+)\.")
+MEMBER, FIRST = re.compile(r"members\.(\d+)\."), "members.0."
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ def warm_started(network: nn.Module, init: str | os.PathLike[str] | None = None)
     loaded = load(file)
     content = content_digest(loaded)
     own = {name: value for name, value in network.state_dict().items() if isinstance(value, Tensor)}
-    source, names = _alignment(own, loaded)
+    source, names, members = _alignment(own, loaded)
+    of = f" (the first of the ensemble's {members} networks)" if members else ""
     if not any(_is_weight(own[name]) for name in names.values()):
         raise DataError(_nothing_fits(network, own, file, source))
     fitted = {name: source[theirs] for theirs, name in names.items()}
@@ -91,7 +92,7 @@ def warm_started(network: nn.Module, init: str | os.PathLike[str] | None = None)
             raise DataError(f"init: {file}: the weights must be finite, got NaN or infinity in {name}; take others")
     network.load_state_dict({**network.state_dict(), **fitted})
     new, unused = [name for name in own if name not in fitted], [name for name in source if name not in names]
-    parts = [f"{len(fitted)} of {len(own)} tensors begin as in {file}{_member(loaded, own)}"]
+    parts = [f"{len(fitted)} of {len(own)} tensors begin as in {file}{of}"]
     parts += [f"{len(new)} new: {_modules(new, own, source)}"] if new else []
     parts += [f"{len(unused)} of the file not used: {_modules(unused, source, {})}"] if unused else []
     started = WarmStart(file, content, len(fitted), tuple(new), tuple(unused), "; ".join(parts))
@@ -115,7 +116,7 @@ def weights_file(init: str | os.PathLike[str]) -> Path:
         raise DataError(f"init: must be the folder of a run, a file of weights or null, got {init!r}")
     named, place = Path(init).expanduser().resolve(), trained_in(init).resolve()
     if place.is_dir():
-        if not (named / RECORD).is_file():
+        if not any((named / name).is_file() for name in (RECORD, MODEL, f"models/{MODEL}")):
             refuse_unfinished(named, "init")
         for file in (place / MODEL, place / "models" / MODEL):
             if file.is_file():
@@ -136,11 +137,12 @@ def _is_weight(value: Tensor) -> bool:
     return value.dim() >= 2
 
 
-def _alignment(own: Mapping[str, Tensor], content: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a file that fit a network best, and which of them become which of its own (theirs -> ours)."""
-    best: tuple[dict[str, Tensor], dict[str, str]] = ({}, {})
+def _alignment(own: Mapping[str, Tensor], content: Any) -> tuple[dict[str, Tensor], dict[str, str], int]:
+    """The tensors of a file that fit a network best, which of them become which of its own (theirs -> ours), and of how
+    many networks of an ensemble they are the first; 0: of none."""
+    best: tuple[dict[str, Tensor], dict[str, str], int] = ({}, {}, 0)
     score = (-1, -1)
-    for tensors in _collections(content):
+    for tensors, members in _collections(content):
         for strip in _wrappers(tensors):
             for add in _wrappers(own):
                 names = {}
@@ -151,29 +153,26 @@ def _alignment(own: Mapping[str, Tensor], content: Any) -> tuple[dict[str, Tenso
                 reached = (sum(_is_weight(own[name]) for name in names.values()), len(names))
                 if reached > score:
                     mine = {name: value for name, value in tensors.items() if name.startswith(strip)}
-                    score, best = reached, (mine, names)
+                    score, best = reached, (mine, names, members)
     return best
 
 
-def _member(content: Any, own: Mapping[str, Tensor]) -> str:
-    """Which network of an ensemble a network that is none has begun with."""
-    numbers = {int(found[1]) for tensors in _collections(content) for name in tensors if (found := MEMBER.match(name))}
-    if not numbers or any(MEMBER.match(name) for name in own):
-        return ""
-    return f" (the first of the ensemble's {len(numbers)} networks)"
-
-
-def _collections(content: Any) -> Iterator[dict[str, Tensor]]:
-    """A file's tensors by name: the file itself, or what is in it under ``state_dict``, ``model``, ``method``, ..."""
+def _collections(content: Any) -> Iterator[tuple[dict[str, Tensor], int]]:
+    """A file's tensors by name: the file itself, or what is in it under ``state_dict``, ``model``, ``method``, ...; of
+    an ensemble first its first network, with the number of all."""
     found = False
     for part in [content, *(content.values() if isinstance(content, Mapping) else ())]:
         if isinstance(part, Mapping):
             tensors = {name: v for name, v in part.items() if isinstance(name, str) and isinstance(v, Tensor)}
             if tensors:
                 found = True
-                yield tensors
+                members = {match[1] for name in tensors if (match := MEMBER.match(name))}
+                first = {name[len(FIRST) :]: v for name, v in tensors.items() if name.startswith(FIRST)}
+                if first:
+                    yield first, len(members)
+                yield tensors, 0
     if not found:
-        yield {}
+        yield {}, 0
 
 
 def _wrappers(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -185,10 +184,7 @@ def _wrappers(tensors: Mapping[str, Tensor]) -> list[str]:
             if len(parts) > depth:
                 prefix = ".".join(parts[:depth]) + "."
                 counts[prefix] = counts.get(prefix, 0) + 1
-    # of an ensemble, the first member alone is a network
-    found = [prefix for prefix, n in counts.items() if n >= WRAPPED * len(tensors) and not MEMBER.fullmatch(prefix)]
-    first = [prefix for prefix in counts if MEMBER.fullmatch(prefix) and prefix.endswith("members.0.")]
-    return ["", *found, *first]
+    return ["", *(prefix for prefix, n in counts.items() if n >= WRAPPED * len(tensors))]
 
 
 def _modules(names: Iterable[str], own: Mapping[str, Tensor], source: Mapping[str, Tensor]) -> str:

@@ -120,7 +120,7 @@ def test_refusals(tmp_path):
     entries = cases(tmp_path, (20, 20, 20), (1, 1, 1))
     with pytest.raises(DataError, match="only be proposed from cases, got none"):
         propose_preset([], LABELS)
-    with pytest.raises(DataError, match=r"without gap, got \[0, 2\]: give --label_map 2: 1"):
+    with pytest.raises(DataError, match=r"without gap, got \[0, 2\]: give --label_map '\{2: 1\}'"):
         propose_preset(entries, {0: "background", 2: "organ"})
     (tmp_path / "case_1.nii.gz").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"case_1\.nii\.gz: "):

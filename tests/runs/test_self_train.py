@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from commands import fails, run
+from monai.data import MetaTensor
 
 import monai_ssl
 from monai_ssl.data import load_datalist, load_preset
@@ -217,6 +218,15 @@ def test_fine_tuning_on_the_labels(data, done, tmp_path):
                                    "lr_scheduler#warmup": 0.0})  # fmt: skip
         assert content_digest(load(again.run.model)) == content_digest(load(fresh.model))
     assert len(again.run.previous()) == 2
+    again.run.acquire()
+    code = ("import monai_ssl, sys; from monai_ssl.errors import DataError\n"
+            f"options = {({**TINY, 'fine_tune': 0.7})!r}\n"
+            f"try: monai_ssl.self_train({str(data.scans)!r}, output={str(tmp_path / 'out')!r}, **options)\n"
+            "except DataError as error: print(error)")  # fmt: skip
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    again.run.release()
+    assert "another training writes to" in said.stdout
+    assert Run.open(tmp_path / "out").folder == again.run.folder  # nothing was moved
 
 
 def test_settings_of_another_labeler_set_its_labels_aside(data, done, tmp_path, caplog):
@@ -229,6 +239,42 @@ def test_settings_of_another_labeler_set_its_labels_aside(data, done, tmp_path, 
 
 
 # ------------------------------------------------------------------------------------------------ labels of others
+
+
+def test_sure_voxels_that_the_network_s_grid_loses_teach_nothing(data, tmp_path):
+    """Such a scan is dropped when it is drawn; the same in a map of another tool is a warning."""
+    import yaml
+
+    from monai_ssl.curation.verify import verify
+    from monai_ssl.data.preset import dump_preset
+
+    preset = yaml.safe_load(dump_preset(load_preset("phantom"))) | {"spacing": [5.0, 5.0, 20.0]}
+    (tmp_path / "coarse.yaml").write_text(yaml.safe_dump(preset))
+    place = tmp_path / "labels"
+    place.mkdir()
+    cases = load_datalist("datalist.json", data.scans)
+    for entry in cases.unlabeled:
+        volume = nib.load(entry["image"])
+        drawn = np.full(volume.shape, 255, np.uint8)
+        drawn[3, 3, 2] = 1
+        nib.save(nib.Nifti1Image(drawn, volume.affine), place / Path(entry["image"]).name)
+    coarse = load_preset(str(tmp_path / "coarse.yaml"))
+    pool = monai_ssl.data.pseudo_labeled(cases.unlabeled, place)
+    told = [
+        str(p) for p in verify(cases, coarse, ["unlabeled"], drawn=pool, progress=False) if p.rule == "unknown_grid"
+    ]
+    assert len(told) == 4
+    assert all(text.startswith("warning: ") and "the scan teaches nothing" in text for text in told)
+    image = nib.load(cases.unlabeled[0]["image"])
+    label = MetaTensor(torch.as_tensor(drawn)[None], affine=torch.as_tensor(image.affine))
+    row = {"unsure": 0.99}
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pseudo_labels, "_judged", lambda *given: (label, row))
+        ((_, _, _, found),) = pseudo_labels._labels([], [("a", cases.unlabeled[0])], coarse, Rules(tta=False, sure=0.9))
+        assert found["unsure"] == 1
+        fine = load_preset("phantom")
+        ((_, _, _, found),) = pseudo_labels._labels([], [("a", cases.unlabeled[0])], fine, Rules(tta=False, sure=0.9))
+        assert found["unsure"] == 0.99
 
 
 def test_label_maps_of_another_tool(data, tmp_path):
@@ -519,8 +565,8 @@ def test_partly_annotated_scans_say_what_they_know(tmp_path):
     only = SimpleNamespace(training=entries[:1])
     shares = class_shares(drawn, only, preset)
     assert shares[1] == (pytest.approx(32 / 256), pytest.approx(96 / 512))
-    assert any_whole(SimpleNamespace(training=entries))
-    assert not any_whole(only)
+    assert any_whole(SimpleNamespace(training=entries), preset)
+    assert not any_whole(only, preset)
     # the truth of a long scan, whose organ is in a few slices of it
     long = [{**drawn[0], "voxels_0": "9992", "voxels_1": "96"}]
     assert "vanishes" in alarms(long, class_shares(long, only, preset), preset)[0]

@@ -89,14 +89,19 @@ def test_what_fits_and_what_is_new(tmp_path):
     )
 
 
+@pytest.mark.parametrize("wrapper", ["", "backbone."])
 @pytest.mark.parametrize("n", [2, 4])
-def test_of_an_ensemble_the_first_network(tmp_path, n):
-    members = {f"members.{k}.{name}": v for k in range(n) for name, v in seeded(k, Network).state_dict().items()}
+def test_of_an_ensemble_the_first_network(tmp_path, n, wrapper):
+    prefixes = [f"members.{k}.{wrapper}" for k in range(n)]
+    members = {f"{p}{name}": v for k, p in enumerate(prefixes) for name, v in seeded(k, Network).state_dict().items()}
     network = warm_started(seeded(9, Network), saved(tmp_path, members))
     assert f" (the first of the ensemble's {n} networks)" in str(network.started_from)
     assert network.started_from.fitted == len(OLD)
     for name, value in network.state_dict().items():
-        assert torch.equal(value, members[f"members.0.{name}"])
+        assert torch.equal(value, members[prefixes[0] + name])
+    plain = warm_started(seeded(9, Network), saved(tmp_path, {"model": OLD, "method": members}))
+    assert "the first of the ensemble" not in str(plain.started_from)
+    assert torch.equal(plain.state_dict()["head.weight"], OLD["head.weight"])
 
 
 def test_the_report_says_when_little_fits(tmp_path, caplog):
