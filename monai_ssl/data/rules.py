@@ -88,6 +88,10 @@ def case_findings(
     if affine is not None and not valid_affine(affine):
         add("affine", "error", AFFINE_RULE)
         affine = None
+    elif affine is None and (preset.spacing is not None or preset.center_crop is not None):
+        what = "resamples" if preset.spacing is not None else "crops"
+        text = f"image states no voxel size, and the preset {what} in millimeters"
+        add("no_size", "warning", f"{text}: 1 mm is taken; use 'resize', or remove it from the preset")
     image = _to_numpy(image)
     seen = None if affine is None else placement(affine, image.shape[1:], preset)
     if seen is not None:

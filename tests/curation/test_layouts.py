@@ -228,7 +228,7 @@ class TestLabelMap:
     def test_without_it_the_option_is_named(self, masks):
         with pytest.warns(UserWarning, match=re.escape("pass --label_map '{255: 1}'")):
             found = monai_ssl.split(masks)
-        assert "--label_map 255: 1" in found.remark
+        assert "--label_map '{255: 1}'" in found.remark
 
     def test_every_reader_obeys_it(self, masks, tmp_path):
         found = monai_ssl.split(masks, n_validation=1, label_map={255: 1})

@@ -57,6 +57,22 @@ def test_the_label_lies_where_its_image_does(tmp_path, dims, states, spacing):
     assert len(told) == (states in ("image", "label"))
 
 
+@pytest.mark.parametrize(
+    ("more", "what"), [({"spacing": [0.5, 0.5]}, "resamples"), ({"center_crop": [20, 20]}, "crops")]
+)
+def test_millimeters_of_a_picture_that_states_none_are_told(tmp_path, more, what):
+    values = np.arange(24 * 30, dtype=np.uint8).reshape(24, 30)
+    entry = {"image": write(tmp_path / "a", values, None), "label": write(tmp_path / "s", values // 200, None)}
+
+    def told(preset):
+        found = verify(Datalist(training=[entry]), preset, ["training"], progress=False)
+        return [problem.message for problem in found if problem.rule == "no_size"]
+
+    (text,) = told(preset_of(2, **more))
+    assert text.startswith(f"image states no voxel size, and the preset {what} in millimeters: 1 mm is taken")
+    assert told(preset_of(2)) == []
+
+
 def slices(folder, affine, shape=(32, 40, 9), n=2):
     folder.mkdir(exist_ok=True)
     entries = []
