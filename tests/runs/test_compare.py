@@ -448,6 +448,7 @@ def compare(scans, output, *words):
     return run("compare", scans, *given, *tiny(words), *words)
 
 
+@pytest.mark.slow
 def test_a_study_from_beginning_to_end(scans, tmp_path, inline, capsys):
     output = tmp_path / "study"
     words = ["--methods", "dtc,self_training", "--references", "all", "--labels", "2", "--jobs", "1"]

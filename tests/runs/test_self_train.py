@@ -267,9 +267,8 @@ def test_sure_voxels_that_the_network_s_grid_loses_teach_nothing(data, tmp_path)
     assert all(text.startswith("warning: ") and "the scan teaches nothing" in text for text in told)
     image = nib.load(cases.unlabeled[0]["image"])
     label = MetaTensor(torch.as_tensor(drawn)[None], affine=torch.as_tensor(image.affine))
-    row = {"unsure": 0.99}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pseudo_labels, "_judged", lambda *given: (label, row))
+        patched.setattr(pseudo_labels, "_judged", lambda *given: (label, {"unsure": 0.99}))
         ((_, _, _, found),) = pseudo_labels._labels([], [("a", cases.unlabeled[0])], coarse, Rules(tta=False, sure=0.9))
         assert found["unsure"] == 1
         fine = load_preset("phantom")
